@@ -1,0 +1,44 @@
+"""The errors of this package: one root, so that a caller can catch them all.
+
+Every message says what was wrong, what was expected and what to do.
+"""
+
+
+class ResnetPathsError(Exception):
+    """Root of every error that this package raises on purpose."""
+
+
+class CaptureError(ResnetPathsError):
+    """The model could not be captured as a data-flow graph."""
+
+
+class NoResidualBlocksError(ResnetPathsError):
+    """The network has no residual blocks, so the study asked for has no subject."""
+
+
+class UnknownBlockError(ResnetPathsError, LookupError):
+    """A block was given that the network does not have."""
+
+
+class ScheduleError(ResnetPathsError, ValueError):
+    """A schedule asks for what the network cannot run, such as a branch at a place where it does not fit."""
+
+
+class InputError(ResnetPathsError, ValueError):
+    """Inputs, targets or options do not fit the model or each other."""
+
+
+class PluginError(ResnetPathsError):
+    """A plugin answered a hook with something that the hook does not allow."""
+
+
+class ModelNotFoundError(ResnetPathsError, LookupError):
+    """No plugin knows the model that was named."""
+
+
+class FileError(ResnetPathsError, OSError):
+    """A file or folder is missing, damaged, or not of the kind expected."""
+
+
+class UnsupportedMethodError(ResnetPathsError, TypeError):
+    """A method that hooks or walks submodules was applied to a view, where it would silently mean nothing."""

@@ -1,0 +1,1 @@
+"""A model becomes a functional data-flow graph with residual blocks."""

@@ -1,0 +1,52 @@
+"""ResidualBlock: the declared facts of one residual block, and what two blocks need to trade places.
+
+Facts only: nothing here holds a tensor or a module, so blocks can be compared, printed and stored.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+SkipKind = Literal["identity", "scaled", "projection", "gated"]
+BranchType = Literal["convolution", "attention", "mlp", "pooling", "other"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResidualBlock:
+    """One residual block `y_i = s_i(x_i) + f_i(x_i)` of a captured network.
+
+    Attributes:
+        index: position in execution order, from 0.
+        name: unique name, such as `"layer1.0"` or `"blocks.3.attn"`.
+        module: path of the module that owns the sum.
+        group: path of the module that is handled as one at `level="group"`; the owning module.
+        skip_kind: what the skip `s_i` does.
+        branch_type: what the branch `f_i` is made of.
+        stage: stage of the network, from 0; None where it is not known.
+        depth: longest chain of weighted operations in the branch.
+        source_shape: shape of one sample of the source `x_i` (without the batch).
+        sum_shape: shape of one sample of the sum `y_i` (without the batch).
+        source: name of the graph value that is `x_i`.
+        skip: name of the graph value that is `s_i(x_i)`, a term of the sum.
+        branch: name of the graph value that is `f_i(x_i)`, a term of the sum.
+        sum: name of the graph value that is `y_i`.
+    """
+
+    index: int
+    name: str
+    module: str
+    group: str
+    skip_kind: SkipKind
+    branch_type: BranchType
+    stage: int | None
+    depth: int
+    source_shape: tuple[int, ...]
+    sum_shape: tuple[int, ...]
+    source: str
+    skip: str
+    branch: str
+    sum: str
+
+    @property
+    def movable(self) -> bool:
+        """Whether the block may trade places with another: its skip is no projection."""
+        return self.skip_kind != "projection"

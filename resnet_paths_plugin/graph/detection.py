@@ -1,0 +1,159 @@
+"""Residual blocks are read off a data-flow graph: for every sum, which term is the skip, which are branches.
+
+After Veit et al. 2016, Sec. 3; the definition of a block for any graph is in the README ("What counts as a block").
+Names and the other facts of the blocks found are derived in `facts`.
+"""
+
+from collections.abc import Iterator, Sequence
+
+from torch import fx
+
+from resnet_paths_plugin.graph.blocks import ResidualBlock, SkipKind
+from resnet_paths_plugin.graph.capture import CapturedGraph
+from resnet_paths_plugin.graph.facts import Reading, blocks_of
+from resnet_paths_plugin.graph.operators import PARTS, WINDOWED_POOLING, SkipStep, aten, same_shape, skip_step
+from resnet_paths_plugin.graph.sums import Term, addition_above, brackets, is_addition, is_subtraction, sum_terms
+from resnet_paths_plugin.graph.values import DataFlow
+
+
+def detect_blocks(graph: CapturedGraph) -> tuple[ResidualBlock, ...]:
+    """Find the residual blocks of a captured graph, in execution order.
+
+    One pass over the sums of the graph; the time is near-linear in the number of nodes.
+    """
+    flow = DataFlow(graph)
+    readings: list[Reading] = []
+    for node in flow.nodes:
+        if is_subtraction(node) or (is_addition(node) and addition_above(node) is None):
+            readings.extend(_read(node, flow))
+    return blocks_of(graph, flow, readings)
+
+
+def _read(root: fx.Node, flow: DataFlow) -> Iterator[Reading]:
+    """Read a sum whole, or, where a bracket of it is a block with a source of its own, the bracket first."""
+    terms = sum_terms(root)
+    whole = _cheapest(root, terms, flow)
+    for bracket in brackets(root)[:-1]:
+        if not is_addition(bracket):
+            continue
+        inside = sum_terms(bracket)
+        inner = _cheapest(bracket, inside, flow)
+        if inner is None or inner.kind == "projection" or (whole is not None and whole.source is inner.source):
+            continue
+        within = {term.node for term in inside}
+        if whole is not None and whole.skip.node in within:
+            continue
+        yield from _read(bracket, flow)
+        outside = [*(term for term in terms if term.node not in within), Term(bracket, 1.0)]
+        outer = _cheapest(root, outside, flow)
+        if outer is not None:
+            yield outer
+        return
+    if whole is not None:
+        yield whole
+
+
+def _cheapest(root: fx.Node, terms: Sequence[Term], flow: DataFlow) -> Reading | None:
+    """Return the reading whose skip does least; among equals the one with most branches, then the latest source."""
+    live = [term for term in terms if term.node in flow.data]
+    readings: list[Reading] = []
+    for at, skip in enumerate(live):
+        others = live[:at] + live[at + 1 :]
+        readings.extend(filter(None, (_as_skip(root, skip, others, flow), _as_gated(root, skip, others, flow))))
+    return min(readings, key=lambda r: (r.cost, -len(r.branches), -flow.order[r.source]), default=None)
+
+
+def _as_skip(root: fx.Node, skip: Term, others: Sequence[Term], flow: DataFlow) -> Reading | None:
+    """Walk back from one term over skip operators until a value is met that another term is computed from."""
+    if skip.scale <= 0:
+        return None
+    steps: list[SkipStep] = [] if skip.scale == 1 else ["scaled"]
+    walked: set[fx.Node] = set()
+    source = skip.node
+    while not any(flow.is_ancestor(source, of=term.node) for term in others):
+        step = skip_step(source, flow.data)
+        if step is None:
+            return None
+        walked.add(source)
+        steps.append(step[0])
+        source = step[1]
+    weight = steps.count("weighted")
+    kind = _kind(steps)
+    if ("slice" in steps and weight == 0) or (kind == "identity" and not same_shape(skip.node, root)):
+        return None
+    branches = [term for term in others if _is_branch(source, term, weight, kind, flow)]
+    if weight:
+        own = walked | set(brackets(root))
+        branches = [term for term in branches if _is_closed(source, term, own, flow)]
+    return Reading(root, source, skip, kind, tuple(branches), (weight, len(steps))) if branches else None
+
+
+def _kind(steps: Sequence[SkipStep]) -> SkipKind:
+    if "weighted" in steps or "projection" in steps:
+        return "projection"
+    return "scaled" if "scaled" in steps else "identity"
+
+
+def _is_branch(source: fx.Node, term: Term, skip_weight: int, kind: SkipKind, flow: DataFlow) -> bool:
+    region = flow.between(source, term.node)
+    if flow.depth(region) > skip_weight:
+        return True
+    return kind == "identity" and any(node.target in WINDOWED_POOLING for node in region)
+
+
+def _is_closed(source: fx.Node, term: Term, own: set[fx.Node], flow: DataFlow) -> bool:
+    """Whether nothing inside the branch is read outside the block, a split of its last value excepted.
+
+    This tells the projection of a residual block from a lateral sum of a feature pyramid.
+    """
+    region = flow.between(source, term.node)
+    block = own.union(region)
+    last = _last_value(term.node, set(region))
+    return all(user in block or (node in last and user.target in PARTS) for node in region for user in node.users)
+
+
+def _last_value(term: fx.Node, region: set[fx.Node]) -> set[fx.Node]:
+    """Return the term and the values that it is a part of."""
+    last: set[fx.Node] = set()
+    while True:
+        last.add(term)
+        whole = [node for node in term.all_input_nodes if node in region]
+        if term.target not in PARTS or len(whole) != 1:
+            return last
+        term = whole[0]
+
+
+def _as_gated(root: fx.Node, skip: Term, others: Sequence[Term], flow: DataFlow) -> Reading | None:
+    """Read `t * f(x) + (1 - t) * x`, the sum of a highway layer (Srivastava et al. 2015)."""
+    if len(others) != 1 or not same_shape(skip.node, root):
+        return None
+    for gate, carried in _factors(skip.node, flow):
+        for complement, transformed in _factors(others[0].node, flow):
+            if not (_is_complement(gate, complement) or _is_complement(complement, gate)):
+                continue
+            source = carried
+            while not flow.is_ancestor(source, of=transformed):
+                step = skip_step(source, flow.data)
+                if step is None or step[0] != "identity":
+                    break
+                source = step[1]
+            if flow.depth(flow.between(source, transformed)):
+                return Reading(root, source, skip, "gated", tuple(others), (0, 1))
+    return None
+
+
+def _factors(node: fx.Node, flow: DataFlow) -> Iterator[tuple[fx.Node, fx.Node]]:
+    if node.target is aten.mul.Tensor:
+        one, other = node.args[:2]
+        if isinstance(one, fx.Node) and isinstance(other, fx.Node) and {one, other} <= flow.data:
+            yield one, other
+            yield other, one
+
+
+def _is_complement(node: fx.Node, gate: fx.Node) -> bool:
+    """Whether a node is `1 - gate`."""
+    if node.target is aten.rsub.Scalar:
+        return node.args[0] is gate and node.args[1] == 1
+    if node.target is aten.add.Tensor and node.args[1] == 1 and isinstance(node.args[0], fx.Node):
+        return node.args[0].target is aten.neg.default and node.args[0].args[0] is gate
+    return False

@@ -1,0 +1,156 @@
+"""The facts of a residual block that its graph and module tree declare: name, group, type of branch, stage, depth."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from torch import fx, nn
+
+from resnet_paths_plugin.graph.blocks import BranchType, ResidualBlock, SkipKind
+from resnet_paths_plugin.graph.capture import CapturedGraph
+from resnet_paths_plugin.graph.operators import ATTENTION, CONVOLUTIONS, LINEAR, PRODUCTS, WEIGHTED, WINDOWED_POOLING
+from resnet_paths_plugin.graph.sums import Term
+from resnet_paths_plugin.graph.values import DataFlow
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Reading:
+    """How a sum is read: which term is the skip, from which source, and which terms are branches.
+
+    Attributes:
+        root: the node whose value is the sum.
+        source: the node whose value is the blocks' input.
+        skip: the term that is the skip.
+        kind: what the skip does.
+        branches: the terms that are branches, each of which makes a block.
+        cost: weighted operations and steps of the skip; of two readings the cheaper one holds.
+    """
+
+    root: fx.Node
+    source: fx.Node
+    skip: Term
+    kind: SkipKind
+    branches: tuple[Term, ...]
+    cost: tuple[int, int]
+
+
+def blocks_of(graph: CapturedGraph, flow: DataFlow, readings: Sequence[Reading]) -> tuple[ResidualBlock, ...]:
+    """Return the block of every branch that was read, in execution order, with names that are unique."""
+    found = sorted(
+        ((reading, branch) for reading in readings for branch in reading.branches),
+        key=lambda pair: (flow.order[pair[0].root], flow.order[pair[1].node]),
+    )
+    owners = [_owner(reading.root) for reading, _ in found]
+    sites = Counter(
+        {owner: len({_site(r.root) for (r, _), own in zip(found, owners, strict=True) if own == owner})
+         for owner in owners}
+    )
+    per_owner = Counter(owners)
+    blocks: list[ResidualBlock] = []
+    for (reading, branch), owner in zip(found, owners, strict=True):
+        region = flow.between(reading.source, branch.node)
+        name = owner
+        # A module that runs several times owns one block per run; several in one run are told apart by their child.
+        if not owner or per_owner[owner] > sites[owner]:
+            child = _main_child(graph, owner, region)
+            name = ".".join(part for part in (owner, child) if part) or "sum"
+        blocks.append(
+            ResidualBlock(
+                index=len(blocks),
+                name=name,
+                module=owner,
+                group=owner,
+                skip_kind=reading.kind,
+                branch_type=_branch_type(region, flow),
+                stage=None,
+                depth=flow.depth(region),
+                source_shape=graph.sample_shape(reading.source),
+                sum_shape=graph.sample_shape(reading.root),
+                source=reading.source.name,
+                skip=reading.skip.node.name,
+                branch=branch.node.name,
+                sum=reading.root.name,
+            )
+        )
+    return _with_stages(_with_unique_names(blocks))
+
+
+def _owner(node: fx.Node) -> str:
+    stack = list(node.meta.get("nn_module_stack", {}).values())
+    return str(stack[-1][0]) if stack else ""
+
+
+def _site(node: fx.Node) -> str:
+    """Return the call of the owning module that a node belongs to: export numbers repeated calls."""
+    stack = list(node.meta.get("nn_module_stack", {}))
+    return str(stack[-1]) if stack else ""
+
+
+def _main_child(graph: CapturedGraph, owner: str, region: Sequence[fx.Node]) -> str:
+    """Return the child of a module that holds most of a branch's parameters; lists of modules are looked into."""
+    sizes: Counter[str] = Counter()
+    for tensor in dict.fromkeys(operand for node in region for operand in node.all_input_nodes):
+        path = graph.tensors.get(tensor)
+        if path is None or not path.startswith(f"{owner}." if owner else ""):
+            continue
+        parts = path.removeprefix(f"{owner}." if owner else "").split(".")[:-1]
+        if parts:
+            sizes[_callable_child(graph.model, owner, parts)] += tensor.meta["val"].numel()
+    return max(sizes, key=sizes.__getitem__, default="")
+
+
+def _callable_child(model: nn.Module, owner: str, parts: Sequence[str]) -> str:
+    module = model.get_submodule(owner)
+    child: list[str] = []
+    for part in parts:
+        child.append(part)
+        module = module.get_submodule(part)
+        if not isinstance(module, nn.ModuleList | nn.ModuleDict):
+            break
+    return ".".join(child)
+
+
+def _branch_type(region: Sequence[fx.Node], flow: DataFlow) -> BranchType:
+    weighted = [node for node in region if node.target in WEIGHTED]
+    if any(node.target in ATTENTION or _mixes_data(node, flow) for node in weighted):
+        return "attention"
+    if not weighted:
+        return "pooling" if any(node.target in WINDOWED_POOLING for node in region) else "other"
+    convolutions = [node for node in weighted if node.target in CONVOLUTIONS]
+    if any(not _is_pointwise(node) for node in convolutions) or len(convolutions) == len(weighted) == 1:
+        return "convolution"
+    return "mlp" if all(node.target in CONVOLUTIONS | LINEAR | PRODUCTS for node in weighted) else "other"
+
+
+def _mixes_data(node: fx.Node, flow: DataFlow) -> bool:
+    """Whether a product multiplies two values that both come from the input, as attention does."""
+    operands = [operand for operand in node.all_input_nodes if operand in flow.data]
+    return node.target in PRODUCTS and len(operands) > 1
+
+
+def _is_pointwise(node: fx.Node) -> bool:
+    kernel = node.args[1]
+    return isinstance(kernel, fx.Node) and all(size == 1 for size in kernel.meta["val"].shape[2:])
+
+
+def _with_unique_names(blocks: Sequence[ResidualBlock]) -> list[ResidualBlock]:
+    uses = Counter(block.name for block in blocks)
+    seen: Counter[str] = Counter()
+    unique: list[ResidualBlock] = []
+    for block in blocks:
+        seen[block.name] += 1
+        repeated = uses[block.name] > 1
+        unique.append(replace(block, name=f"{block.name}:{seen[block.name]}") if repeated else block)
+    return unique
+
+
+def _with_stages(blocks: Sequence[ResidualBlock]) -> tuple[ResidualBlock, ...]:
+    """Number the runs of blocks whose sums have one shape; a plugin's description may know better."""
+    staged: list[ResidualBlock] = []
+    stage = -1
+    shape: tuple[int, ...] | None = None
+    for block in blocks:
+        if block.sum_shape != shape:
+            stage, shape = stage + 1, block.sum_shape
+        staged.append(replace(block, stage=stage))
+    return tuple(staged)

@@ -1,0 +1,113 @@
+"""In-place operators become functional ones, so that a graph can be cut and run in parts.
+
+Mutations of plain values are rewritten here; graphs that mutate through a view go through torch's own
+functionalization, which also replaces some composite operators.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch._ops import OpOverload
+from torch.export import ExportedProgram
+
+aten = torch.ops.aten
+
+_CHECKS = {
+    aten._assert_tensor_metadata.default,
+    aten._assert_scalar.default,
+    aten._assert_async.msg,
+    aten.sym_constrain_range.default,
+    aten.sym_constrain_range_for_size.default,
+}
+
+
+def functional_program(program: ExportedProgram) -> ExportedProgram:
+    """Return the program with a graph in which no operator changes its arguments.
+
+    The program given is used up: its graph may be the one returned.
+    """
+    if not _rewrite(program.graph):
+        program = program.run_decompositions({})
+    graph = program.graph
+    for node in reversed(graph.nodes):
+        if node.target in _CHECKS and not node.users:
+            graph.erase_node(node)
+    graph.eliminate_dead_code(is_impure_node=lambda node: node.op in {"placeholder", "output"})
+    return program
+
+
+def _rewrite(graph: fx.Graph) -> bool:
+    """Replace each mutation of a value that no view of it outlives; False (graph untouched) if there is another."""
+    order = {node: position for position, node in enumerate(graph.nodes)}
+    mutations = [node for node in graph.nodes if _is_mutation(node)]
+    if not mutations:
+        return True
+    aliases = _aliases(graph)
+    for node in mutations:
+        if _functional_twin(node) is None or not isinstance(node.args[0], fx.Node) or _promotes(node):
+            return False
+        mutated = node.args[0]
+        for other in aliases[_storage(mutated.meta["val"])]:
+            outlives = any(order[user] > order[node] for user in other.users)
+            if order[other] < order[node] and outlives and not _same_view(other, mutated):
+                return False
+    for node in mutations:
+        mutated = node.args[0]
+        assert isinstance(mutated, fx.Node)  # noqa: S101 - checked above; narrows the type
+        node.target = _functional_twin(node)
+        for other in aliases[_storage(mutated.meta["val"])]:
+            if order[other] < order[node]:
+                other.replace_all_uses_with(
+                    node,
+                    delete_user_cb=lambda user, node=node: order[user] > order[node],  # type: ignore[misc]  # early binding
+                )
+    return True
+
+
+def _is_mutation(node: fx.Node) -> bool:
+    return isinstance(node.target, OpOverload) and node.target._schema.is_mutable  # noqa: SLF001 - torch has no public query
+
+
+def _functional_twin(node: fx.Node) -> Any:
+    """Return `aten.add.Tensor` for a node that calls `aten.add_.Tensor`; None where there is no such twin."""
+    target = node.target
+    assert isinstance(target, OpOverload)  # noqa: S101 - callers ask for mutations only
+    name = target._schema.name.removeprefix("aten::")  # noqa: SLF001
+    if not name.endswith("_") or len(target._schema.returns) != 1:  # noqa: SLF001
+        return None
+    packet = getattr(aten, name.removesuffix("_"), None)
+    return getattr(packet, target._overloadname, None) if packet is not None else None  # noqa: SLF001
+
+
+def _storage(value: Tensor) -> int:
+    return int(value.untyped_storage()._cdata)  # noqa: SLF001 - identity of a fake tensor's storage
+
+
+def _aliases(graph: fx.Graph) -> dict[int, list[fx.Node]]:
+    aliases: dict[int, list[fx.Node]] = {}
+    for node in graph.nodes:
+        value = node.meta.get("val")
+        parts = value if isinstance(value, list | tuple) else (value,)
+        for storage in {_storage(part) for part in parts if isinstance(part, Tensor)}:
+            aliases.setdefault(storage, []).append(node)
+    return aliases
+
+
+def _promotes(node: fx.Node) -> bool:
+    """Whether the functional twin might have another dtype, since another tensor's takes part."""
+    own = node.args[0].meta["val"].dtype  # type: ignore[union-attr]  # checked by the caller
+    values = (other.meta.get("val") for other in node.all_input_nodes)
+    return any(isinstance(value, Tensor) and value.dtype != own for value in values)
+
+
+def _same_view(one: fx.Node, other: fx.Node) -> bool:
+    a, b = one.meta["val"], other.meta["val"]
+    return bool(
+        isinstance(a, Tensor)
+        and isinstance(b, Tensor)
+        and a.dtype == b.dtype
+        and a.shape == b.shape
+        and a.stride() == b.stride()
+        and a.storage_offset() == b.storage_offset()
+    )

@@ -1,0 +1,161 @@
+"""What single operators mean to a residual block: weighted, kept element by element, scaled, projected.
+
+Targets are matched by identity. A node's value depends on data where it descends from an input of the user.
+"""
+
+import operator
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, fx
+from torch._ops import OpOverload, OpOverloadPacket
+
+aten = torch.ops.aten
+
+SkipStep = Literal["identity", "scaled", "slice", "projection", "weighted"]
+
+
+def _overloads(*names: str) -> frozenset[OpOverload]:
+    """Return every overload of the named ATen operators; those that this torch does not have are passed over."""
+    found: set[OpOverload] = set()
+    for name in names:
+        packet = getattr(aten, name, None)
+        if isinstance(packet, OpOverloadPacket):
+            found.update(getattr(packet, overload) for overload in packet.overloads())
+    return frozenset(found)
+
+
+CONVOLUTIONS = _overloads(
+    "conv1d", "conv2d", "conv3d", "convolution", "_convolution", "conv_transpose1d", "conv_transpose2d",
+    "conv_transpose3d", "conv_depthwise3d", "_conv_depthwise2d", "thnn_conv2d", "mkldnn_convolution",
+)  # fmt: skip
+LINEAR = _overloads("linear", "bilinear")
+PRODUCTS = _overloads(
+    "matmul", "mm", "bmm", "mv", "addmm", "addbmm", "baddbmm", "einsum", "tensordot", "chain_matmul", "inner",
+    "_trilinear",
+)  # fmt: skip
+ATTENTION = _overloads(
+    "scaled_dot_product_attention", "_scaled_dot_product_flash_attention",
+    "_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_efficient_attention",
+    "_scaled_dot_product_cudnn_attention", "_scaled_dot_product_attention_math",
+    "_native_multi_head_attention", "_transformer_encoder_layer_fwd",
+)  # fmt: skip
+RECURRENCE = _overloads(
+    "lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell",
+)  # fmt: skip
+WEIGHTED = CONVOLUTIONS | LINEAR | PRODUCTS | ATTENTION | RECURRENCE
+
+AVERAGE_POOLING = _overloads("avg_pool1d", "avg_pool2d", "avg_pool3d", "lp_pool2d")
+MAX_POOLING = _overloads(
+    "max_pool1d", "max_pool2d", "max_pool3d", "max_pool2d_with_indices", "max_pool3d_with_indices",
+)  # fmt: skip
+ADAPTIVE_POOLING = _overloads(
+    "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d",
+    "_adaptive_avg_pool2d", "_adaptive_avg_pool3d",
+)  # fmt: skip
+WINDOWED_POOLING = AVERAGE_POOLING | MAX_POOLING
+
+_KEEPING = _overloads(
+    "view", "_unsafe_view", "reshape", "_reshape_alias", "view_as", "reshape_as", "flatten", "unflatten",
+    "ravel", "squeeze", "unsqueeze", "permute", "transpose", "t", "movedim", "moveaxis", "swapaxes", "swapdims",
+    "contiguous", "clone", "alias", "lift_fresh", "lift_fresh_copy", "to", "_to_copy", "type_as", "expand",
+    "expand_as", "roll", "flip", "rot90", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle",
+    "dropout", "native_dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout",
+)  # fmt: skip
+_DIVISIONS = _overloads("div", "true_divide", "divide")
+_SCALING = _DIVISIONS | _overloads("mul", "multiply", "neg", "negative")
+_SHIFTING = _overloads("add", "sub", "subtract")
+_BATCH_NORM = _overloads(
+    "batch_norm", "_native_batch_norm_legit_no_training", "cudnn_batch_norm", "native_batch_norm",
+)  # fmt: skip
+_RESAMPLING = (
+    AVERAGE_POOLING
+    | MAX_POOLING
+    | ADAPTIVE_POOLING
+    | _overloads(
+        "pad", "constant_pad_nd", "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d",
+        "upsample_linear1d", "upsample_bilinear2d", "upsample_bicubic2d", "upsample_trilinear3d", "mean",
+    )
+)  # fmt: skip
+_SLICES = _overloads("slice", "narrow", "select", "index_select")
+SPLITS = _overloads(
+    "split", "split_with_sizes", "chunk", "unbind", "tensor_split", "unsafe_split", "unsafe_chunk",
+)  # fmt: skip
+
+PARTS = SPLITS | frozenset({aten.slice.Tensor, aten.narrow.default, operator.getitem})
+
+
+def holds_tensor(node: fx.Node) -> bool:
+    """Whether the node's value is a tensor, or a list or tuple that holds one."""
+    value = node.meta.get("val")
+    if isinstance(value, list | tuple):
+        return any(isinstance(part, Tensor) for part in value)
+    return isinstance(value, Tensor)
+
+
+def skip_step(node: fx.Node, data: frozenset[fx.Node] | set[fx.Node]) -> tuple[SkipStep, fx.Node] | None:
+    """Classify one operator on the way of a skip.
+
+    Args:
+        node: the operator.
+        data: the nodes that descend from the user's inputs through tensors.
+
+    Returns:
+        What the operator does and the one node that it does it to; None where it is no operator of a skip: an
+        activation function, a normalisation over positions or channels, or one that reads two data values.
+    """
+    operands = [other for other in node.all_input_nodes if other in data]
+    if len(operands) != 1 or node.op != "call_function":
+        return None
+    operand, target = operands[0], node.target
+    if target is operator.getitem:
+        return _getitem_step(node, operand)
+    if target in WEIGHTED:
+        # A product of a value with itself is no affine map.
+        reads = sum(argument is operand for argument in node.args)
+        return ("weighted", operand) if reads == 1 and target not in RECURRENCE | ATTENTION else None
+    if target in _KEEPING:
+        return "identity", operand
+    if target in _SCALING:
+        factor = node.args[1] if len(node.args) > 1 else None
+        if factor is operand and target in _DIVISIONS:
+            return None
+        return "identity" if factor == 1 else "scaled", operand
+    if target in _SHIFTING:
+        return "identity" if node.args[1] == 0 else "scaled", operand
+    if target in _BATCH_NORM:
+        return "scaled", operand
+    if target in _SLICES:
+        return _slice_kind(node, operand), operand
+    if target in SPLITS:
+        return "slice", operand
+    if target in _RESAMPLING:
+        return "projection", operand
+    return None
+
+
+def _getitem_step(node: fx.Node, operand: fx.Node) -> tuple[SkipStep, fx.Node] | None:
+    if operand.target in SPLITS:
+        return "slice", operand
+    first_of_many = operand.target in _BATCH_NORM | MAX_POOLING and node.args[1] == 0
+    return ("identity", operand) if first_of_many else None
+
+
+def _slice_kind(node: fx.Node, operand: fx.Node) -> SkipStep:
+    """A slice that keeps every element is an identity, one with a stride subsamples, another picks a part."""
+    if same_shape(operand, node):
+        return "identity"
+    step: Any = node.kwargs.get("step", node.args[4] if len(node.args) > 4 else 1)  # noqa: PLR2004 - slice's signature
+    return "projection" if node.target is aten.slice.Tensor and step != 1 else "slice"
+
+
+def same_shape(one: fx.Node, other: fx.Node) -> bool:
+    """Whether two values have the same shape; symbolic sizes are compared without adding a guard."""
+    a, b = one.meta["val"].shape, other.meta["val"].shape
+    return len(a) == len(b) and all(_same_size(x, y) for x, y in zip(a, b, strict=True))
+
+
+def _same_size(one: int | torch.SymInt, other: int | torch.SymInt) -> bool:
+    a = one.node.expr if isinstance(one, torch.SymInt) else one
+    b = other.node.expr if isinstance(other, torch.SymInt) else other
+    return bool(a == b)
