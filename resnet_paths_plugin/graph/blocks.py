@@ -50,3 +50,19 @@ class ResidualBlock:
     def movable(self) -> bool:
         """Whether the block may trade places with another: its skip is no projection."""
         return self.skip_kind != "projection"
+
+
+BlockLike = ResidualBlock | str | int
+
+
+def why_not(branch: ResidualBlock, place: ResidualBlock) -> str | None:
+    """Say why the branch of one block cannot run at the place of another, as far as the facts tell; None if it can."""
+    for block in (branch, place):
+        if not block.movable:
+            return f"the skip of {block.name!r} is a projection, so it has to stay where it is"
+    if branch.source_shape != place.source_shape or branch.sum_shape != place.sum_shape:
+        return (
+            f"{branch.name!r} maps {branch.source_shape} to {branch.sum_shape}, "
+            f"{place.name!r} maps {place.source_shape} to {place.sum_shape}"
+        )
+    return None

@@ -11,7 +11,15 @@ from torch import fx
 from resnet_paths_plugin.graph.blocks import ResidualBlock, SkipKind
 from resnet_paths_plugin.graph.capture import CapturedGraph
 from resnet_paths_plugin.graph.facts import Reading, blocks_of
-from resnet_paths_plugin.graph.operators import PARTS, WINDOWED_POOLING, SkipStep, aten, same_shape, skip_step
+from resnet_paths_plugin.graph.operators import (
+    PARTS,
+    WINDOWED_POOLING,
+    SkipStep,
+    aten,
+    pre_activation,
+    same_shape,
+    skip_step,
+)
 from resnet_paths_plugin.graph.sums import Term, addition_above, brackets, is_addition, is_subtraction, sum_terms
 from resnet_paths_plugin.graph.values import DataFlow
 
@@ -65,13 +73,16 @@ def _cheapest(root: fx.Node, terms: Sequence[Term], flow: DataFlow) -> Reading |
 
 def _as_skip(root: fx.Node, skip: Term, others: Sequence[Term], flow: DataFlow) -> Reading | None:
     """Walk back from one term over skip operators until a value is met that another term is computed from."""
-    if skip.scale <= 0:
+    if skip.scale <= 0 or not same_shape(skip.node, root):
         return None
     steps: list[SkipStep] = [] if skip.scale == 1 else ["scaled"]
     walked: set[fx.Node] = set()
     source = skip.node
     while not any(flow.is_ancestor(source, of=term.node) for term in others):
         step = skip_step(source, flow.data)
+        # The projection of a dual path net has a pre-activation of its own, apart from the branch's.
+        if step is None and "weighted" in steps and "activation" not in steps:
+            step = pre_activation(source, flow.data)
         if step is None:
             return None
         walked.add(source)
@@ -79,7 +90,7 @@ def _as_skip(root: fx.Node, skip: Term, others: Sequence[Term], flow: DataFlow) 
         source = step[1]
     weight = steps.count("weighted")
     kind = _kind(steps)
-    if ("slice" in steps and weight == 0) or (kind == "identity" and not same_shape(skip.node, root)):
+    if "slice" in steps and weight == 0:
         return None
     branches = [term for term in others if _is_branch(source, term, weight, kind, flow)]
     if weight:

@@ -41,17 +41,16 @@ def blocks_of(graph: CapturedGraph, flow: DataFlow, readings: Sequence[Reading])
         key=lambda pair: (flow.order[pair[0].root], flow.order[pair[1].node]),
     )
     owners = [_owner(reading.root) for reading, _ in found]
-    sites = Counter(
-        {owner: len({_site(r.root) for (r, _), own in zip(found, owners, strict=True) if own == owner})
-         for owner in owners}
-    )
     per_owner = Counter(owners)
+    calls: dict[str, set[str]] = {}
+    for (reading, _), owner in zip(found, owners, strict=True):
+        calls.setdefault(owner, set()).add(_call(reading.root))
     blocks: list[ResidualBlock] = []
     for (reading, branch), owner in zip(found, owners, strict=True):
         region = flow.between(reading.source, branch.node)
         name = owner
         # A module that runs several times owns one block per run; several in one run are told apart by their child.
-        if not owner or per_owner[owner] > sites[owner]:
+        if not owner or per_owner[owner] > len(calls[owner]):
             child = _main_child(graph, owner, region)
             name = ".".join(part for part in (owner, child) if part) or "sum"
         blocks.append(
@@ -80,7 +79,7 @@ def _owner(node: fx.Node) -> str:
     return str(stack[-1][0]) if stack else ""
 
 
-def _site(node: fx.Node) -> str:
+def _call(node: fx.Node) -> str:
     """Return the call of the owning module that a node belongs to: export numbers repeated calls."""
     stack = list(node.meta.get("nn_module_stack", {}))
     return str(stack[-1]) if stack else ""

@@ -33,8 +33,43 @@ def functional_program(program: ExportedProgram) -> ExportedProgram:
     for node in reversed(graph.nodes):
         if node.target in _CHECKS and not node.users:
             graph.erase_node(node)
+    _read_parts_directly(graph)
     graph.eliminate_dead_code(is_impure_node=lambda node: node.op in {"placeholder", "output"})
     return program
+
+
+def _read_parts_directly(graph: fx.Graph) -> None:
+    """Read an operand of a concatenation where a slice picks just that: data flow is then what it seems."""
+    for node in graph.nodes:
+        if node.target is not aten.slice.Tensor or not isinstance(node.meta["val"], Tensor):
+            continue
+        whole = node.args[0]
+        while whole.target is aten.slice.Tensor and whole.meta["val"].shape == whole.args[0].meta["val"].shape:
+            whole = whole.args[0]
+        part = _operand_of(whole, *node.args[1:]) if whole.target is aten.cat.default else None
+        if part is not None:
+            node.replace_all_uses_with(part)
+
+
+def _operand_of(
+    cat: fx.Node, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
+) -> fx.Node | None:
+    """Return the operand of a concatenation that a slice of it equals, or None."""
+    operands, along = cat.args[0], cat.args[1] if len(cat.args) > 1 else 0
+    shape = cat.meta["val"].shape
+    if not isinstance(operands, list | tuple) or not isinstance(along, int) or step != 1:
+        return None
+    sizes = [operand.meta["val"].shape[along] for operand in operands if isinstance(operand, fx.Node)]
+    if along % len(shape) != dim % len(shape) or not all(isinstance(size, int) for size in (*sizes, start or 0, end or 0)):
+        return None
+    total = sum(sizes)
+    first, last = ((bound + total if bound < 0 else min(bound, total)) for bound in (start or 0, total if end is None else end))
+    at = 0
+    for operand, size in zip(operands, sizes, strict=True):
+        if (at, at + size) == (first, last):
+            return operand if isinstance(operand, fx.Node) else None
+        at += size
+    return None
 
 
 def _rewrite(graph: fx.Graph) -> bool:

@@ -12,7 +12,7 @@ from torch._ops import OpOverload, OpOverloadPacket
 
 aten = torch.ops.aten
 
-SkipStep = Literal["identity", "scaled", "slice", "projection", "weighted"]
+SkipStep = Literal["identity", "scaled", "slice", "projection", "weighted", "activation"]
 
 
 def _overloads(*names: str) -> frozenset[OpOverload]:
@@ -77,6 +77,10 @@ _RESAMPLING = (
         "upsample_linear1d", "upsample_bilinear2d", "upsample_bicubic2d", "upsample_trilinear3d", "mean",
     )
 )  # fmt: skip
+_ACTIVATIONS = _overloads(
+    "relu", "relu6", "leaky_relu", "prelu", "elu", "celu", "selu", "gelu", "silu", "mish", "hardswish",
+    "hardsigmoid", "hardtanh", "sigmoid", "tanh", "softplus", "clamp", "clamp_min",
+)  # fmt: skip
 _SLICES = _overloads("slice", "narrow", "select", "index_select")
 SPLITS = _overloads(
     "split", "split_with_sizes", "chunk", "unbind", "tensor_split", "unsafe_split", "unsafe_chunk",
@@ -93,7 +97,7 @@ def holds_tensor(node: fx.Node) -> bool:
     return isinstance(value, Tensor)
 
 
-def skip_step(node: fx.Node, data: frozenset[fx.Node] | set[fx.Node]) -> tuple[SkipStep, fx.Node] | None:
+def skip_step(node: fx.Node, data: set[fx.Node]) -> tuple[SkipStep, fx.Node] | None:
     """Classify one operator on the way of a skip.
 
     Args:
@@ -132,6 +136,12 @@ def skip_step(node: fx.Node, data: frozenset[fx.Node] | set[fx.Node]) -> tuple[S
     if target in _RESAMPLING:
         return "projection", operand
     return None
+
+
+def pre_activation(node: fx.Node, data: set[fx.Node]) -> tuple[SkipStep, fx.Node] | None:
+    """Return the value that an activation function is applied to; None where the node is another operator."""
+    operands = [other for other in node.all_input_nodes if other in data]
+    return ("activation", operands[0]) if node.target in _ACTIVATIONS and len(operands) == 1 else None
 
 
 def _getitem_step(node: fx.Node, operand: fx.Node) -> tuple[SkipStep, fx.Node] | None:

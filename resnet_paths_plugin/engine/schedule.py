@@ -1,0 +1,128 @@
+"""Schedule: which branches are added at which place, with which weights. The only way to intervene in a forward pass."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from resnet_paths_plugin.errors import ScheduleError
+from resnet_paths_plugin.graph.blocks import BlockLike
+
+if TYPE_CHECKING:
+    from resnet_paths_plugin.network import UnraveledNetwork
+
+Row = tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Schedule:
+    """The weights `w_ij` and constants `c_i` of `y_i = s_i(x_i) + sum_j w_ij f_j(x_i) + c_i`.
+
+    Only rows that differ from the intact network's (`w_ii = 1`, nothing else) are stored. Lesions, reorderings,
+    repetitions, parallel and scaled branches and ablations are all schedules. Build one with the class methods.
+
+    Attributes:
+        n_blocks: number of blocks `n` of the network it is made for.
+        rows: for block `i` (from 0), the pairs `(j, w_ij)` with `w_ij != 0`.
+        constants: for block `i`, the tensor `c_i`, which broadcasts against the sum.
+    """
+
+    n_blocks: int
+    rows: Mapping[int, Row] = field(default_factory=dict)
+    constants: Mapping[int, Tensor] = field(default_factory=dict)
+
+    def row(self, block: int) -> Row:
+        """Return the pairs `(j, w_ij)` of block `i`."""
+        return self.rows.get(block, ((block, 1.0),))
+
+    def changes(self, block: int) -> bool:
+        """Whether block `i` differs from the intact network."""
+        return block in self.rows or block in self.constants
+
+    @property
+    def weights(self) -> NDArray[np.float64]:
+        """All weights `w_ij`, shape `(n, n)`, float64."""
+        matrix = np.eye(self.n_blocks)
+        for block, row in self.rows.items():
+            matrix[block] = 0.0
+            for branch, weight in row:
+                matrix[block, branch] += weight
+        return matrix
+
+    @classmethod
+    def identity(cls, net: "UnraveledNetwork") -> "Schedule":
+        """The intact network."""
+        return cls(len(net.blocks))
+
+    @classmethod
+    def lesion(cls, net: "UnraveledNetwork", blocks: BlockLike | Iterable[BlockLike]) -> "Schedule":
+        """Delete the branches of some blocks; their skips stay, a projection included (Veit et al. 2016, Sec. 4.1).
+
+        Raises:
+            UnknownBlockError: if the network does not have one of the blocks.
+        """
+        return cls(len(net.blocks), {block.index: () for block in net.select(blocks)})
+
+    @classmethod
+    def order(cls, net: "UnraveledNetwork", order: Sequence[BlockLike]) -> "Schedule":
+        """Run the branch of block `order[i]` at place `i` (Veit et al. 2016, Sec. 4.3).
+
+        Args:
+            net: the network.
+            order: a permutation of all blocks, by name, index or object.
+
+        Raises:
+            ScheduleError: if `order` is no permutation, or moves a branch to where it does not fit.
+        """
+        moved = [net.block(block).index for block in order]
+        if sorted(moved) != list(range(len(net.blocks))):
+            raise ScheduleError(
+                f"an order must name each of the {len(net.blocks)} blocks once; this one has {len(moved)} entries"
+                f" and {len(set(moved))} different blocks"
+            )
+        return cls.from_rows(net, {place: ((branch, 1.0),) for place, branch in enumerate(moved) if branch != place})
+
+    @classmethod
+    def scaled(
+        cls, net: "UnraveledNetwork", factor: float, blocks: BlockLike | Iterable[BlockLike] | None = None
+    ) -> "Schedule":
+        """Multiply the branches of some blocks, by default of all, by a factor."""
+        chosen = net.blocks if blocks is None else net.select(blocks)
+        return cls.from_rows(net, {block.index: ((block.index, float(factor)),) for block in chosen})
+
+    @classmethod
+    def from_weights(cls, net: "UnraveledNetwork", weights: NDArray[np.floating]) -> "Schedule":
+        """Take all weights `w_ij` from a matrix of shape `(n, n)`.
+
+        Raises:
+            ScheduleError: if the shape is another, a weight is not finite, or a branch does not fit its place.
+        """
+        matrix = np.asarray(weights, dtype=np.float64)
+        n = len(net.blocks)
+        if matrix.shape != (n, n):
+            raise ScheduleError(f"weights must have shape ({n}, {n}), one row per block, not {matrix.shape}")
+        rows = {
+            place: tuple((int(branch), float(matrix[place, branch])) for branch in np.flatnonzero(matrix[place]))
+            for place in range(n)
+        }
+        return cls.from_rows(net, {place: row for place, row in rows.items() if row != ((place, 1.0),)})
+
+    @classmethod
+    def from_rows(
+        cls, net: "UnraveledNetwork", rows: Mapping[int, Row], constants: Mapping[int, Tensor] | None = None
+    ) -> "Schedule":
+        """Take rows as they are, after checking that each branch fits where it is put.
+
+        Raises:
+            ScheduleError: if a weight is not finite, or a branch does not fit its place; both blocks are named.
+        """
+        for place, row in rows.items():
+            for branch, weight in row:
+                if not np.isfinite(weight):
+                    raise ScheduleError(f"the weight of {net.blocks[branch].name!r} is {weight}, not a finite number")
+                net.program.check_placement(branch, place)
+        kept = {place: tuple((j, w) for j, w in row if w != 0) for place, row in rows.items()}
+        return cls(len(net.blocks), kept, dict(constants or {}))

@@ -1,0 +1,338 @@
+"""UnraveledNetwork: a captured model with its residual blocks, and its views under other schedules.
+
+Networks and views are plain modules to call and to differentiate. They have no submodules to hook.
+"""
+
+import hashlib
+import html
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NoReturn, Self
+
+import pandas as pd
+import pluggy
+import torch
+from torch import Tensor, nn
+
+from resnet_paths_plugin import plugins
+from resnet_paths_plugin.description import ModelDescription
+from resnet_paths_plugin.engine.forward import ForwardEngine
+from resnet_paths_plugin.engine.program import Program
+from resnet_paths_plugin.engine.schedule import Schedule
+from resnet_paths_plugin.errors import InputError, NoResidualBlocksError, UnknownBlockError, UnsupportedMethodError
+from resnet_paths_plugin.graph.blocks import BlockLike, ResidualBlock
+from resnet_paths_plugin.graph.capture import CapturedGraph, capture, eval_mode, widened
+from resnet_paths_plugin.graph.detection import detect_blocks
+
+
+class NetworkView(nn.Module):
+    """A module that runs a captured graph instead of submodules.
+
+    It always computes in eval mode. Its parameters and buffers are the model's own; methods that hook or walk
+    submodules are refused, since they would run and mean nothing.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        # A tuple, so that the user's model does not become a submodule whose flags and hooks this one could touch.
+        self._model = (model,)
+        self.training = False
+
+    @property
+    def model(self) -> nn.Module:
+        """The user's model."""
+        return self._model[0]
+
+    def train(self, mode: bool = True) -> Self:  # noqa: D102 - as nn.Module
+        if mode:
+            raise UnsupportedMethodError(
+                "an unraveled network always runs in eval mode: train the model itself, then unravel it or go on "
+                "with this network, which reads the model's parameters each time it runs"
+            )
+        return self
+
+    def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:  # noqa: D102
+        return self.model.named_parameters(*args, **kwargs)
+
+    def named_buffers(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, Tensor]]:  # noqa: D102
+        return self.model.named_buffers(*args, **kwargs)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:  # noqa: D102 - as nn.Module
+        return self.model.state_dict(*args, **kwargs)
+
+    def _refuse(self, *_: Any, **__: Any) -> NoReturn:
+        raise UnsupportedMethodError(
+            f"{type(self).__name__} runs a captured graph and has no submodules to hook or walk, so a method that "
+            "needs them (DeepLift, GuidedBackprop, LRP, layer methods, torch hooks) would run and mean nothing. Use a "
+            "method that needs only the forward function or the input gradient, such as Saliency, "
+            "IntegratedGradients or FeatureAblation; to change parameters, device or dtype, change the model and "
+            "unravel it again"
+        )
+
+    apply = _refuse
+    children = _refuse
+    named_children = _refuse
+    _apply = _refuse
+    load_state_dict = _refuse
+    register_forward_hook = _refuse
+    register_forward_pre_hook = _refuse
+    register_full_backward_hook = _refuse
+    register_full_backward_pre_hook = _refuse
+    register_backward_hook = _refuse
+
+
+class UnraveledNetwork(NetworkView):
+    """A model as a data-flow graph with residual blocks; called, it returns the model's own outputs.
+
+    Made by `unravel`. Outputs equal those of the model in eval mode, bit for bit on a CPU.
+
+    Attributes:
+        graph: the captured graph.
+        blocks: the residual blocks in execution order.
+        description: what plugins know of the model, or None.
+        program: graph and blocks, ready to run in parts.
+        plugin_names: the plugins that were asked, with their versions.
+    """
+
+    def __init__(
+        self,
+        graph: CapturedGraph,
+        blocks: Sequence[ResidualBlock],
+        description: ModelDescription | None = None,
+        plugin_names: Sequence[str] = (),
+    ) -> None:
+        super().__init__(graph.model)
+        self.graph = graph
+        self.blocks = tuple(blocks)
+        self.description = description
+        self.plugin_names = tuple(plugin_names)
+        self.program = Program(graph, self.blocks)
+        self._engine = ForwardEngine(self.program)
+        self._intact = Schedule.identity(self)
+        self._by_name = {block.name: block for block in self.blocks}
+
+    @property
+    def name(self) -> str:
+        """The architecture's name where a plugin knows it, else that of the model's class."""
+        return self.description.architecture if self.description else type(self.model).__name__
+
+    @property
+    def device(self) -> torch.device:
+        """The device that the network was captured on."""
+        for node in (*self.graph.tensors, *self.graph.inputs):
+            value = node.meta.get("val")
+            if isinstance(value, Tensor):
+                return value.device
+        return torch.device("cpu")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the first floating-point parameter, buffer or input."""
+        for node in (*self.graph.tensors, *self.graph.inputs):
+            value = node.meta.get("val")
+            if isinstance(value, Tensor) and value.is_floating_point():
+                return value.dtype
+        return torch.get_default_dtype()
+
+    def forward(self, *args: Any) -> Any:
+        """Return the model's output for the arguments that the model takes."""
+        return next(self.outputs([self._intact], args))[1]
+
+    def outputs(
+        self, schedules: Sequence[Schedule], args: tuple[Any, ...], *, perturbations_per_eval: int = 1
+    ) -> Iterator[tuple[int, Any]]:
+        """Yield `(position in schedules, output)` for each schedule, in the order of completion.
+
+        Schedules that begin alike share what they have in common, so n single lesions cost about n/2 forward passes.
+
+        Args:
+            schedules: schedules of this network.
+            args: the arguments that the model takes, tensors with batch `B`.
+            perturbations_per_eval: schedules run side by side in one larger batch, as in Captum.
+
+        Raises:
+            InputError: if the arguments do not fit what was captured.
+        """
+        order = self.program.flow.order
+        inputs = {order[node]: value for node, value in self.graph.bind(args).items()}
+        runs = self._engine.run(
+            schedules, inputs, self.program.parameters(), perturbations_per_eval=perturbations_per_eval
+        )
+        for place, leaves in runs:
+            yield place, self.graph.unflatten(leaves)
+
+    def block(self, block: BlockLike) -> ResidualBlock:
+        """Return a block by name, index (from 0) or object.
+
+        Raises:
+            UnknownBlockError: if the network has no such block; the nearest names are given.
+        """
+        if isinstance(block, ResidualBlock):
+            block = block.name
+        if isinstance(block, str):
+            if block in self._by_name:
+                return self._by_name[block]
+            raise UnknownBlockError(f"{self.name} has no block {block!r}. {self._known(block)}")
+        if not isinstance(block, int) or isinstance(block, bool):
+            raise UnknownBlockError(f"a block is given by name, index or object, not by {block!r}")
+        if not -len(self.blocks) <= block < len(self.blocks):
+            raise UnknownBlockError(f"{self.name} has no block {block}: its {len(self.blocks)} blocks count from 0")
+        return self.blocks[block]
+
+    def select(self, blocks: BlockLike | Iterable[BlockLike]) -> tuple[ResidualBlock, ...]:
+        """Return one or several blocks, each once, in execution order."""
+        one = isinstance(blocks, ResidualBlock | str | int)
+        chosen = {self.block(block).index for block in ([blocks] if one else blocks)}  # type: ignore[list-item, union-attr]
+        return tuple(self.blocks[index] for index in sorted(chosen))
+
+    def require_blocks(self) -> None:
+        """Refuse a study of a network without residual blocks.
+
+        Raises:
+            NoResidualBlocksError: if there are none.
+        """
+        if not self.blocks:
+            raise NoResidualBlocksError(
+                f"{self.name} has no residual blocks: no sum in it adds a value to what was computed from that same "
+                "value through weighted operations. Study a residual network, or teach the detector with a plugin's "
+                "'resnet_paths_detect_blocks' hook"
+            )
+
+    def lesioned(self, blocks: BlockLike | Iterable[BlockLike]) -> "ScheduledNetwork":
+        """Return the network without the branches of some blocks, as a module.
+
+        Raises:
+            UnknownBlockError: if the network does not have one of the blocks.
+        """
+        return self.scheduled(Schedule.lesion(self, blocks))
+
+    def scheduled(self, schedule: Schedule) -> "ScheduledNetwork":
+        """Return the network under a schedule, as a module."""
+        return ScheduledNetwork(self, schedule)
+
+    def table(self) -> pd.DataFrame:
+        """Return the blocks' facts, one row per block."""
+        columns = {
+            "name": "block", "stage": "stage", "skip_kind": "skip", "branch_type": "branch", "depth": "depth",
+            "source_shape": "source", "sum_shape": "sum", "group": "group",
+        }  # fmt: skip
+        rows = [{title: getattr(block, fact) for fact, title in columns.items()} for block in self.blocks]
+        for row in rows:
+            row["source"], row["sum"] = (" x ".join(map(str, row[column])) for column in ("source", "sum"))
+        return pd.DataFrame(rows, columns=list(columns.values()))
+
+    def weights_digest(self) -> str:
+        """Return the SHA-256 of all parameters and buffers, their names, dtypes and shapes included."""
+        digest = hashlib.sha256()
+        named = [*self.model.named_parameters(), *self.model.named_buffers()]
+        for name, tensor in sorted(named, key=lambda item: item[0]):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            if not tensor.is_meta:
+                data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+                digest.update(memoryview(data.numpy()))
+        return f"sha256:{digest.hexdigest()}"
+
+    def __repr__(self) -> str:
+        table = self.table().to_string(index_names=False) if self.blocks else "(no residual blocks)"
+        return f"{self._headline()}\n{table}"
+
+    def _repr_html_(self) -> str:
+        table = self.table().to_html(border=0, escape=True) if self.blocks else "<p>no residual blocks</p>"
+        return f"<p><b>{html.escape(self._headline())}</b></p>{table}"
+
+    def _headline(self) -> str:
+        kinds = pd.Series([block.skip_kind for block in self.blocks], dtype=str).value_counts(sort=False)
+        counts = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+        library = f" ({self.description.library})" if self.description else ""
+        return f"{self.name}{library}: {len(self.blocks)} residual blocks" + (f", skips: {counts}" if counts else "")
+
+    def _known(self, name: str) -> str:
+        import difflib  # noqa: PLC0415 - for an error message only
+
+        close = difflib.get_close_matches(name, self._by_name, n=3)
+        if close:
+            return f"Did you mean {', '.join(map(repr, close))}?"
+        names = ", ".join(map(repr, list(self._by_name)[:4]))
+        return f"Its {len(self.blocks)} blocks are named {names}, ..." if self.blocks else "It has no residual blocks"
+
+
+class ScheduledNetwork(NetworkView):
+    """A network under a schedule: the model's interface, other sums. Gradients flow as in any module."""
+
+    def __init__(self, network: UnraveledNetwork, schedule: Schedule) -> None:
+        super().__init__(network.model)
+        if schedule.n_blocks != len(network.blocks):
+            raise InputError(
+                f"the schedule is made for {schedule.n_blocks} blocks, and {network.name} has {len(network.blocks)}"
+            )
+        self._network = (network,)
+        self.schedule = schedule
+
+    def forward(self, *args: Any) -> Any:
+        """Return the output under the schedule for the arguments that the model takes."""
+        return next(self._network[0].outputs([self.schedule], args))[1]
+
+    def __repr__(self) -> str:
+        changed = [block.name for block in self._network[0].blocks if self.schedule.changes(block.index)]
+        return f"{type(self).__name__}({self._network[0].name}, changed: {', '.join(changed) or 'nothing'})"
+
+
+def unravel(
+    model: nn.Module, example_inputs: Any = None, *, plugin_manager: pluggy.PluginManager | None = None
+) -> UnraveledNetwork:
+    """Capture a model and find its residual blocks.
+
+    Args:
+        model: any module that `torch.export` can follow; it is not changed. An unraveled network is returned as is.
+        example_inputs: a tensor, or a tuple of the positional arguments of one call, with a batch. None takes the
+            input shape from a plugin's description of the model.
+        plugin_manager: whom to ask; None asks the installed plugins.
+
+    Returns:
+        The network; without blocks where the model has none.
+
+    Raises:
+        InputError: if the input shape is not known, or there is no tensor with a batch.
+        CaptureError: if the model cannot be captured.
+        PluginError: if a plugin answers what its hook does not allow.
+    """
+    if isinstance(model, UnraveledNetwork):
+        return model
+    if not isinstance(model, nn.Module):
+        raise InputError(f"a model must be a torch.nn.Module, not {type(model).__name__}")
+    description = plugins.describe(model, plugin_manager)
+    if example_inputs is None:
+        example_inputs = _inputs_like(model, description)
+    args = widened(example_inputs if isinstance(example_inputs, tuple) else (example_inputs,))
+    with eval_mode(model):
+        program = plugins.capture(model, args, plugin_manager)
+    graph = capture(model, args, program)
+    blocks = plugins.detect_blocks(model, graph, plugin_manager)
+    if blocks is None:
+        blocks = detect_blocks(graph)
+    blocks = plugins.review_blocks(model, with_stages(blocks, description), plugin_manager)
+    names = [str(plugin) for plugin in plugins.listing(plugin_manager)]
+    return UnraveledNetwork(graph, blocks, description, names)
+
+
+def with_stages(
+    blocks: Sequence[ResidualBlock], description: ModelDescription | None
+) -> tuple[ResidualBlock, ...]:
+    """Number the stages as the model's library does, where it places every block."""
+    from dataclasses import replace  # noqa: PLC0415
+
+    stages = [description.stage_of(block.module) if description else None for block in blocks]
+    if None in stages:
+        return tuple(blocks)
+    return tuple(replace(block, stage=stage) for block, stage in zip(blocks, stages, strict=True))
+
+
+def _inputs_like(model: nn.Module, description: ModelDescription | None) -> Tensor:
+    if description is None or description.input_shape is None:
+        raise InputError(
+            f"the input shape of {type(model).__name__} is not known: pass example_inputs, a tensor or a tuple of the "
+            "arguments of one call"
+        )
+    like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    return torch.zeros((2, *description.input_shape), dtype=like.dtype, device=like.device)
+
+
