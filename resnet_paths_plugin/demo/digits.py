@@ -31,14 +31,15 @@ class MissingScikitLearnError(ResnetPathsError, ImportError):
 def load_digit_images(split: Split = "held_out") -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Return the digits of one split as images.
 
-    The split is stratified and needs no random numbers: of each class, in the data set's own order, every third
-    image is held out. Images of one writer are therefore in both parts.
+    The split is stratified and needs no random numbers: of each class, in the data set's own order, every
+    third image is held out. Images of one writer are therefore in both parts.
 
     Args:
         split: `"held_out"` (602 images) or `"train"` (1,195 images).
 
     Returns:
-        Images, uint8 in 0..255, shape `(N, 8, 8, 1)`, and labels, int64, shape `(N,)`, in the data set's order.
+        Images, uint8 in 0..255, shape `(N, 8, 8, 1)`, and labels, int64, shape `(N,)`, both in the data
+        set's order.
 
     Raises:
         InputError: for another split.
