@@ -42,3 +42,7 @@ class FileError(ResnetPathsError, OSError):
 
 class UnsupportedMethodError(ResnetPathsError, TypeError):
     """A method that hooks or walks submodules was applied to a view, where it would silently mean nothing."""
+
+
+class NonFiniteOutputWarning(UserWarning):
+    """The intact network's outputs hold NaN or infinity, so measures of them mean little."""

@@ -1,12 +1,12 @@
-"""UnraveledNetwork: a captured model with its residual blocks, and its views under other schedules.
+"""UnraveledNetwork: a captured model with its residual blocks; one way in to everything that is studied on it."""
 
-Networks and views are plain modules to call and to differentiate. They have no submodules to hook.
-"""
-
+import difflib
 import hashlib
 import html
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NoReturn, Self
+from dataclasses import replace
+from numbers import Integral
+from typing import Any
 
 import pandas as pd
 import pluggy
@@ -18,66 +18,12 @@ from resnet_paths_plugin.description import ModelDescription
 from resnet_paths_plugin.engine.forward import ForwardEngine
 from resnet_paths_plugin.engine.program import Program
 from resnet_paths_plugin.engine.schedule import Schedule
-from resnet_paths_plugin.errors import InputError, NoResidualBlocksError, UnknownBlockError, UnsupportedMethodError
+from resnet_paths_plugin.engine.path_graph import PathGraph
+from resnet_paths_plugin.errors import InputError, NoResidualBlocksError, UnknownBlockError
 from resnet_paths_plugin.graph.blocks import BlockLike, ResidualBlock
 from resnet_paths_plugin.graph.capture import CapturedGraph, capture, eval_mode, widened
 from resnet_paths_plugin.graph.detection import detect_blocks
-
-
-class NetworkView(nn.Module):
-    """A module that runs a captured graph instead of submodules.
-
-    It always computes in eval mode. Its parameters and buffers are the model's own; methods that hook or walk
-    submodules are refused, since they would run and mean nothing.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        # A tuple, so that the user's model does not become a submodule whose flags and hooks this one could touch.
-        self._model = (model,)
-        self.training = False
-
-    @property
-    def model(self) -> nn.Module:
-        """The user's model."""
-        return self._model[0]
-
-    def train(self, mode: bool = True) -> Self:  # noqa: D102 - as nn.Module
-        if mode:
-            raise UnsupportedMethodError(
-                "an unraveled network always runs in eval mode: train the model itself, then unravel it or go on "
-                "with this network, which reads the model's parameters each time it runs"
-            )
-        return self
-
-    def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:  # noqa: D102
-        return self.model.named_parameters(*args, **kwargs)
-
-    def named_buffers(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, Tensor]]:  # noqa: D102
-        return self.model.named_buffers(*args, **kwargs)
-
-    def state_dict(self, *args: Any, **kwargs: Any) -> Any:  # noqa: D102 - as nn.Module
-        return self.model.state_dict(*args, **kwargs)
-
-    def _refuse(self, *_: Any, **__: Any) -> NoReturn:
-        raise UnsupportedMethodError(
-            f"{type(self).__name__} runs a captured graph and has no submodules to hook or walk, so a method that "
-            "needs them (DeepLift, GuidedBackprop, LRP, layer methods, torch hooks) would run and mean nothing. Use a "
-            "method that needs only the forward function or the input gradient, such as Saliency, "
-            "IntegratedGradients or FeatureAblation; to change parameters, device or dtype, change the model and "
-            "unravel it again"
-        )
-
-    apply = _refuse
-    children = _refuse
-    named_children = _refuse
-    _apply = _refuse
-    load_state_dict = _refuse
-    register_forward_hook = _refuse
-    register_forward_pre_hook = _refuse
-    register_full_backward_hook = _refuse
-    register_full_backward_pre_hook = _refuse
-    register_backward_hook = _refuse
+from resnet_paths_plugin.views import NetworkView, RestrictedNetwork, ScheduledNetwork
 
 
 class UnraveledNetwork(NetworkView):
@@ -107,6 +53,7 @@ class UnraveledNetwork(NetworkView):
         self.plugin_names = tuple(plugin_names)
         self.program = Program(graph, self.blocks)
         self._engine = ForwardEngine(self.program)
+        self._path_graphs: dict[int | None, PathGraph] = {}
         self._intact = Schedule.identity(self)
         self._by_name = {block.name: block for block in self.blocks}
 
@@ -172,15 +119,15 @@ class UnraveledNetwork(NetworkView):
             if block in self._by_name:
                 return self._by_name[block]
             raise UnknownBlockError(f"{self.name} has no block {block!r}. {self._known(block)}")
-        if not isinstance(block, int) or isinstance(block, bool):
+        if not isinstance(block, Integral) or isinstance(block, bool):
             raise UnknownBlockError(f"a block is given by name, index or object, not by {block!r}")
         if not -len(self.blocks) <= block < len(self.blocks):
             raise UnknownBlockError(f"{self.name} has no block {block}: its {len(self.blocks)} blocks count from 0")
-        return self.blocks[block]
+        return self.blocks[int(block)]
 
     def select(self, blocks: BlockLike | Iterable[BlockLike]) -> tuple[ResidualBlock, ...]:
         """Return one or several blocks, each once, in execution order."""
-        one = isinstance(blocks, ResidualBlock | str | int)
+        one = isinstance(blocks, ResidualBlock | str | Integral)
         chosen = {self.block(block).index for block in ([blocks] if one else blocks)}  # type: ignore[list-item, union-attr]
         return tuple(self.blocks[index] for index in sorted(chosen))
 
@@ -208,6 +155,32 @@ class UnraveledNetwork(NetworkView):
     def scheduled(self, schedule: Schedule) -> "ScheduledNetwork":
         """Return the network under a schedule, as a module."""
         return ScheduledNetwork(self, schedule)
+
+    def restricted(self, lengths: int | Iterable[int]) -> RestrictedNetwork:
+        """Return the network with its own outputs, whose input gradient flows only along paths of some lengths.
+
+        Raises:
+            NoResidualBlocksError: if the network has no residual blocks.
+            InputError: if no path has one of the lengths.
+        """
+        return RestrictedNetwork(self, [lengths] if isinstance(lengths, int) else list(lengths))
+
+    def path_counts(self) -> list[int]:
+        """Return how many paths of each length 0, 1, ... lead from the output to the inputs, exactly.
+
+        They are counted on the graph; for a chain of n blocks, and only there, they are the binomials C(n, k).
+        """
+        counts = self.path_graph().counts([(1,)] * len(self.blocks))
+        return [counts.get((length,), 0) for length in range(max(counts, default=(0,))[0] + 1)]
+
+    def path_graph(self, tap: ResidualBlock | None = None) -> PathGraph:
+        """Return the graph of paths that end at the inputs, or at the source of a block."""
+        position = None if tap is None else self.program.branches[tap.index].source
+        if position not in self._path_graphs:
+            taps = self.program.inputs if position is None else (position,)
+            carried = [at for at in taps if self.program.nodes[at] in self.program.flow.data]
+            self._path_graphs[position] = PathGraph(self.program, carried)
+        return self._path_graphs[position]
 
     def table(self) -> pd.DataFrame:
         """Return the blocks' facts, one row per block."""
@@ -246,34 +219,11 @@ class UnraveledNetwork(NetworkView):
         return f"{self.name}{library}: {len(self.blocks)} residual blocks" + (f", skips: {counts}" if counts else "")
 
     def _known(self, name: str) -> str:
-        import difflib  # noqa: PLC0415 - for an error message only
-
         close = difflib.get_close_matches(name, self._by_name, n=3)
         if close:
             return f"Did you mean {', '.join(map(repr, close))}?"
         names = ", ".join(map(repr, list(self._by_name)[:4]))
         return f"Its {len(self.blocks)} blocks are named {names}, ..." if self.blocks else "It has no residual blocks"
-
-
-class ScheduledNetwork(NetworkView):
-    """A network under a schedule: the model's interface, other sums. Gradients flow as in any module."""
-
-    def __init__(self, network: UnraveledNetwork, schedule: Schedule) -> None:
-        super().__init__(network.model)
-        if schedule.n_blocks != len(network.blocks):
-            raise InputError(
-                f"the schedule is made for {schedule.n_blocks} blocks, and {network.name} has {len(network.blocks)}"
-            )
-        self._network = (network,)
-        self.schedule = schedule
-
-    def forward(self, *args: Any) -> Any:
-        """Return the output under the schedule for the arguments that the model takes."""
-        return next(self._network[0].outputs([self.schedule], args))[1]
-
-    def __repr__(self) -> str:
-        changed = [block.name for block in self._network[0].blocks if self.schedule.changes(block.index)]
-        return f"{type(self).__name__}({self._network[0].name}, changed: {', '.join(changed) or 'nothing'})"
 
 
 def unravel(
@@ -318,8 +268,6 @@ def with_stages(
     blocks: Sequence[ResidualBlock], description: ModelDescription | None
 ) -> tuple[ResidualBlock, ...]:
     """Number the stages as the model's library does, where it places every block."""
-    from dataclasses import replace  # noqa: PLC0415
-
     stages = [description.stage_of(block.module) if description else None for block in blocks]
     if None in stages:
         return tuple(blocks)

@@ -238,7 +238,7 @@ def _numbers(values: ArrayLike | Sequence[int]) -> list[int | float]:
     """The values as Python numbers, so that integers beyond the range of floats keep all their digits."""
     array = np.asarray(values)
     numbers: list[int | float] = array.tolist() if array.ndim == 1 else []
-    if False and not all(isinstance(number, int | float) for number in numbers):
+    if not numbers or not all(isinstance(number, int | float) for number in numbers):
         raise InputError(f"a range of lengths was asked of {values!r}: expected one number for each length")
     return numbers
 

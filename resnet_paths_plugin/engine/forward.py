@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from resnet_paths_plugin.engine.demand import Demand, DemandAnalysis
-from resnet_paths_plugin.engine.program import Operator, Program, Sum, Values, mask_of
+from resnet_paths_plugin.engine.program import Operator, Program, Sum, Values, mask_of, positions_of
 from resnet_paths_plugin.engine.schedule import Schedule
 
 Step = tuple[Operator, int, tuple[int, ...]]
@@ -88,7 +88,7 @@ class ForwardEngine:
         for at in reversed(positions):
             if not needed >> at & 1:
                 continue
-            dead = tuple(_positions(program.reads[at] & ~live))
+            dead = tuple(positions_of(program.reads[at] & ~live))
             live |= program.reads[at]
             steps.append((program.operators[at], at, dead))
         steps.reverse()
@@ -291,10 +291,3 @@ def _widened_shape(value: Any, batch: int, count: int) -> Any:
     if not isinstance(value, Tensor) or not value.ndim or value.shape[0] != batch:
         return value
     return value.new_empty((count * batch, *value.shape[1:]), device="meta")
-
-
-def _positions(mask: int) -> Iterator[int]:
-    while mask:
-        low = mask & -mask
-        yield low.bit_length() - 1
-        mask ^= low

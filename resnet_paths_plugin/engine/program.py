@@ -250,6 +250,14 @@ def mask_of(positions: Iterator[int] | Sequence[int] | set[int]) -> int:
     return mask
 
 
+def positions_of(mask: int) -> Iterator[int]:
+    """Yield the positions in a bit mask, lowest first."""
+    while mask:
+        low = mask & -mask
+        yield low.bit_length() - 1
+        mask ^= low
+
+
 def _compile(nodes: Sequence[fx.Node], order: Mapping[fx.Node, int], moving: set[int]) -> tuple[Operator, ...]:
     """Compile each operator to a function of static values `p` and moving values `e`."""
     names: dict[str, Any] = {}

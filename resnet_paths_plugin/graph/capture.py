@@ -3,11 +3,13 @@
 The graph reads the model's own parameters and buffers each time it is bound; it never copies or changes them.
 """
 
+import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
@@ -95,10 +97,12 @@ class CapturedGraph:
                 "or differently nested ones: pass the same arguments as in example_inputs"
             )
         bound: dict[fx.Node, Any] = {}
+        samples: dict[Any, tuple[int, int]] = {}
         for position, (node, leaf) in enumerate(zip(self.inputs, leaves, strict=True)):
             expected = node.meta.get("val")
             if isinstance(expected, Tensor):
                 _check_input(position, expected, leaf)
+                _check_batch(position, expected, leaf, samples)
             elif isinstance(leaf, Tensor) or leaf != expected:
                 raise InputError(
                     f"input {position} was {expected!r} when the network was captured and is {leaf!r} now: "
@@ -190,7 +194,7 @@ def _export(model: nn.Module, example_inputs: tuple[Any, ...]) -> ExportedProgra
     # The fused inference path of nn.MultiheadAttention has no gradient; it is switched off while tracing.
     torch.backends.mha.set_fastpath_enabled(value=False)
     try:
-        with eval_mode(model), torch.random.fork_rng(devices=devices), torch.enable_grad():
+        with eval_mode(model), _kept_generators(), torch.random.fork_rng(devices=devices), torch.enable_grad():
             return torch.export.export(model, example_inputs, dynamic_shapes=shapes, strict=False)
     except Exception as error:
         raise CaptureError(
@@ -262,6 +266,28 @@ def _check_input(position: int, expected: Tensor, given: Any) -> None:
             f"input {position} is on {given.device}; the network was captured on {expected.device}: move it, or "
             "unravel the model again where it is now"
         )
+
+
+def _check_batch(position: int, expected: Tensor, given: Tensor, samples: dict[Any, tuple[int, int]]) -> None:
+    """Check that inputs that shared their batch when they were captured still do; `samples` collects the sizes."""
+    if not given.ndim or not isinstance(expected.shape[0], torch.SymInt):
+        return
+    first, size = samples.setdefault(expected.shape[0].node.expr, (position, given.shape[0]))
+    if given.shape[0] != size:
+        raise InputError(
+            f"input {position} has {given.shape[0]} samples and input {first} has {size}: all inputs of a batch need as many"
+        )
+
+
+@contextmanager
+def _kept_generators() -> Iterator[None]:
+    """Leave the generators of Python and numpy, which a model may draw from, as they were."""
+    python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the global one is what a model draws from
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(legacy)  # noqa: NPY002
 
 
 def _first_line(error: BaseException) -> str:

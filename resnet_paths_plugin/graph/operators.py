@@ -55,12 +55,17 @@ ADAPTIVE_POOLING = _overloads(
 )  # fmt: skip
 WINDOWED_POOLING = AVERAGE_POOLING | MAX_POOLING
 
-_KEEPING = _overloads(
+RESHAPING = _overloads(
     "view", "_unsafe_view", "reshape", "_reshape_alias", "view_as", "reshape_as", "flatten", "unflatten",
-    "ravel", "squeeze", "unsqueeze", "permute", "transpose", "t", "movedim", "moveaxis", "swapaxes", "swapdims",
-    "contiguous", "clone", "alias", "lift_fresh", "lift_fresh_copy", "to", "_to_copy", "type_as", "expand",
-    "expand_as", "roll", "flip", "rot90", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle",
-    "dropout", "native_dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout",
+    "ravel", "squeeze", "unsqueeze",
+)  # fmt: skip
+COPYING = _overloads(
+    "contiguous", "clone", "alias", "lift_fresh", "lift_fresh_copy", "to", "_to_copy", "type_as",
+    "dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout",
+)  # fmt: skip
+_KEEPING = RESHAPING | COPYING | _overloads(
+    "permute", "transpose", "t", "movedim", "moveaxis", "swapaxes", "swapdims", "expand", "expand_as", "roll", "flip",
+    "rot90", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "native_dropout",
 )  # fmt: skip
 _DIVISIONS = _overloads("div", "true_divide", "divide")
 _SCALING = _DIVISIONS | _overloads("mul", "multiply", "neg", "negative")
@@ -77,10 +82,11 @@ _RESAMPLING = (
         "upsample_linear1d", "upsample_bilinear2d", "upsample_bicubic2d", "upsample_trilinear3d", "mean",
     )
 )  # fmt: skip
-_ACTIVATIONS = _overloads(
-    "relu", "relu6", "leaky_relu", "prelu", "elu", "celu", "selu", "gelu", "silu", "mish", "hardswish",
-    "hardsigmoid", "hardtanh", "sigmoid", "tanh", "softplus", "clamp", "clamp_min",
+POINTWISE = _overloads(
+    "relu", "relu6", "leaky_relu", "elu", "celu", "selu", "gelu", "silu", "mish", "hardswish", "hardsigmoid",
+    "hardtanh", "sigmoid", "tanh", "softplus", "clamp", "clamp_min",
 )  # fmt: skip
+_ACTIVATIONS = POINTWISE | _overloads("prelu")
 _SLICES = _overloads("slice", "narrow", "select", "index_select")
 SPLITS = _overloads(
     "split", "split_with_sizes", "chunk", "unbind", "tensor_split", "unsafe_split", "unsafe_chunk",

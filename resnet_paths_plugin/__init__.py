@@ -1,0 +1,33 @@
+"""Residual networks as collections of paths: lesions, reorderings and path gradients of any model, unmodified."""
+
+from resnet_paths_plugin import paths, plotting
+from resnet_paths_plugin.analyzers.lesion import BlockLesion
+from resnet_paths_plugin.analyzers.path_length import PathLengthGradient
+from resnet_paths_plugin.datasets import load, save
+from resnet_paths_plugin.description import ModelDescription, Preprocessing
+from resnet_paths_plugin.engine.schedule import Schedule
+from resnet_paths_plugin.errors import ModelNotFoundError, ResnetPathsError
+from resnet_paths_plugin.graph.blocks import ResidualBlock
+from resnet_paths_plugin.hookspecs import hookimpl
+from resnet_paths_plugin.network import UnraveledNetwork, unravel
+from resnet_paths_plugin.plugins import create_plugin_manager, load_model
+
+__all__ = [
+    "BlockLesion",
+    "ModelDescription",
+    "ModelNotFoundError",
+    "PathLengthGradient",
+    "Preprocessing",
+    "ResidualBlock",
+    "ResnetPathsError",
+    "Schedule",
+    "UnraveledNetwork",
+    "create_plugin_manager",
+    "hookimpl",
+    "load",
+    "load_model",
+    "paths",
+    "plotting",
+    "save",
+    "unravel",
+]

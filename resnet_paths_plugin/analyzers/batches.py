@@ -1,0 +1,150 @@
+"""Inputs and targets as analyzers take them, in batches and in chunks that suit the cache."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from resnet_paths_plugin.errors import InputError
+from resnet_paths_plugin.graph.capture import batch_size
+
+Target = Any
+"""As in Captum: None, an int, a tuple, a tensor of B integers, or a list of B ints or tuples."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Batch:
+    """Some samples: the arguments of one call of the model, and their targets.
+
+    Attributes:
+        args: positional arguments; tensors with first dimension `B` are per sample.
+        target: an int or tuple for all samples, a tensor `[B]` of integers, a list of B tuples, or None.
+        size: `B`.
+    """
+
+    args: tuple[Any, ...]
+    target: Target
+    size: int
+
+    def chunks(self, size: int) -> Iterator["Batch"]:
+        """Cut the batch into pieces of at most `size` samples."""
+        for start in range(0, self.size, size):
+            piece = slice(start, min(start + size, self.size))
+            args = pytree.tree_map(lambda leaf: leaf[piece] if self._per_sample(leaf) else leaf, self.args)  # noqa: B023 - used at once
+            target = self.target[piece] if isinstance(self.target, Tensor | list) else self.target
+            yield Batch(args, target, piece.stop - piece.start)
+
+    def to(self, device: torch.device) -> "Batch":
+        """Move the tensors to a device."""
+        args = pytree.tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, self.args)
+        target = self.target.to(device) if isinstance(self.target, Tensor) else self.target
+        return Batch(args, target, self.size)
+
+    def labels(self) -> Tensor | None:
+        """Return the target as one class per sample, shape `[B]` int64; None where it is no class."""
+        if isinstance(self.target, int):
+            return torch.full((self.size,), self.target)
+        return self.target if isinstance(self.target, Tensor) else None
+
+    def _per_sample(self, leaf: Any) -> bool:
+        return isinstance(leaf, Tensor) and leaf.ndim > 0 and leaf.shape[0] == self.size
+
+
+class Batches:
+    """The batches of one `attribute` call, the first one looked at ahead of time.
+
+    Args:
+        inputs: a tensor, a tuple of tensors (several inputs of one batch), or an iterable of `(inputs, target)`.
+        target: the target of a single batch; None with an iterable.
+        additional_forward_args: further arguments of the model, after the inputs.
+    """
+
+    def __init__(self, inputs: Any, target: Target, additional_forward_args: Any) -> None:
+        extra = additional_forward_args
+        self._extra = () if extra is None else extra if isinstance(extra, tuple) else (extra,)
+        if isinstance(inputs, Tensor) or (isinstance(inputs, tuple) and _all_tensors(inputs)):
+            batches: Iterator[Batch] = iter([self._batch(inputs, target)])
+        elif isinstance(inputs, Iterable) and not isinstance(inputs, str | bytes):
+            if target is not None:
+                raise InputError("with an iterable of batches the targets come from it: leave target out")
+            batches = (self._batch(*_pair(item)) for item in inputs)
+        else:
+            raise InputError(
+                "inputs must be a tensor, a tuple of tensors, or an iterable of (inputs, target) batches such as a "
+                f"DataLoader, not {type(inputs).__name__}"
+            )
+        first = next(batches, None)
+        if first is None:
+            raise InputError("the iterable of batches is empty: nothing to study (is a one-shot iterator used up?)")
+        self.first = first
+        self._batches = chain([first], batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self._batches
+
+    def _batch(self, inputs: Any, target: Target) -> Batch:
+        args = (*inputs, *self._extra) if isinstance(inputs, tuple) else (inputs, *self._extra)
+        size = batch_size(args)
+        return Batch(args, _normalised(target, size), size)
+
+
+def check_target(target: Target, n_outputs: int) -> None:
+    """Check that every target names one of the model's outputs.
+
+    Raises:
+        InputError: if a target is out of range.
+    """
+    values = target if isinstance(target, Tensor) else torch.tensor([target]) if isinstance(target, int) else None
+    if values is None:
+        return
+    bad = values[(values < 0) | (values >= n_outputs)]
+    if len(bad):
+        raise InputError(f"target {int(bad[0])} is out of range: the model has {n_outputs} outputs, 0..{n_outputs - 1}")
+
+
+def _all_tensors(values: tuple[Any, ...]) -> bool:
+    return bool(values) and all(isinstance(value, Tensor) for value in values)
+
+
+def _pair(item: Any) -> tuple[Any, Target]:
+    if isinstance(item, list | tuple) and len(item) == 2:  # noqa: PLR2004 - a pair
+        inputs, target = item
+        return (tuple(inputs) if isinstance(inputs, list) else inputs), target
+    if isinstance(item, Tensor):
+        return item, None
+    if isinstance(item, list | tuple) and len(item) == 1:
+        return item[0], None
+    raise InputError(f"a batch must be (inputs, target) or a tensor, not {type(item).__name__} of another form")
+
+
+def _normalised(target: Target, size: int) -> Target:
+    if target is None or isinstance(target, tuple):
+        return target
+    if isinstance(target, int) and not isinstance(target, bool):
+        return target
+    if isinstance(target, list) and target and isinstance(target[0], tuple):
+        return _of_length(target, size)
+    try:
+        labels = torch.as_tensor(target)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(
+            "target must be None, an int, a tuple, B integers or a list of B tuples, not "
+            f"{type(target).__name__} ({error})"
+        ) from error
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype is torch.bool:
+        raise InputError(f"target must hold integers (indices of outputs), not {labels.dtype}")
+    labels = labels.detach().to(torch.int64)
+    if labels.numel() == 1:
+        return int(labels) if size != 1 else labels.reshape(1)
+    return _of_length(labels, size)
+
+
+def _of_length(target: Any, size: int) -> Any:
+    shape = tuple(target.shape) if isinstance(target, Tensor) else (len(target),)
+    if shape != (size,):
+        raise InputError(f"target has shape {shape} and the batch has {size} samples: pass one target per sample")
+    return target

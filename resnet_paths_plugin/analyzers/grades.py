@@ -1,0 +1,55 @@
+"""What the length of a path counts: blocks, layers, or branches of each stage or type on an axis of their own."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from resnet_paths_plugin.engine.routes import Lengths
+from resnet_paths_plugin.errors import InputError
+from resnet_paths_plugin.graph.blocks import ResidualBlock
+from resnet_paths_plugin.network import UnraveledNetwork
+
+Grade = str | Callable[[ResidualBlock], int | Mapping[str, int]]
+"""A name, or a function of a block: how much its branch adds to a path's length, or to its length on each axis."""
+
+
+@dataclass(frozen=True, slots=True)
+class Grading:
+    """How the lengths of paths are counted in one study.
+
+    Attributes:
+        axes: name of each axis; `("path_length",)` where there is one.
+        grades: for each block, what its branch adds to the length on each axis.
+    """
+
+    axes: tuple[str, ...]
+    grades: tuple[Lengths, ...]
+
+
+def grading_of(network: UnraveledNetwork, grade: Grade) -> Grading:
+    """Return how lengths are counted.
+
+    Args:
+        network: the network.
+        grade: `"blocks"` (1 each), `"layers"` (the longest chain of weighted operations in the branch),
+            `"stages"` or `"branch_type"` (1 each, on an axis for each stage or type), or a function of a block.
+
+    Raises:
+        InputError: if the grade is unknown, or a function returns something else than whole numbers from 0.
+    """
+    functions: Mapping[str, Callable[[ResidualBlock], int | Mapping[str, int]]] = {
+        "blocks": lambda _: 1,
+        "layers": lambda block: block.depth,
+        "stages": lambda block: {f"path_length_stage_{block.stage}": 1},
+        "branch_type": lambda block: {f"path_length_{block.branch_type}": 1},
+    }
+    function = functions.get(grade) if isinstance(grade, str) else grade
+    if not callable(function):
+        raise InputError(f"grade must be one of {', '.join(map(repr, functions))} or a function of a block, not {grade!r}")
+    given = [function(block) for block in network.blocks]
+    named = [{"path_length": value} if not isinstance(value, Mapping) else value for value in given]
+    for block, values in zip(network.blocks, named, strict=True):
+        for value in values.values():
+            if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+                raise InputError(f"the grade of {block.name!r} is {value!r}: expected a whole number from 0")
+    axes = tuple(dict.fromkeys(axis for values in named for axis in values))
+    return Grading(axes, tuple(tuple(int(values.get(axis, 0)) for axis in axes) for values in named))

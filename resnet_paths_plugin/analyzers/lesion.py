@@ -1,0 +1,196 @@
+"""BlockLesion: delete residual blocks and see what becomes of the outputs (Veit et al. 2016, Sec. 4.1 and 4.2)."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Integral
+from typing import Any, Literal
+
+import numpy as np
+import xarray as xr
+from captum.log import log_usage
+
+from resnet_paths_plugin.analyzers.batches import Batches, Target
+from resnet_paths_plugin.analyzers.measures import Measure
+from resnet_paths_plugin.analyzers.schedule_study import (
+    ScheduleAnalyzer,
+    ScheduleStudy,
+    network_for,
+    run_study,
+    study_attrs,
+)
+from resnet_paths_plugin.engine.schedule import Schedule
+from resnet_paths_plugin.errors import InputError, UnknownBlockError
+from resnet_paths_plugin.graph.blocks import BlockLike, ResidualBlock
+from resnet_paths_plugin.network import UnraveledNetwork
+
+Level = Literal["block", "group"]
+Lesion = BlockLike | Iterable[BlockLike]
+
+
+class BlockLesion(ScheduleAnalyzer):
+    """Delete residual blocks: the skip stays, a projection included, and the branch is gone.
+
+    Args:
+        model: a module, captured at the first `attribute` from its first batch, or an unraveled network.
+    """
+
+    @log_usage()  # type: ignore[untyped-decorator]  # captum is untyped
+    def attribute(
+        self,
+        inputs: Any,
+        target: Target = None,
+        additional_forward_args: Any = None,
+        *,
+        lesions: Sequence[Lesion] | None = None,
+        n_deleted: int | Iterable[int] | None = None,
+        draws: int = 1,
+        level: Level = "block",
+        measures: Mapping[str, Measure] | None = None,
+        internal_batch_size: int | None = None,
+        perturbations_per_eval: int | None = None,
+        seed: int = 0,
+        show_progress: bool = False,
+    ) -> xr.Dataset:
+        """Run the network without some of its blocks.
+
+        By default every block is deleted once, alone (Fig. 3); `lesions` names the sets to delete; `n_deleted` with
+        `draws` deletes random sets (Fig. 5a).
+
+        Args:
+            inputs: a tensor with batch `B`, a tuple of tensors, or an iterable of `(inputs, target)` batches.
+            target: which output to measure, as in Captum; for outputs `[B, classes]` an integer is the label too.
+            additional_forward_args: further arguments of the model, after the inputs.
+            lesions: sets of blocks to delete, each given by name, index or object, or by several of them in a list.
+            n_deleted: how many blocks (or groups) random lesions delete; one number or several.
+            draws: random lesions of each size.
+            level: delete single blocks, or groups: all blocks of one owning module, such as a transformer layer.
+            measures: further measures by name, `function(outputs, target) -> [B]`; needed where outputs are not
+                `[B, classes]`.
+            internal_batch_size: samples per forward pass; None chooses a number that suits the cache.
+            perturbations_per_eval: lesions per forward pass, in one larger batch; None chooses.
+            seed: seed of the random lesions.
+            show_progress: whether to show a progress bar.
+
+        Returns:
+            A Dataset with dims `lesion`, `sample`, `block`: `target_score`, `target_score_drop`, `loss` and
+            `kl_divergence` (nats), `correct`, `prediction`, `prediction_changed` (lesion, sample); `error` (lesion), a
+            fraction; `deleted` (lesion, block), `n_deleted`, `draw` (lesion); the intact network's as `intact_...`.
+            What needs targets is absent without them.
+
+        Raises:
+            NoResidualBlocksError: if the network has no residual blocks.
+            UnknownBlockError: if a lesion names a block or group that the network does not have.
+            InputError: if inputs, targets, measures or options do not fit.
+        """
+        batches = Batches(inputs, target, additional_forward_args)
+        self._network = network = network_for(self.forward_func, self._network, batches)
+        arguments = {
+            "inputs": inputs, "target": target, "additional_forward_args": additional_forward_args,
+            "lesions": lesions, "n_deleted": n_deleted, "draws": draws, "level": level, "measures": measures,
+            "internal_batch_size": internal_batch_size, "perturbations_per_eval": perturbations_per_eval,
+        }  # fmt: skip
+        units = _units(network, level)
+        if n_deleted is not None:
+            if lesions is not None:
+                raise InputError("give either lesions (explicit sets) or n_deleted (random sets), not both")
+            chosen = _random_sets(units, n_deleted, draws, seed)
+        elif lesions is not None:
+            chosen = [_Set(tuple(_unit_names(network, units, level, lesion)), 0) for lesion in lesions]
+        else:
+            chosen = [_Set((name,), 0) for name in units]
+        if not chosen:
+            raise InputError("there is no lesion to run: lesions or n_deleted is empty")
+        attrs = study_attrs(
+            network,
+            analyzer=type(self).__name__,
+            title=f"Lesion study of {network.name}",
+            summary=(
+                "Outputs of a residual network after deleting the branches of residual blocks, their skips left in "
+                "place, next to the intact network's (intact_...). Batch-norm statistics are frozen."
+            ),
+            seed=seed if n_deleted is not None else None,
+            arguments=arguments,
+        )
+        return run_study(
+            network,
+            _study(network, units, chosen),
+            batches,
+            attrs,
+            measures=measures,
+            internal_batch_size=internal_batch_size,
+            perturbations_per_eval=perturbations_per_eval,
+            show_progress=show_progress,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Set:
+    """A set of units to delete, by name, and which random draw of its size it is."""
+
+    names: tuple[str, ...]
+    draw: int
+
+
+def _units(network: UnraveledNetwork, level: Level) -> dict[str, tuple[ResidualBlock, ...]]:
+    """Return what is deleted as one, by name, in execution order."""
+    if level == "block":
+        return {block.name: (block,) for block in network.blocks}
+    if level == "group":
+        groups: dict[str, tuple[ResidualBlock, ...]] = {}
+        for block in network.blocks:
+            groups[block.group] = (*groups.get(block.group, ()), block)
+        return groups
+    raise InputError(f"level must be 'block' or 'group', not {level!r}")
+
+
+def _unit_names(
+    network: UnraveledNetwork, units: Mapping[str, Sequence[ResidualBlock]], level: Level, lesion: Lesion
+) -> list[str]:
+    members = [lesion] if isinstance(lesion, ResidualBlock | str | Integral) else list(lesion)
+    names: set[str] = set()
+    for member in members:
+        if level == "block":
+            names.add(network.block(member).name)
+        elif isinstance(member, str) and member in units:
+            names.add(member)
+        elif isinstance(member, Integral):
+            raise UnknownBlockError(f"at level 'group' a lesion names groups or blocks of them, not {member}")
+        else:
+            names.add(network.block(member).group)
+    return [name for name in units if name in names]
+
+
+def _random_sets(units: Mapping[str, object], n_deleted: int | Iterable[int], draws: int, seed: int) -> list[_Set]:
+    sizes = [n_deleted] if isinstance(n_deleted, Integral) else list(n_deleted)
+    if not isinstance(draws, int) or draws < 1:
+        raise InputError(f"draws must be a positive integer, not {draws!r}")
+    for size in sizes:
+        if not isinstance(size, Integral) or not 0 <= size <= len(units):
+            raise InputError(f"n_deleted must be between 0 and {len(units)}, the number of units, not {size!r}")
+    generator = np.random.default_rng(seed)
+    names = list(units)
+    sets: list[_Set] = []
+    for size in sizes:
+        for draw in range(draws):
+            chosen = sorted(generator.choice(len(names), size=int(size), replace=False))
+            sets.append(_Set(tuple(names[index] for index in chosen), draw))
+    return sets
+
+
+def _study(
+    network: UnraveledNetwork, units: Mapping[str, Sequence[ResidualBlock]], chosen: Sequence[_Set]
+) -> ScheduleStudy:
+    blocks = [[block for name in lesion.names for block in units[name]] for lesion in chosen]
+    deleted = np.zeros((len(chosen), len(network.blocks)), dtype=bool)
+    for row, gone in zip(deleted, blocks, strict=True):
+        row[[block.index for block in gone]] = True
+    return ScheduleStudy(
+        dim="lesion",
+        labels=["+".join(lesion.names) or "intact" for lesion in chosen],
+        schedules=[Schedule.lesion(network, gone) for gone in blocks],
+        variables={
+            "deleted": (("lesion", "block"), deleted),
+            "n_deleted": (("lesion",), deleted.sum(axis=1)),
+            "draw": (("lesion",), [lesion.draw for lesion in chosen]),
+        },
+    )

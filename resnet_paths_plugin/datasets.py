@@ -1,0 +1,588 @@
+"""The schema of every result: dims, coordinates, attributes, provenance; and its way to a file and back.
+
+It computes nothing and knows no graph: analyzers hand over arrays, readers get a labelled Dataset.
+"""
+
+import os
+import platform
+import re
+import unicodedata
+import uuid
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from datetime import UTC, date, datetime
+from functools import partial, singledispatch
+from importlib import metadata
+from itertools import chain
+from pathlib import Path
+
+import netCDF4
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+
+from resnet_paths_plugin.description import ModelDescription
+from resnet_paths_plugin.errors import FileError, InputError
+from resnet_paths_plugin.graph.blocks import ResidualBlock
+
+SCHEMA_VERSION = 1
+"""Counts changes of the schema that an older `load` would misread."""
+
+PAPER = (
+    "Veit, Wilber, Belongie: Residual Networks Behave Like Ensembles of Relatively Shallow Networks, "
+    "NIPS 2016, https://arxiv.org/abs/1605.06431"
+)
+
+Dims = str | Sequence[str]
+Entry = tuple[Dims, npt.ArrayLike] | tuple[Dims, npt.ArrayLike, Mapping[str, object]]
+"""A variable as xarray takes it: dims, values and, where the schema does not know it, attributes."""
+Attribute = str | int | float | np.number
+"""What a netCDF attribute gives back exactly as it was: text or one number."""
+
+
+@dataclass(frozen=True, slots=True)
+class Quantity:
+    """What the schema says of a variable: meaning in a phrase, stored type, units ("1" for none)."""
+
+    long_name: str
+    dtype: type[np.generic]
+    units: str = "1"
+
+
+_PATHS = "the gradient norms of single paths of this length"
+_RANGE = "of the shortest interval of path lengths that holds 95 % of the measure's total"
+
+QUANTITIES: Mapping[str, Quantity] = {
+    # what a changed network does, sample by sample
+    "target_score": Quantity("score of the target", np.float32),
+    "target_score_drop": Quantity("score of the target: intact network minus changed network", np.float32),
+    "loss": Quantity("cross-entropy loss", np.float32, "nat"),
+    "kl_divergence": Quantity("Kullback-Leibler divergence from intact to changed output", np.float32, "nat"),
+    "correct": Quantity("whether the predicted class is the target", np.bool_),
+    "prediction": Quantity("predicted class", np.int32),
+    "prediction_changed": Quantity("whether the predicted class differs from the intact network's", np.bool_),
+    "error": Quantity("fraction of samples whose predicted class is not the target", np.float64),
+    # lesions
+    "lesion": Quantity("blocks whose branches are deleted, joined by '+'", np.str_),
+    "deleted": Quantity("whether the lesion deletes the block's branch", np.bool_),
+    "n_deleted": Quantity("number of deleted blocks", np.int32),
+    "draw": Quantity("number of the random draw among lesions of the same size, from 0", np.int32),
+    # reorderings
+    "reordering": Quantity("order of the blocks", np.str_),
+    "position": Quantity("place in the network, from 0", np.int32),
+    "order": Quantity("index of the block whose branch runs at this place", np.int32),
+    "kendall_tau": Quantity("Kendall's tau of old and new order, over the movable blocks", np.float64),
+    "kendall_tau_all_blocks": Quantity("Kendall's tau of old and new order, over all blocks", np.float64),
+    "n_swaps": Quantity("number of swaps that made the order", np.int32),
+    # path lengths
+    "path_length": Quantity("number of branches taken on a path", np.int32),
+    "gradient": Quantity("sum of the gradients of all paths of this length", np.float32),
+    "gradient_norm": Quantity("norm of the sum of the gradients of all paths of this length", np.float64),
+    "tail_gradient_norm": Quantity("norm of the sum of the gradients of all longer paths", np.float64),
+    "completeness_error": Quantity(
+        "norm of the sum over path lengths minus the ordinary gradient, relative to the latter's", np.float64
+    ),
+    "path_count": Quantity("number of paths of this length", np.float64),
+    "log10_path_count": Quantity("decimal logarithm of path_count", np.float64),
+    "path_gradient_norm": Quantity(f"mean of {_PATHS}, over sampled paths", np.float64),
+    "path_gradient_norm_stderr": Quantity("standard error of path_gradient_norm", np.float64),
+    "path_gradient_rms": Quantity(f"root mean square of {_PATHS}, over all of them", np.float64),
+    "total_path_gradient": Quantity(f"sum of {_PATHS}: path_count * path_gradient_norm", np.float64),
+    "log10_total_path_gradient": Quantity("decimal logarithm of total_path_gradient", np.float64),
+    "n_draws": Quantity("number of sampled paths", np.int64),
+    "measure": Quantity("variable that the value summarises", np.str_),
+    "effective_length_low": Quantity(f"lower end {_RANGE}", np.float64),
+    "effective_length_high": Quantity(f"upper end {_RANGE}", np.float64),
+    # samples and blocks
+    "sample": Quantity("number of the sample in the order given, from 0", np.int64),
+    "block": Quantity("residual block", np.str_),
+    "block_index": Quantity("place of the block in execution order, from 0", np.int32),
+    "stage": Quantity("stage of the network that the block belongs to, from 0", np.int32),
+    "skip_kind": Quantity("what the skip does: identity, scaled, projection or gated", np.str_),
+    "branch_type": Quantity("what the branch is made of", np.str_),
+    "group": Quantity("module that is handled as one at level 'group'", np.str_),
+    "module": Quantity("module that owns the block's sum", np.str_),
+    "depth": Quantity("longest chain of weighted operations in the branch", np.int32),
+}
+"""The variables of every result; norms are Euclidean."""
+
+_STAGE_FLAGS: Mapping[str, object] = {"flag_values": np.int32(-1), "flag_meanings": "not_known"}
+_INTACT = "intact_"
+_COUNTED_DIMS = ("sample", "position", "path_length")
+_NAME = re.compile(r"\w[\w.+@-]*")
+# xarray and HDF5 use these themselves; written by hand they vanish or break the file.
+_RESERVED_GLOBALS = frozenset({"coordinates", "CLASS", "NAME", "DIMENSION_LIST", "REFERENCE_LIST"})
+_RESERVED = _RESERVED_GLOBALS | {"dtype"}
+_INT64 = np.iinfo(np.int64)
+_LONGEST_TEXT = 10_000
+_LONGEST_NAME = 256
+
+
+def check_names(names: Iterable[str]) -> None:
+    """Refuse names that cannot become new variables of a result, such as those of a user's own measures.
+
+    To be called before a long run, since `build` comes after it.
+
+    Raises:
+        InputError: a name is one of the schema's own, or netCDF would refuse or change it.
+    """
+    for name in names:
+        _check_name(name)
+        if _quantity(name) is not None:
+            raise InputError(f"{name!r} is a name of the result's own schema: choose another one")
+
+
+def block_coords(blocks: Sequence[ResidualBlock]) -> dict[str, Entry]:
+    """Return the coordinates of dim `block`, shape `[n]` each.
+
+    `block` holds the names, beside it lie the blocks' facts; a `stage` of -1 is not known.
+    """
+    return {
+        "block": ("block", [block.name for block in blocks]),
+        "block_index": ("block", [block.index for block in blocks]),
+        "stage": ("block", [-1 if block.stage is None else block.stage for block in blocks], _STAGE_FLAGS),
+        "skip_kind": ("block", [block.skip_kind for block in blocks]),
+        "branch_type": ("block", [block.branch_type for block in blocks]),
+        "group": ("block", [block.group for block in blocks]),
+        "module": ("block", [block.module for block in blocks]),
+        "depth": ("block", [block.depth for block in blocks]),
+    }
+
+
+def provenance(
+    *,
+    title: str,
+    summary: str,
+    analyzer: str,
+    model_class: type,
+    description: ModelDescription | None,
+    weights_digest: str,
+    plugins: Sequence[str],
+    device: object,
+    dtype: object,
+    seed: int | None,
+    arguments: Mapping[str, object],
+) -> dict[str, Attribute]:
+    """Return the global attributes of a result: what it is, and everything needed to make it again.
+
+    Args:
+        title: the study in a phrase.
+        summary: what was done and how to read it, in a few sentences.
+        analyzer: name of the analyzer, such as `"BlockLesion"`.
+        model_class: class of the model.
+        description: what plugins know of the model; None where none knows it.
+        weights_digest: digest of parameters and buffers.
+        plugins: the plugins that were asked, with their versions.
+        device: device that the model ran on.
+        dtype: type of the model's parameters.
+        seed: seed of every random draw; None where nothing is drawn.
+        arguments: every argument of `attribute` by name; stored as `argument_<name>`.
+    """
+    created = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    package = f"resnet_paths_plugin {_version('resnet-paths-plugin')}"
+    identity: dict[str, str] = {}
+    if description is not None:
+        identity = {
+            "model_library": description.library,
+            "model_library_version": description.library_version,
+            "model_architecture": description.architecture,
+        }
+    facts: dict[str, object] = {
+        # Not CF: its units are those of UDUNITS, which has no nat.
+        "Conventions": "ACDD-1.3",
+        "schema_version": SCHEMA_VERSION,
+        "title": title,
+        "summary": summary,
+        "source": package,
+        "references": PAPER,
+        "date_created": created,
+        "history": f"{created} {analyzer}.attribute, {package}",
+        **identity,
+        "model_class": _notation(model_class),
+        "weights_digest": weights_digest,
+        "plugins": ", ".join(plugins) or "none",
+        "device": str(device),
+        "dtype": str(dtype),
+        "seed": seed,
+        "python_version": platform.python_version(),
+        **{
+            f"{name}_version": _version(name) for name in ("torch", "captum", "timm", "torchvision", "xarray")
+        },
+        **{f"argument_{name}": value for name, value in arguments.items()},
+    }
+    return {name: netcdf_safe(value) for name, value in facts.items()}
+
+
+def build(
+    variables: Mapping[str, Entry], *, coords: Mapping[str, Entry], attrs: Mapping[str, object]
+) -> xr.Dataset:
+    """Make a result of this package's schema, which `save` and `load` give back identical.
+
+    Values get the schema's dtype, `long_name` and `units`; what the schema does not know (a user's measure, a
+    plugin's variable) keeps its dtype and takes attributes from its entry. float16 and bfloat16, which netCDF
+    does not have, become float32 without loss. Dims `sample`, `position` and `path_length` are counted from 0
+    where no coordinate is given.
+
+    Args:
+        variables: dims and values by name.
+        coords: dims and values of the coordinates by name.
+        attrs: global attributes, from `provenance`.
+
+    Raises:
+        InputError: a name, a value or a dtype cannot be stored exactly.
+    """
+    found = {name: _variable(name, entry) for name, entry in variables.items()}
+    labels = {name: _variable(name, entry, "coordinate") for name, entry in coords.items()}
+    sizes = dict(chain.from_iterable(variable.sizes.items() for variable in found.values()))
+    for dim in _COUNTED_DIMS:
+        if dim in sizes and dim not in labels:
+            labels[dim] = _variable(dim, (dim, np.arange(sizes[dim])))
+    result = xr.Dataset(found, labels, {name: netcdf_safe(value) for name, value in attrs.items()})
+    _check_storable(result)
+    return result
+
+
+def build_tree(studies: Mapping[str, xr.Dataset]) -> xr.DataTree:
+    """Put several studies of one model into one tree, one group each; the root states what they share."""
+    if not studies:
+        raise InputError("a tree needs at least one study")
+    every = [study.attrs for study in studies.values()]
+    own = ("title", "summary", "history", "date_created", "argument_")
+    attrs = {
+        name: value
+        for name, value in every[0].items()
+        if not name.startswith(own) and all(name in other and other[name] == value for other in every)
+    }
+    subject = attrs.get("model_architecture", attrs.get("model_class", "a network"))
+    attrs = {
+        "title": f"Studies of {subject}",
+        "summary": f"One group for each study: {', '.join(studies)}",
+        **attrs,
+        "date_created": max(study.get("date_created", "") for study in every),
+        "history": "\n".join(filter(None, (study.get("history") for study in every))),
+    }
+    return xr.DataTree.from_dict({"/": xr.Dataset(attrs=attrs), **studies})
+
+
+def netcdf_safe(value: object) -> Attribute:
+    """Return the value as text or number that a netCDF attribute gives back unchanged.
+
+    Text and numbers stay what they are, paths and dates become text; None, flags, collections, ranges and
+    dataclasses become text in Python's notation, cut after 10,000 characters; blocks, functions and classes
+    become their names, arrays and tensors their shape and dtype. Iterators and loaders are not read.
+    """
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    elif isinstance(value, date):
+        value = value.isoformat()
+    if isinstance(value, str):
+        # netCDF ends a text at NUL and cannot encode a lone surrogate.
+        return value.encode("utf-8", "backslashreplace").decode().replace("\0", r"\x00")
+    if isinstance(value, np.number) and _fits_netcdf(value.dtype):
+        return value
+    if isinstance(value, float | np.float16):
+        return float(value)
+    if isinstance(value, int) and not isinstance(value, bool) and _INT64.min <= value <= _INT64.max:
+        return int(value)
+    text = _notation(value)
+    return (
+        text if len(text) <= _LONGEST_TEXT else f"{text[:_LONGEST_TEXT]} ... ({len(text)} characters in all)"
+    )
+
+
+def save(result: xr.Dataset | xr.DataTree, path: str | os.PathLike[str]) -> Path:
+    """Write a result to a netCDF file, whole or not at all, and return the file's path.
+
+    An older file of that name is replaced at the very end; after an error it is as it was. Numeric arrays
+    carry checksums. Nothing is compressed: to zlib gradients are noise, 15 times the time for 14 % less.
+
+    Raises:
+        InputError: this is no result of this package, or netCDF would change it; it says what.
+        FileError: the folder does not exist or cannot be written to, or the disk is full.
+    """
+    groups = _groups(result)
+    if not any("schema_version" in group.attrs for group in groups.values()):
+        raise InputError(
+            "only results of this package can be saved, and this one has no attribute 'schema_version': "
+            "what was computed from a result takes over its attributes by new.assign_attrs(old.attrs)"
+        )
+    for group in groups.values():
+        _check_storable(group)
+    path = Path(path)
+    target = Path(os.path.realpath(path))
+    if target.is_dir():
+        raise FileError(f"{path} is a folder: give the name of a file in it, such as {path / 'result.nc'}")
+    if not target.parent.is_dir():
+        raise FileError(f"cannot write {path}: the folder {target.parent} does not exist. Create it first")
+    if target.exists() and not os.access(target, os.W_OK):
+        raise FileError(f"cannot write {path}: the file is write-protected. Choose another name")
+    temporary = target.parent / f".{uuid.uuid4().hex}.tmp"
+    try:
+        _write(groups, temporary)
+        temporary.replace(target)
+    except (OSError, RuntimeError) as error:  # netCDF reports a full disk by a RuntimeError
+        raise FileError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def load(path: str | os.PathLike[str]) -> xr.Dataset | xr.DataTree:
+    """Read a result of this package into memory: a Dataset or a DataTree, whichever was saved.
+
+    Raises:
+        FileError: the file is missing, damaged, no netCDF, not of this package, or of a newer schema.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileError(
+            f"{path} is {'a folder' if path.is_dir() else 'missing'}: expected a file made by save"
+        )
+    try:
+        file = netCDF4.Dataset(os.path.realpath(path))
+    except (OSError, RuntimeError) as error:
+        raise FileError(
+            f"{path} is damaged or no netCDF file: expected a file made by save ({error})"
+        ) from error
+    with file:
+        try:
+            _check_schema(file, path)
+            groups = _read(file)
+        except FileError:
+            raise
+        except (OSError, RuntimeError, AttributeError, ValueError) as error:
+            raise FileError(
+                f"{path} is damaged: restore it from a copy or run the study again ({error})"
+            ) from error
+    return groups["/"] if len(groups) == 1 else xr.DataTree.from_dict(groups)
+
+
+def _quantity(name: str) -> Quantity | None:
+    """Return what the schema says of a name; `intact_` before it means that of the intact network."""
+    known = QUANTITIES.get(name)
+    of_changed = QUANTITIES.get(name.removeprefix(_INTACT))
+    if known is None and of_changed is not None:
+        return Quantity(f"{of_changed.long_name}, intact network", of_changed.dtype, of_changed.units)
+    return known
+
+
+def _variable(name: str, entry: Entry, kind: str = "measure") -> xr.Variable:
+    """Return one variable with the schema's dtype and attributes."""
+    dims, raw, *own = entry
+    quantity = _quantity(name)
+    try:
+        array = np.asarray(raw)
+        values = _storable(array) if quantity is None else _cast(array, quantity.dtype)
+    except (
+        TypeError,
+        ValueError,
+        RuntimeError,
+    ) as error:  # a tensor on a GPU, in bfloat16 or with a gradient
+        raise InputError(f"variable {name!r} cannot be stored: {error}") from error
+    attrs: dict[str, object] = {"long_name": f"{kind} '{name}'", "units": "1"}
+    if quantity is not None:
+        attrs = {"long_name": quantity.long_name, "units": quantity.units}
+    attrs |= dict(chain.from_iterable(mapping.items() for mapping in own))
+    return xr.Variable(dims, values, {key: netcdf_safe(value) for key, value in attrs.items()})
+
+
+def _cast(values: npt.NDArray[np.generic], dtype: type[np.generic]) -> npt.NDArray[np.generic]:
+    """Bring values to the schema's dtype: floats are rounded, everything else must stay what it is."""
+    if values.size == 0:
+        return np.empty(values.shape, dtype)
+    if values.dtype.kind == "O" and all(isinstance(value, int) for value in values.ravel().tolist()):
+        # Counts of paths outgrow int64; by way of text, those beyond float64 become inf instead of an error.
+        values = np.array([float(str(value)) for value in values.ravel().tolist()]).reshape(values.shape)
+    values = _storable(values)
+    if (values.dtype.kind == "U") != (dtype is np.str_):
+        raise InputError(f"expected {dtype.__name__} values, not {values.dtype}")
+    if dtype is np.str_:
+        return values
+    with np.errstate(over="ignore", invalid="ignore"):
+        stored = values.astype(dtype)
+    if not issubclass(dtype, np.floating) and not np.array_equal(stored, values):
+        raise InputError(f"its {values.dtype} values do not fit {dtype.__name__}")
+    return stored
+
+
+def _storable(values: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
+    """Return values in a dtype that netCDF gives back exactly, or refuse them."""
+    if values.dtype.name in ("float16", "bfloat16"):
+        return values.astype(np.float32)
+    if values.dtype.kind in "OUT":
+        texts = values.ravel().tolist()
+        if not all(isinstance(text, str) for text in texts):
+            raise InputError("its values are objects that are not all text; missing text cannot be stored")
+        if any(netcdf_safe(text) != text for text in texts):
+            raise InputError("its text holds NUL or half a surrogate pair")
+        return np.array(texts, dtype="U").reshape(values.shape)
+    if values.dtype.kind == "b" or _fits_netcdf(values.dtype):
+        return values.astype(values.dtype.newbyteorder("="), copy=False)
+    raise InputError(f"netCDF has no exact counterpart of dtype {values.dtype}")
+
+
+def _fits_netcdf(dtype: np.dtype[np.generic]) -> bool:
+    """Whether netCDF has this type of number."""
+    return dtype.kind in "iu" or (dtype.kind == "f" and dtype.itemsize in (4, 8))
+
+
+def _check_name(name: object) -> None:
+    """Refuse a name of a variable, dim or attribute that netCDF or xarray would refuse or change."""
+    if not (
+        isinstance(name, str)
+        and _NAME.fullmatch(name)
+        and unicodedata.is_normalized("NFC", name)
+        and len(name.encode()) <= _LONGEST_NAME
+    ):
+        raise InputError(
+            f"{name!r} cannot be a name in a netCDF file: expected a letter, digit or '_', then also any "
+            "of '.+@-' (no spaces, no '/'), in Unicode's composed form, at most 256 bytes"
+        )
+
+
+def _check_storable(result: xr.Dataset) -> None:
+    """Refuse what would not come back from a file as it is: names, attributes and dtypes."""
+    for name in chain(result.variables, result.dims):
+        _check_name(name)
+    for name, variable in result.variables.items():
+        _check_attributes(variable.attrs, f"variable {name!r}", _RESERVED)
+        values = variable.to_numpy()
+        try:
+            stored = _storable(values).dtype
+        except InputError as error:
+            raise InputError(f"variable {name!r} cannot be stored: {error}") from error
+        if stored.kind != "U" and stored != values.dtype:
+            raise InputError(f"variable {name!r}: netCDF has no {values.dtype}, use .astype({stored.name!r})")
+    _check_attributes(result.attrs, "the result", _RESERVED_GLOBALS)
+
+
+def _check_attributes(attrs: Mapping[str, object], owner: str, reserved: frozenset[str]) -> None:
+    """Refuse attributes that a file would drop, change or choke on."""
+    for name, value in attrs.items():
+        _check_name(name)
+        if name.startswith("_") or name in reserved:
+            raise InputError(f"attribute {name!r} of {owner}: the file format uses this name itself")
+        safe = netcdf_safe(value)
+        if not isinstance(value, type(safe)) or str(safe) != str(value):
+            raise InputError(f"attribute {name!r} of {owner} would change in a file: store {safe!r} instead")
+
+
+def _groups(result: xr.Dataset | xr.DataTree) -> dict[str, xr.Dataset]:
+    """Return the datasets of a result by the path of their groups, seen from its root."""
+    if isinstance(result, xr.Dataset):
+        return {"/": result}
+    if not isinstance(result, xr.DataTree):
+        raise InputError(f"expected a Dataset or a DataTree, not {type(result).__qualname__}")
+    if not result.children:
+        raise InputError("this DataTree has no groups: save its .to_dataset() instead")
+    for name in chain.from_iterable(node.children for node in result.subtree):
+        _check_name(name)
+    groups = {path: node.to_dataset(inherit=False) for path, node in result.subtree_with_keys}
+    return {"/" if path == "." else f"/{path}": group for path, group in groups.items()}
+
+
+def _write(groups: Mapping[str, xr.Dataset], path: Path) -> None:
+    """Write every group and see it through to the disk."""
+    # All groups in one go: netCDF forgets the order of the attributes of groups that are added to a file.
+    xr.DataTree.from_dict(groups).to_netcdf(
+        path,
+        engine="netcdf4",
+        encoding={
+            # Without a word on it xarray would declare NaN to mean "missing".
+            group: {name: {"_FillValue": None, "fletcher32": True} for name in dataset.variables}
+            for group, dataset in groups.items()
+        },
+    )
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def _check_schema(file: netCDF4.Dataset, path: Path) -> None:
+    """Refuse a file that is not of this package, or of a schema newer than this one."""
+    versions = [getattr(group, "schema_version", None) for group in (file, *file.groups.values())]
+    known = [int(version) for version in versions if isinstance(version, np.integer)]
+    if not known:
+        raise FileError(
+            f"{path} is a netCDF file, but not one made by save (no schema_version): "
+            "open it with xarray.open_dataset"
+        )
+    if max(known) > SCHEMA_VERSION:
+        raise FileError(
+            f"{path} has schema version {max(known)}, this version of resnet-paths-plugin reads up to "
+            f"{SCHEMA_VERSION}: upgrade the package"
+        )
+
+
+def _read(group: netCDF4.Dataset) -> dict[str, xr.Dataset]:
+    """Read a group and those below it into memory, by path, taking every value as it is."""
+    store = xr.backends.NetCDF4DataStore(group)  # type: ignore[no-untyped-call]
+    dataset = xr.open_dataset(store, mask_and_scale=False, decode_times=False)
+    found = {group.path: dataset.load().drop_encoding()}
+    for child in group.groups.values():
+        found |= _read(child)
+    return found
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+@singledispatch
+def _notation(value: object) -> str:
+    """Return a value in Python's notation, in one line; what has none is named by its class."""
+    if hasattr(value, "__qualname__"):
+        module = getattr(value, "__module__", None)
+        return value.__qualname__ if module in {None, "builtins"} else f"{module}.{value.__qualname__}"
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"{type(value).__name__} of shape {tuple(value.shape)}, dtype {value.dtype}"
+    if is_dataclass(value):
+        stated = (
+            f"{field.name}={_notation(getattr(value, field.name))}" for field in fields(value) if field.repr
+        )
+        return f"{type(value).__qualname__}({', '.join(stated)})"
+    text = repr(value)
+    # An address or a whole model tells a reader nothing.
+    return _notation(type(value)) if " at 0x" in text or "\n" in text else text
+
+
+_notation.register(str, repr)
+
+
+@_notation.register
+def _(value: ResidualBlock) -> str:
+    return repr(value.name)
+
+
+@_notation.register
+def _(value: np.generic) -> str:
+    item = value.item()
+    # A longdouble is its own item, and the item of a time in nanoseconds is a bare number.
+    return repr(str(value)) if isinstance(item, np.generic) or value.dtype.kind in "mM" else _notation(item)
+
+
+@_notation.register
+def _(value: partial) -> str:  # type: ignore[type-arg]
+    given = [
+        *map(_notation, value.args),
+        *(f"{name}={_notation(item)}" for name, item in value.keywords.items()),
+    ]
+    return f"partial({', '.join([_notation(value.func), *given])})"
+
+
+@_notation.register
+def _(value: Mapping) -> str:  # type: ignore[type-arg]
+    return "{" + ", ".join(f"{_notation(key)}: {_notation(item)}" for key, item in value.items()) + "}"
+
+
+@_notation.register(list | tuple | set | frozenset)
+def _(value: Collection[object]) -> str:
+    items = [_notation(item) for item in value]
+    if isinstance(value, list):
+        return f"[{', '.join(items)}]"
+    if isinstance(value, tuple):
+        return f"({', '.join(items)}{',' if len(items) == 1 else ''})"
+    # Sorted, since the order of a set of text changes from run to run.
+    return f"{{{', '.join(sorted(items))}}}" if items else "set()"

@@ -1,0 +1,173 @@
+"""PathGraph: the sums of a network as nodes, and the ways back from each. Paths are routes through it.
+
+A path leads from the output back to the tap: at each sum it chooses a term, and for that term one node that the
+term reads directly, that is, without passing another sum. Its length counts the branches chosen.
+"""
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+
+import numpy as np
+
+from resnet_paths_plugin.engine.program import Program, positions_of
+from resnet_paths_plugin.engine.routes import Edge, Lengths
+
+Counts = dict[Lengths, int]
+"""How many paths have each length; exact."""
+
+
+class PathGraph:
+    """The routes of a program from its output back to a tap.
+
+    Attributes:
+        program: the program.
+        taps: positions of the values at which paths end; several where the model has several inputs.
+        nodes: mask of the taps and of the sums that are computed from one.
+    """
+
+    def __init__(self, program: Program, taps: Sequence[int]) -> None:
+        self.program = program
+        self.taps = tuple(taps)
+        self.nodes = sum(1 << at for at in self.taps)
+        for total in program.sums:
+            if self.leads_to_tap(total.root):
+                self.nodes |= 1 << total.root
+
+    def leads_to_tap(self, at: int) -> bool:
+        """Whether a value is computed from a tap, or is one."""
+        nodes, flow = self.program.nodes, self.program.flow
+        return any(flow.is_ancestor(nodes[tap], of=nodes[at]) for tap in self.taps)
+
+    @cached_property
+    def outputs(self) -> tuple[Edge, ...]:
+        """The ways back from the output."""
+        ends = dict.fromkeys(at for at in self.program.outputs if at is not None)
+        return tuple(Edge(None, at, None, node) for at in ends for node in self.read_by(at))
+
+    @cached_property
+    def edges(self) -> dict[int, tuple[Edge, ...]]:
+        """The ways back from each sum, by its position."""
+        found: dict[int, tuple[Edge, ...]] = {}
+        for total in self.program.sums:
+            if self.nodes >> total.root & 1 and total.root not in self.taps:
+                found[total.root] = tuple(
+                    Edge(total.root, term.value, term.block, node)
+                    for term in total.terms
+                    for node in self.read_by(term.value)
+                )
+        return found
+
+    def read_by(self, at: int) -> tuple[int, ...]:
+        """Return the nodes that a value reads directly, itself if it is one."""
+        return tuple(positions_of(self._reads.get(at, 0)))
+
+    def counts(self, grades: Sequence[Lengths]) -> Counts:
+        """Count the paths by length, exactly.
+
+        Args:
+            grades: for each block, what its branch adds to the length on each axis.
+        """
+        return _added(self._routes(grades)[edge.node] for edge in self.outputs)
+
+    def sample(
+        self, length: Lengths, draws: int, grades: Sequence[Lengths], generator: np.random.Generator
+    ) -> list[frozenset[Edge]]:
+        """Draw paths uniformly among those of one length; in a chain: `k` of the `n` blocks.
+
+        Args:
+            length: the length on each axis.
+            draws: number of paths, drawn independently.
+            grades: for each block, what its branch adds to the length.
+            generator: source of randomness.
+        """
+        routes = self._routes(grades)
+        chosen: list[set[Edge]] = [set() for _ in range(draws)]
+        # Walkers at a node that still have a length to go, from the last node to the first.
+        waiting: dict[int, dict[Lengths, list[int]]] = {}
+        places = [(self.outputs, {length: list(range(draws))})]
+        order = sorted(self.edges, reverse=True)
+        while True:
+            for ways, groups in places:
+                for remaining, walkers in groups.items():
+                    for walker, edge, left in _steps(ways, remaining, walkers, routes, grades, generator):
+                        chosen[walker].add(edge)
+                        waiting.setdefault(edge.node, {}).setdefault(left, []).append(walker)
+            if not order:
+                return [frozenset(path) for path in chosen]
+            node = order.pop(0)
+            places = [(self.edges[node], waiting.pop(node, {}))]
+
+    def enumerate(self) -> Iterator[tuple[Edge, ...]]:
+        """Yield every path, as its edges from the output to the tap; there may be very many."""
+        pending: list[tuple[Edge, ...]] = [(edge,) for edge in self.outputs]
+        while pending:
+            path = pending.pop()
+            node = path[-1].node
+            if node in self.taps:
+                yield path
+            else:
+                pending.extend((*path, edge) for edge in self.edges[node])
+
+    @cached_property
+    def _reads(self) -> dict[int, int]:
+        program = self.program
+        reads: dict[int, int] = {}
+        for at in (*program.inputs, *program.dynamic):
+            if program.nodes[at] not in program.flow.data:
+                continue  # a size, which carries no gradient
+            if self.nodes >> at & 1:
+                reads[at] = 1 << at
+            else:
+                reads[at] = 0
+                for operand in positions_of(program.reads[at]):
+                    reads[at] |= reads.get(operand, 0)
+        return reads
+
+    def _routes(self, grades: Sequence[Lengths]) -> dict[int, Counts]:
+        """Return, for each node, how many routes lead from it to a tap, by length."""
+        axes = len(grades[0]) if grades else 1
+        routes: dict[int, Counts] = {tap: {(0,) * axes: 1} for tap in self.taps}
+        for node in sorted(self.edges):
+            routes[node] = _added(_longer(routes[edge.node], _grade(edge, grades)) for edge in self.edges[node])
+        return routes
+
+
+def _grade(edge: Edge, grades: Sequence[Lengths]) -> Lengths | None:
+    return None if edge.block is None else grades[edge.block]
+
+
+def _longer(counts: Counts, grade: Lengths | None) -> Counts:
+    if grade is None:
+        return counts
+    return {tuple(k + g for k, g in zip(length, grade, strict=True)): count for length, count in counts.items()}
+
+
+def _added(parts: Iterator[Counts]) -> Counts:
+    total: Counts = {}
+    for counts in parts:
+        for length, count in counts.items():
+            total[length] = total.get(length, 0) + count
+    return dict(sorted(total.items()))
+
+
+def _steps(
+    ways: Sequence[Edge],
+    remaining: Lengths,
+    walkers: Sequence[int],
+    routes: dict[int, Counts],
+    grades: Sequence[Lengths],
+    generator: np.random.Generator,
+) -> Iterator[tuple[int, Edge, Lengths]]:
+    """Choose one way for each walker, in proportion to the routes that go on from there."""
+    lefts = [
+        remaining
+        if edge.block is None
+        else tuple(k - g for k, g in zip(remaining, grades[edge.block], strict=True))
+        for edge in ways
+    ]
+    weights = [routes[edge.node].get(left, 0) for edge, left in zip(ways, lefts, strict=True)]
+    total = sum(weights)
+    # Exact integers, far beyond float range, become shares only here.
+    shares = np.array([weight / total for weight in weights])
+    for walker, way in zip(walkers, generator.choice(len(ways), size=len(walkers), p=shares), strict=True):
+        yield walker, ways[way], lefts[way]

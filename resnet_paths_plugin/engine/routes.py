@@ -1,0 +1,136 @@
+"""How a walk over paths is routed at each sum: what its skip, its branches and its trunk terms pass on.
+
+A row of a bank has a key. A routing says which key a row has after an edge (a term of a sum and one node that the
+term reads), or that the row does not take the edge.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+Lengths = tuple[int, ...]
+"""A path's length on each axis that is counted; with one axis, `(k,)`."""
+Key = Lengths | Literal["tail"]
+TAIL: Literal["tail"] = "tail"
+"""Key of the row that holds all paths beyond the lengths that are told apart."""
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """One way back from a sum (or the output): a term, and one node that it is read from.
+
+    Attributes:
+        origin: position of the sum; None for the output.
+        term: position of the term's value.
+        block: block whose branch the term is; None for skip and trunk terms and the output.
+        node: position of the node read: a sum, or the tap.
+    """
+
+    origin: int | None
+    term: int
+    block: int | None
+    node: int
+
+
+class Routing(Protocol):
+    """What a walk asks at every edge.
+
+    Attributes:
+        by_edge: whether edges of one term differ, so that a term that reads several nodes is walked once for each.
+    """
+
+    by_edge: bool
+
+    def start(self) -> Sequence[Key]:
+        """Return the keys of the rows that leave the output."""
+
+    def along(self, edge: Edge, key: Key) -> Key | None:
+        """Return a row's key after an edge; None where the row does not take it."""
+
+    def factor(self, edge: Edge) -> float:
+        """Return what all rows are multiplied by on an edge."""
+
+
+@dataclass(frozen=True)
+class ByLength:
+    """Exact gradients by length: a branch shifts a row by its grade (G_k <- s'G_k + f'G_(k-1)).
+
+    Attributes:
+        grades: for each block, how much its branch adds to the length on each axis.
+        limits: longest length told apart on each axis; None for no limit.
+        tail: whether longer paths go on in one row, or are dropped.
+    """
+
+    grades: Sequence[Lengths]
+    limits: Lengths | None = None
+    tail: bool = True
+    by_edge: bool = field(default=False, init=False)
+
+    def start(self) -> Sequence[Key]:
+        """One row, of length 0 on each axis."""
+        return [(0,) * len(self.grades[0])]
+
+    def along(self, edge: Edge, key: Key) -> Key | None:
+        """Add the branch's grade."""
+        if edge.block is None or key == TAIL:
+            return key
+        lengths = tuple(length + grade for length, grade in zip(key, self.grades[edge.block], strict=True))
+        if self.limits is not None and any(k > limit for k, limit in zip(lengths, self.limits, strict=True)):
+            return TAIL if self.tail else None
+        return lengths
+
+    def factor(self, edge: Edge) -> float:
+        """No row is weighted."""
+        return 1.0
+
+
+@dataclass(frozen=True)
+class AlongPaths:
+    """Gradients of single paths: row `(r,)` goes along path r only.
+
+    Attributes:
+        paths: the edges of each path.
+    """
+
+    paths: Sequence[frozenset[Edge]]
+    by_edge: bool = field(default=True, init=False)
+
+    def start(self) -> Sequence[Key]:
+        """One row per path."""
+        return [(path,) for path in range(len(self.paths))]
+
+    def along(self, edge: Edge, key: Key) -> Key | None:
+        """Keep the rows whose path takes the edge."""
+        return key if key != TAIL and edge in self.paths[key[0]] else None
+
+    def factor(self, edge: Edge) -> float:
+        """No row is weighted."""
+        return 1.0
+
+
+@dataclass(frozen=True)
+class WithSigns:
+    """Sign-randomised gradients by length: `||G_k||^2` estimates the sum of squared norms of the paths of length k.
+
+    One edge of each sum can keep its sign: two paths differ, where they part, in an edge that has a random one.
+
+    Attributes:
+        lengths: how lengths are counted.
+        signs: +1 or -1 for each edge with a random sign.
+    """
+
+    lengths: ByLength
+    signs: Mapping[Edge, int]
+    by_edge: bool = field(default=True, init=False)
+
+    def start(self) -> Sequence[Key]:
+        """One row, of length 0."""
+        return self.lengths.start()
+
+    def along(self, edge: Edge, key: Key) -> Key | None:
+        """Add the branch's grade."""
+        return self.lengths.along(edge, key)
+
+    def factor(self, edge: Edge) -> float:
+        """The edge's sign."""
+        return float(self.signs.get(edge, 1))

@@ -1,0 +1,359 @@
+"""Vector-Jacobian products of single operators, for a bank of rows at once.
+
+An operator is linearised at the values of one forward pass; its pullback then takes a bank `[R, *output]` to banks
+`[R, *operand]`. Common operators fold the rows into a dimension that they treat alike anyway; every other operator
+goes through autograd, batched over the rows.
+"""
+
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils import _pytree as pytree
+
+from resnet_paths_plugin.graph import operators as ops
+from resnet_paths_plugin.graph.operators import aten
+
+Bank = Tensor
+Parts = dict[int, Bank]
+"""Banks of the parts of a value that is a list or tuple, by position."""
+Pullback = Callable[[Any], list[Any]]
+
+
+class Call:
+    """One operator's call: its arguments, its value, and which operands gradients are wanted for.
+
+    Attributes:
+        node: the operator.
+        args: positional arguments, nodes replaced by their values.
+        kwargs: keyword arguments likewise.
+        value: what the call returned.
+        operands: the values that the call reads and gradients are wanted for, each once.
+    """
+
+    def __init__(
+        self, node: fx.Node, values: Callable[[fx.Node], Any], value: Any, operands: Sequence[fx.Node], dtype: torch.dtype
+    ) -> None:
+        def resolve(argument: Any) -> Any:
+            return _in_dtype(values(argument), dtype)
+
+        self.node = node
+        self.operands = tuple(operands)
+        self.dtype = dtype
+        self.args: tuple[Any, ...] = fx.node.map_arg(node.args, resolve)
+        self.kwargs: dict[str, Any] = fx.node.map_arg(node.kwargs, resolve)
+        self.value = _in_dtype(value, dtype)
+
+    def is_operand(self, position: int) -> bool:
+        """Whether a gradient is wanted for the positional argument."""
+        return len(self.node.args) > position and self.node.args[position] in self.operands
+
+    def only_operand(self, position: int = 0) -> bool:
+        """Whether the positional argument is the only one that a gradient is wanted for."""
+        argument = self.node.args[position]
+        reads = sum(other is argument for other in self.node.args)
+        return self.operands == (argument,) and reads == 1
+
+
+def linearise(call: Call) -> Pullback:
+    """Return the pullback of a call: from the bank of its value to the banks of `call.operands`, in that order.
+
+    A value that is a list or tuple has `Parts` for a bank, and so has an operand that is one.
+    """
+    rule = _RULES.get(call.node.target)
+    pullback = rule(call) if rule is not None else None
+    return pullback if pullback is not None else _by_autograd(call)
+
+
+def _in_dtype(value: Any, dtype: torch.dtype) -> Any:
+    def convert(leaf: Any) -> Any:
+        return leaf.detach().to(dtype) if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
+
+    return pytree.tree_map(convert, value)
+
+
+def _by_autograd(call: Call) -> Pullback:
+    """Differentiate one operator by autograd."""
+    leaves: dict[fx.Node, Any] = {}
+
+    def tracked(argument: fx.Node, value: Any) -> Any:
+        if argument not in call.operands:
+            return value
+        if argument not in leaves:
+            leaves[argument] = pytree.tree_map(_leaf, value)
+        return leaves[argument]
+
+    args = _map_nodes(call.node.args, call.args, tracked)
+    kwargs = _map_nodes(call.node.kwargs, call.kwargs, tracked)
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+        value = call.node.target(*args, **kwargs)  # type: ignore[operator]  # a call_function node
+    sources = [leaves[operand] for operand in call.operands]
+    flat = [leaf for leaf in pytree.tree_leaves(sources) if isinstance(leaf, Tensor) and leaf.requires_grad]
+
+    def pullback(bank: Any) -> list[Any]:
+        banks = bank if isinstance(bank, dict) else {0: bank}
+        values = value if isinstance(value, list | tuple) else (value,)
+        outputs = [values[part] for part in banks if values[part].requires_grad]
+        seeds = [rows for part, rows in banks.items() if values[part].requires_grad]
+        found = iter(_batched_grad(outputs, flat, seeds)) if outputs else iter([None] * len(flat))
+        result: list[Any] = []
+        for source in sources:
+            if isinstance(source, list | tuple):
+                parts = {at: next(found) for at, leaf in enumerate(source) if leaf.requires_grad}
+                result.append({at: rows for at, rows in parts.items() if rows is not None})
+            else:
+                result.append(next(found) if source.requires_grad else None)
+        return result
+
+    return pullback
+
+
+def _batched_grad(outputs: list[Tensor], leaves: list[Tensor], seeds: list[Bank]) -> tuple[Tensor | None, ...]:
+    try:
+        return torch.autograd.grad(
+            outputs, leaves, seeds, retain_graph=True, allow_unused=True, is_grads_batched=True
+        )
+    except RuntimeError:
+        # An operator without a batching rule: row by row.
+        rows = [
+            torch.autograd.grad(outputs, leaves, list(row), retain_graph=True, allow_unused=True)
+            for row in zip(*seeds, strict=True)
+        ]
+        return tuple(
+            None if column[0] is None else torch.stack([part for part in column if part is not None])
+            for column in zip(*rows, strict=True)
+        )
+
+
+def _leaf(value: Any) -> Any:
+    differentiable = isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
+    return value.detach().requires_grad_() if differentiable else value
+
+
+def _map_nodes(template: Any, values: Any, change: Callable[[fx.Node, Any], Any]) -> Any:
+    """Map the values that stand where a template of arguments has nodes."""
+    if isinstance(template, fx.Node):
+        return change(template, values)
+    if isinstance(template, list | tuple):
+        mapped = [_map_nodes(part, value, change) for part, value in zip(template, values, strict=True)]
+        return tuple(mapped) if isinstance(template, tuple) else mapped
+    if isinstance(template, dict):
+        return {key: _map_nodes(part, values[key], change) for key, part in template.items()}
+    return values
+
+
+def _sum_to(bank: Bank, shape: torch.Size) -> Bank:
+    """Sum a bank over the dimensions in which an operand of this shape was broadcast."""
+    extra = bank.ndim - 1 - len(shape)
+    if extra:
+        bank = bank.sum(dim=tuple(range(1, 1 + extra)))
+    spread = tuple(dim + 1 for dim, size in enumerate(shape) if size == 1 and bank.shape[dim + 1] != 1)
+    return bank.sum(dim=spread, keepdim=True) if spread else bank
+
+
+def _convolution(call: Call) -> Pullback | None:
+    source, weight = call.args[0], call.args[1]
+    spatial = weight.ndim - 2
+    if not call.only_operand() or source.ndim != weight.ndim:
+        return None
+    defaults = (None, 1, 0, 1, 1)
+    _, stride, padding, dilation, groups = (*call.args[2:], *defaults[len(call.args) - 2 :])
+    if call.kwargs or isinstance(padding, str):
+        return None
+    sizes = ([size] if isinstance(size, int) else list(size) for size in (stride, padding, dilation))
+    stride, padding, dilation = (size * spatial if len(size) == 1 else size for size in sizes)
+
+    def pullback(bank: Bank) -> list[Bank]:
+        rows = bank.shape[0]
+        flat = bank.reshape(rows * source.shape[0], *bank.shape[2:])
+        like = flat.new_empty(1).expand(flat.shape[0], *source.shape[1:])
+        found = aten.convolution_backward(
+            flat, like, weight, None, stride, padding, dilation, False, [0] * spatial, groups, [True, False, False]
+        )[0]
+        return [found.unflatten(0, (rows, source.shape[0]))]
+
+    return pullback
+
+
+def _linear(call: Call) -> Pullback | None:
+    return (lambda bank: [bank @ call.args[1]]) if call.only_operand() else None
+
+
+def _batch_norm(call: Call) -> Pullback | None:
+    source, weight, _, _, variance = call.args[:5]
+    packed = isinstance(call.value, list | tuple)
+    training, epsilon = (False, call.args[6]) if packed else (call.args[5], call.args[7])
+    if not call.only_operand() or training:
+        return None
+    scale = torch.rsqrt(variance + epsilon) * (1 if weight is None else weight)
+    scale = scale.view(-1, *[1] * (source.ndim - 2))
+    return lambda bank: [(bank[0] if packed else bank) * scale]
+
+
+def _elementwise(call: Call) -> Pullback | None:
+    """A function of each element alone: multiply by its derivative."""
+    if not call.only_operand():
+        return None
+    source = _leaf(call.args[0])
+    with torch.enable_grad():
+        value = call.node.target(source, *call.args[1:], **call.kwargs)  # type: ignore[operator]
+    (slope,) = torch.autograd.grad(value, source, torch.ones_like(value))
+    return lambda bank: [bank * slope]
+
+
+def _relu(call: Call) -> Pullback | None:
+    value = call.value
+    return lambda bank: [aten.threshold_backward(bank, value.expand(bank.shape), 0)]
+
+
+def _identity(call: Call) -> Pullback | None:
+    if not isinstance(call.value, Tensor) or not call.only_operand() or call.value.shape != call.args[0].shape:
+        return None
+    return lambda bank: [bank]
+
+
+def _reshaping(call: Call) -> Pullback | None:
+    if not call.is_operand(0):
+        return None
+    shape = call.args[0].shape
+    return lambda bank: [bank.reshape(bank.shape[0], *shape)]
+
+
+def _permute(call: Call) -> Pullback | None:
+    dims = [dim % call.value.ndim for dim in call.args[1]]
+    back = [0, *(1 + dims.index(dim) for dim in range(len(dims)))]
+    return lambda bank: [bank.permute(back)]
+
+
+def _transpose(call: Call) -> Pullback | None:
+    one, other = (dim % call.value.ndim + 1 for dim in call.args[1:3])
+    return lambda bank: [bank.transpose(one, other)]
+
+
+def _addition(call: Call) -> Pullback | None:
+    alpha = call.kwargs.get("alpha", 1) * (-1 if call.node.target is aten.sub.Tensor else 1)
+    factors = (1, alpha)
+    if call.node.args[0] is call.node.args[1]:
+        return None
+
+    def pullback(bank: Bank) -> list[Bank]:
+        found = []
+        for operand in call.operands:
+            at = call.node.args.index(operand)
+            rows = _sum_to(bank, call.args[at].shape)
+            found.append(rows if factors[at] == 1 else rows * factors[at])
+        return found
+
+    return pullback
+
+
+def _multiplication(call: Call) -> Pullback | None:
+    if call.node.args[0] is call.node.args[1]:
+        return None
+
+    def pullback(bank: Bank) -> list[Bank]:
+        found = []
+        for operand in call.operands:
+            at = call.node.args.index(operand)
+            found.append(_sum_to(bank * call.args[1 - at], call.args[at].shape))
+        return found
+
+    return pullback
+
+
+def _division(call: Call) -> Pullback | None:
+    if not call.only_operand() or call.kwargs:
+        return None
+    shape = call.args[0].shape
+    return lambda bank: [_sum_to(bank / call.args[1], shape)]
+
+
+def _matmul(call: Call) -> Pullback | None:
+    """Products of stacks of matrices; the rows of the bank join the matrices' own rows or columns."""
+    left, right = call.args[:2]
+    if left.ndim < 2 or left.shape[:-2] != right.shape[:-2] or call.node.args[0] is call.node.args[1]:  # noqa: PLR2004
+        return None
+
+    def pullback(bank: Bank) -> list[Bank]:
+        found = []
+        for operand in call.operands:
+            if operand is call.node.args[0]:
+                joined = bank.movedim(0, -3).flatten(-3, -2) @ right.mT
+                found.append(joined.unflatten(-2, (bank.shape[0], -1)).movedim(-3, 0))
+            else:
+                joined = left.mT @ bank.movedim(0, -2).flatten(-2, -1)
+                found.append(joined.unflatten(-1, (bank.shape[0], -1)).movedim(-2, 0))
+        return found
+
+    return pullback
+
+
+def _concatenation(call: Call) -> Pullback | None:
+    parts = call.node.args[0]
+    if not isinstance(parts, list | tuple):
+        return None
+    dim = call.args[1] if len(call.args) > 1 else 0
+    sizes = [part.shape[dim] for part in call.args[0]]
+    along = dim % call.value.ndim + 1
+
+    def pullback(bank: Bank) -> list[Bank]:
+        pieces = bank.split(sizes, dim=along)
+        found: list[Bank] = []
+        for operand in call.operands:
+            mine = [piece for piece, part in zip(pieces, parts, strict=True) if part is operand]
+            found.append(mine[0] if len(mine) == 1 else torch.stack(mine).sum(0))
+        return found
+
+    return pullback
+
+
+def _getitem(call: Call) -> Pullback | None:
+    return lambda bank: [{call.args[1]: bank}]
+
+
+def _layer_norm(call: Call) -> Pullback | None:
+    source, shape = call.args[:2]
+    weight = call.args[2] if len(call.args) > 2 else None  # noqa: PLR2004
+    epsilon = call.args[4] if len(call.args) > 4 else 1e-5  # noqa: PLR2004
+    if not call.only_operand():
+        return None
+    dims = tuple(range(-len(shape), 0))
+    variance, mean = torch.var_mean(source, dim=dims, correction=0, keepdim=True)
+    inverse = torch.rsqrt(variance + epsilon)
+    normal = (source - mean) * inverse
+
+    def pullback(bank: Bank) -> list[Bank]:
+        rows = bank if weight is None else bank * weight
+        centred = rows - rows.mean(dims, keepdim=True) - normal * (rows * normal).mean(dims, keepdim=True)
+        return [centred * inverse]
+
+    return pullback
+
+
+_RULES: dict[Any, Callable[[Call], Pullback | None]] = {
+    aten.conv1d.default: _convolution,
+    aten.conv2d.default: _convolution,
+    aten.conv3d.default: _convolution,
+    aten.linear.default: _linear,
+    aten.batch_norm.default: _batch_norm,
+    aten._native_batch_norm_legit_no_training.default: _batch_norm,
+    aten.relu.default: _relu,
+    aten.permute.default: _permute,
+    aten.transpose.int: _transpose,
+    aten.add.Tensor: _addition,
+    aten.sub.Tensor: _addition,
+    aten.mul.Tensor: _multiplication,
+    aten.div.Tensor: _division,
+    aten.matmul.default: _matmul,
+    aten.bmm.default: _matmul,
+    aten.cat.default: _concatenation,
+    aten.layer_norm.default: _layer_norm,
+    operator.getitem: _getitem,
+    **dict.fromkeys(ops.POINTWISE, _elementwise),
+    **dict.fromkeys(ops.RESHAPING, _reshaping),
+    **dict.fromkeys(ops.COPYING, _identity),
+}
+_RULES[aten.relu.default] = _relu

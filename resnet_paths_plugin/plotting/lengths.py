@@ -1,0 +1,230 @@
+"""Figures by path length: how many paths there are, what one carries, what all carry (Figs. 6, 7).
+
+Draws the Dataset of `PathLengthGradient`, with whichever estimators it was run; Fig. 7 needs only counts.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from numpy.typing import NDArray
+
+from resnet_paths_plugin import paths
+from resnet_paths_plugin.errors import InputError
+from resnet_paths_plugin.plotting import style
+from resnet_paths_plugin.plotting.style import FloatArray
+
+LINE: dict[str, Any] = {"markersize": 3.5, "linewidth": 1.2}
+EXACT = {**LINE, "color": style.BLUE, "marker": "o", "linestyle": "-"}
+SAMPLED = {**LINE, "color": style.VERMILLION, "marker": "s", "linestyle": "--", "markerfacecolor": "white"}
+# Root mean squares lie so close above the means that they have to be on top to be seen.
+SIGNS = {**LINE, "color": style.GREEN, "marker": "^", "linestyle": ":", "zorder": 4}
+SURVIVAL_STYLES = (("-", "o"), ("--", "s"), (":", "^"), ("-.", "D"))
+SURVIVAL_COLOURS = (style.BLUE, style.VERMILLION, style.GREEN, style.ORANGE, style.SKY, style.BLACK)
+
+
+def plot_path_lengths(ds: xr.Dataset, axes: Iterable[Axes] | None = None) -> NDArray[Any]:
+    """Draw, by path length, the number of paths, one path's gradient and the total gradient (Figs. 6a-c).
+
+    The single path: sampled mean with its standard error, root mean square from random signs. Where neither
+    was run, the norm of the mean path instead (exact norm over number of paths), a lower bound of the paths'
+    mean norm. The total: the exact `||G_k||`, mean over samples, beside number of paths times mean norm, each
+    as its share of its own sum over lengths: paths cancel, so their absolute sizes are decades apart. Bars
+    above mark the effective ranges. A panel whose data are not there says which estimator gives them.
+
+    Args:
+        ds: result of `PathLengthGradient` with one grade.
+        axes: three Axes; by default those of a figure of its own.
+
+    Returns:
+        The three Axes, shape `[3]`.
+
+    Raises:
+        InputError: if the dataset has no `path_length`, or the number of Axes is not three.
+    """
+    if "path_length" not in ds.dims:
+        raise InputError(
+            "plot_path_lengths needs the dimension 'path_length', as PathLengthGradient gives it for one "
+            f"grade; this dataset has the dimensions {', '.join(map(str, ds.sizes)) or '(none)'}"
+        )
+    panels = (style.own_grid(1, 3, 11, 3.8) if axes is None else style.grid_of(axes, 1, 3)).ravel()
+    counted, single, total = panels
+    lengths = ds["path_length"].values
+    log_counts = _log10_path_count(ds)
+    grade = ds.attrs.get("argument_grade", "blocks")
+    for ax in panels:
+        style.integer_axis(ax)
+        ax.set_xlabel(f"path length ({grade})" if grade in {"blocks", "layers"} else "path length")
+    _draw_counts(counted, lengths, log_counts)
+    _draw_single_paths(single, lengths, ds, log_counts)
+    _draw_totals(total, lengths, ds, log_counts)
+    return panels
+
+
+def plot_path_survival(n: int, deletions: Sequence[int] = (1, 10, 20), ax: Axes | None = None) -> Axes:
+    """Draw the share of paths of each length that is left after deleting blocks of a chain (Fig. 7).
+
+    Args:
+        n: number of residual blocks of the chain.
+        deletions: numbers of deleted blocks, one line each; by default the paper's.
+        ax: where to draw; by default in a figure of its own.
+
+    Returns:
+        The Axes.
+
+    Raises:
+        InputError: if `n` or a number of deletions is negative or no integer, if more blocks are deleted than
+            there are, or if there is no number of deletions.
+    """
+    remaining = [paths.survival(n, d) for d in deletions]
+    if not remaining:
+        raise InputError("plot_path_survival got no numbers of deletions: expected at least one")
+    ax = style.own_axes(5.6, 3.6) if ax is None else ax
+    for index, (d, fraction) in enumerate(zip(deletions, remaining, strict=True)):
+        line, marker = SURVIVAL_STYLES[index % len(SURVIVAL_STYLES)]
+        ax.plot(
+            fraction,
+            color=SURVIVAL_COLOURS[index % len(SURVIVAL_COLOURS)],
+            linestyle=line,
+            marker=marker,
+            markersize=3.5,
+            label=f"{d} of {n} blocks deleted: $2^{{{n - d}}}$ paths left",
+        )
+    ax.set_xlabel("path length (blocks)")
+    ax.set_ylabel("paths left (% of that length)")
+    style.integer_axis(ax)
+    style.percent_axis(ax)
+    ax.legend(fontsize=style.LEGEND_SIZE)
+    return ax
+
+
+def _draw_counts(ax: Axes, lengths: NDArray[Any], log_counts: FloatArray | None) -> None:
+    ax.set_title("(a) number of paths", loc="left")
+    if log_counts is None:
+        _say_missing(ax, "the number of paths\n(path_count)")
+        return
+    ax.bar(lengths, _shares(log_counts), width=0.9, color=style.SKY, edgecolor=style.BLUE, linewidth=0.4)
+    ax.set_ylabel("share of all paths (%)")
+    style.percent_axis(ax)
+
+
+def _draw_single_paths(
+    ax: Axes, lengths: NDArray[Any], ds: xr.Dataset, log_counts: FloatArray | None
+) -> None:
+    ax.set_title("(b) gradient of one path", loc="left")
+    if "path_gradient_norm" in ds:
+        mean = _positive(ds["path_gradient_norm"].values)
+        error = np.zeros_like(mean)
+        if "path_gradient_norm_stderr" in ds:
+            error = np.nan_to_num(ds["path_gradient_norm_stderr"].values)
+        # A bar down to zero has no end on a logarithmic axis: there only the upper half is drawn.
+        bars = [np.where(error < mean, error, 0), error]
+        ax.errorbar(lengths, mean, bars, label="sampled: mean, standard error", **SAMPLED)
+    if "path_gradient_rms" in ds:
+        ax.plot(lengths, _positive(_root_mean_square(ds)), label="random signs: root mean square", **SIGNS)
+    if not ax.lines and "gradient_norm" in ds and log_counts is not None:
+        mean_path = 10.0 ** (_log10(_mean_over_samples(ds["gradient_norm"])) - log_counts)
+        ax.plot(lengths, _positive(mean_path), label="exact: norm of the mean path", **EXACT)
+    if not ax.lines:
+        _say_missing(ax, 'gradients of single paths\n(estimator "sampled" or "signs")')
+        return
+    ax.set_yscale("log")
+    ax.set_ylabel("gradient norm")
+    style.leave_room(ax, 0.22)
+    ax.legend(fontsize=style.LEGEND_SIZE, loc="upper right")
+
+
+def _draw_totals(ax: Axes, lengths: NDArray[Any], ds: xr.Dataset, log_counts: FloatArray | None) -> None:
+    ax.set_title("(c) total gradient by length", loc="left")
+    series: list[tuple[str, FloatArray, str, dict[str, Any]]] = []
+    if "gradient_norm" in ds:
+        series.append(("exact", _log10(_mean_over_samples(ds["gradient_norm"])), "gradient_norm", EXACT))
+    if "log10_total_path_gradient" in ds:
+        totals = ds["log10_total_path_gradient"].values
+        series.append(("sampled", totals, "total_path_gradient", SAMPLED))
+    elif "total_path_gradient" in ds:
+        series.append(("sampled", _log10(ds["total_path_gradient"].values), "total_path_gradient", SAMPLED))
+    elif "path_gradient_rms" in ds and log_counts is not None:
+        series.append(
+            ("random signs", log_counts + _log10(_root_mean_square(ds)), "path_gradient_rms", SIGNS)
+        )
+    if not series:
+        _say_missing(ax, 'gradients by length\n(estimator "exact" or "sampled")')
+        return
+    for rank, (name, log_values, measure, look) in enumerate(series):
+        effective = _effective_range(ds, measure)
+        note = "" if effective is None else f", 95 % in {effective[0]:g}\N{EN DASH}{effective[1]:g}"
+        ax.plot(lengths, _shares(log_values), label=name + note, **look)
+        if effective is not None:
+            height = 0.77 - 0.04 * rank
+            bar = {**look, "marker": "|", "markersize": 8, "linewidth": 2.5, "linestyle": "-"}
+            ax.plot(effective, [height, height], transform=ax.get_xaxis_transform(), **bar)
+    ax.set_ylabel("share of the sum over lengths (%)")
+    style.percent_axis(ax)
+    style.leave_room(ax, 0.3)
+    ax.legend(fontsize=style.LEGEND_SIZE, loc="upper right")
+
+
+def _log10_path_count(ds: xr.Dataset) -> FloatArray | None:
+    if "log10_path_count" in ds:
+        return np.asarray(ds["log10_path_count"].values, dtype=np.float64)
+    if "path_count" in ds:
+        return _log10(ds["path_count"].values)
+    return None
+
+
+def _effective_range(ds: xr.Dataset, measure: str) -> tuple[float, float] | None:
+    if not {"effective_length_low", "effective_length_high"} <= set(ds.data_vars):
+        return None
+    if measure not in ds["measure"].values:
+        return None
+    low, high = (float(ds[f"effective_length_{end}"].sel(measure=measure)) for end in ("low", "high"))
+    return None if np.isnan(low) else (low, high)
+
+
+def _mean_over_samples(values: xr.DataArray) -> FloatArray:
+    return np.asarray(values.mean("sample").values, dtype=np.float64)
+
+
+def _root_mean_square(ds: xr.Dataset) -> FloatArray:
+    norms = ds["path_gradient_rms"]
+    # Squares of single paths' norms underflow long before the norms do.
+    largest = norms.max("sample")
+    scale = largest.where(largest > 0, 1)
+    return np.asarray((scale * np.sqrt(((norms / scale) ** 2).mean("sample"))).values, dtype=np.float64)
+
+
+def _log10(values: NDArray[Any]) -> FloatArray:
+    with np.errstate(divide="ignore"):
+        return np.asarray(np.log10(values.astype(np.float64)))
+
+
+def _shares(log_values: FloatArray) -> FloatArray:
+    """Each value's share of the sum, from logarithms that may be beyond the range of floats."""
+    finite = log_values[np.isfinite(log_values)]
+    if not finite.size:
+        return np.zeros_like(log_values)
+    values = 10.0 ** (log_values - finite.max())
+    return np.asarray(values / np.nansum(values))
+
+
+def _positive(values: NDArray[Any]) -> FloatArray:
+    """The values that a logarithmic axis can show; NaN, a gap in the line, for the others."""
+    return np.where(values > 0, values, np.nan)
+
+
+def _say_missing(ax: Axes, what: str) -> None:
+    ax.set_xticks([])
+    ax.set_yticks([])
+    ax.set_xlabel("")
+    ax.text(
+        0.5,
+        0.5,
+        f"not in this dataset:\n{what}",
+        transform=ax.transAxes,
+        ha="center",
+        va="center",
+        color=style.GREY,
+    )

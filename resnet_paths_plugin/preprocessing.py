@@ -1,0 +1,202 @@
+"""The way from labelled images to a model's inputs, in batches.
+
+It converts pixels and runs no model; which size and statistics a model expects comes from its description.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from resnet_paths_plugin.description import Interpolation, ModelDescription, Preprocessing
+from resnet_paths_plugin.errors import InputError
+from resnet_paths_plugin.images import LabelledImages, UInt8Image
+
+GREY, COLOUR = 1, 3
+"""Numbers of channels between which images are converted."""
+
+BATCH_BYTES = 64 * 2**20
+"""Size of the inputs that are held at once where the caller does not choose."""
+
+_INPUT_DIMS = 3  # C, H, W
+_FILTERS: Mapping[Interpolation, Image.Resampling] = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+
+class InputBatches:
+    """Images as a model takes them: `(inputs, target)` batches, made anew each time they are iterated over.
+
+    An image is brought to the model's number of channels, resized so that the model's size is the share
+    `crop_fraction` of it, cropped at the centre, scaled to 0..1 and normalised. Grey becomes colour by
+    repetition, colour becomes grey as Pillow weighs it (ITU-R 601-2 luma).
+
+    Iterating yields inputs, shape `[B, C, H, W]`, and targets, int64, shape `[B]`. It raises `FileError` for
+    an image that cannot be read, and `InputError` for one whose size or number of channels does not fit.
+
+    Args:
+        images: the images.
+        targets: the model's output that each image belongs to, int64, shape `[N]`.
+        preprocessing: what to bring images to.
+        resize: whether to resize and crop; if not, every image must have the size already.
+        batch_size: images per batch; None holds `BATCH_BYTES` at once, and between 8 and 256 images.
+        dtype: dtype of the inputs.
+    """
+
+    def __init__(
+        self,
+        images: LabelledImages,
+        targets: NDArray[np.int64],
+        preprocessing: Preprocessing,
+        *,
+        resize: bool = True,
+        batch_size: int | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.images = images
+        self.targets = targets
+        self.preprocessing = preprocessing
+        self.resize = resize
+        self.dtype = dtype
+        sample_bytes = dtype.itemsize * len(preprocessing.mean) * math.prod(preprocessing.size)
+        self.batch_size = batch_size or int(np.clip(BATCH_BYTES // sample_bytes, 8, 256))
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.targets) / self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        # Half precision has too few digits to normalise in.
+        working = torch.promote_types(self.dtype, torch.float32)
+        mean, std = (
+            torch.tensor(values, dtype=working).view(-1, 1, 1)
+            for values in (self.preprocessing.mean, self.preprocessing.std)
+        )
+        for start in range(0, len(self.targets), self.batch_size):
+            indices = range(start, min(start + self.batch_size, len(self.targets)))
+            pixels = np.stack([self._pixels(index).transpose(2, 0, 1) for index in indices])
+            inputs = torch.from_numpy(pixels).to(working).div_(255).sub_(mean).div_(std)
+            yield inputs.to(self.dtype), torch.from_numpy(self.targets[indices.start : indices.stop])
+
+    def __repr__(self) -> str:
+        resized = "" if self.resize else "not resized, "
+        return f"{len(self.targets)} images of {self.images.origin}, {resized}{self.preprocessing}"
+
+    def head(self, count: int) -> "InputBatches":
+        """Return the first `count` images, in one batch."""
+        return InputBatches(
+            self.images,
+            self.targets[:count],
+            self.preprocessing,
+            resize=self.resize,
+            batch_size=count,
+            dtype=self.dtype,
+        )
+
+    def _pixels(self, index: int) -> UInt8Image:
+        """Return an image in the model's size and number of channels, shape `[H, W, C]`."""
+        wanted, name = self.preprocessing, self.images.name(index)
+        image = _in_channels(self.images.image(index), len(wanted.mean), name)
+        if self.resize:
+            return _resized(image, wanted)
+        if image.shape[:2] != wanted.size:
+            raise InputError(
+                f"{name} is {_size_text(image.shape)} pixels and the first image {_size_text(wanted.size)}: "
+                "make all images one size, since it is not known which size the model takes"
+            )
+        return image
+
+
+def preprocessing_for(
+    description: ModelDescription | None,
+    images: LabelledImages,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+) -> tuple[Preprocessing, bool]:
+    """Return what to bring the images to, and whether they are to be resized for it.
+
+    Images that all have the model's size already, as an array of them may, stay as they are. Where the
+    model's size is not known, all images must have the size of the first.
+
+    Args:
+        description: what is known of the model.
+        images: the images.
+        mean: mean of each channel, instead of the description's.
+        std: standard deviation of each channel, instead of the description's.
+
+    Raises:
+        InputError: mean and std are not known or do not fit, or the model does not take images.
+    """
+    known = description.preprocessing if description else None
+    shape = description.input_shape if description else None
+    if shape is not None and len(shape) != _INPUT_DIMS:
+        raise InputError(f"the model takes inputs of shape {shape}, which is no image (C, H, W)")
+    if (mean is None) != (std is None):
+        raise InputError("mean and std belong together: give both or neither")
+    if mean is None or std is None:
+        if known is None:
+            raise InputError(
+                "it is not known how the model's inputs are normalised: give mean and std, one number per "
+                "channel each, for channels scaled to 0..1"
+            )
+        mean, std = known.mean, known.std
+    _check_statistics(mean, std, shape[0] if shape else len(mean))
+    if known is not None:
+        wanted = replace(known, mean=mean, std=std)
+    elif shape is not None:
+        wanted = Preprocessing(size=(shape[1], shape[2]), mean=mean, std=std)
+    else:
+        height, width = images.size or images.image(0).shape[:2]
+        return Preprocessing(size=(height, width), mean=mean, std=std), False
+    return wanted, images.size != wanted.size
+
+
+def _check_statistics(mean: tuple[float, ...], std: tuple[float, ...], channels: int) -> None:
+    if not len(mean) == len(std) == channels:
+        raise InputError(
+            f"mean has {len(mean)} and std {len(std)} numbers: give one for each of the {channels} channels"
+        )
+    if not all(map(math.isfinite, (*mean, *std))) or min(std) <= 0:
+        raise InputError(f"mean {mean} and std {std} must be finite numbers, those of std above zero")
+
+
+def _in_channels(image: UInt8Image, channels: int, name: str) -> UInt8Image:
+    given = image.shape[2]
+    if given == channels:
+        return image
+    if given == GREY and channels == COLOUR:
+        return image.repeat(COLOUR, axis=2)
+    if given == COLOUR and channels == GREY:
+        return np.asarray(Image.fromarray(image).convert("L"))[..., np.newaxis]
+    raise InputError(f"{name} has {given} channels, and the model takes {channels}")
+
+
+def _resized(image: UInt8Image, wanted: Preprocessing) -> UInt8Image:
+    """Resize until the wanted crop is the wanted share of the shorter side, and crop the centre.
+
+    Rounds as torchvision's transforms do: the longer side down, half a pixel of the crop's corner to even.
+    """
+    height, width = image.shape[:2]
+    # The fraction may be a quotient such as 224 / 232, which has been rounded.
+    covered = [math.floor(side / wanted.crop_fraction + 1e-6) for side in wanted.size]
+    if covered[0] * width >= covered[1] * height:
+        new = (covered[0], covered[0] * width // height)
+    else:
+        new = (covered[1] * height // width, covered[1])
+    top, left = (round((side - kept) / 2) for side, kept in zip(new, wanted.size, strict=True))
+    crop = np.s_[top : top + wanted.size[0], left : left + wanted.size[1]]
+    resample = _FILTERS[wanted.interpolation]
+    # One by one, since Pillow knows no image of two or of five channels.
+    channels = (Image.fromarray(channel) for channel in np.moveaxis(image, 2, 0))
+    return np.stack([np.asarray(channel.resize(new[::-1], resample))[crop] for channel in channels], axis=2)
+
+
+def _size_text(shape: Sequence[int]) -> str:
+    return f"{shape[0]} x {shape[1]}"

@@ -1,0 +1,59 @@
+"""A zoo that fits a CPU: every small test model of timm, with values that hide nothing.
+
+The oracle of outputs is the model itself; what is claimed of blocks is what holds for every residual network.
+"""
+
+import pytest
+import timm
+import torch
+from networks import randomised
+
+import resnet_paths_plugin as rpp
+
+MODELS = timm.list_models("test_*")
+BATCH = 2
+
+
+def test_the_zoo_is_not_empty():
+    assert len(MODELS) >= 18
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_outputs_are_equal_and_every_lesion_runs_and_shows(name):
+    model = randomised(timm.create_model(name)).eval()
+    size = model.default_cfg["input_size"]
+    if not model.default_cfg.get("fixed_input_size"):
+        size = (size[0], 96, 96)
+    x = torch.randn(BATCH, *size)
+    net = rpp.unravel(model, x)
+    with torch.no_grad():
+        intact = model(x)
+        assert torch.isfinite(intact).all()
+        assert torch.equal(net(x), intact)
+        assert torch.equal(net(x[:1]), model(x[:1]))
+        lesions = [rpp.Schedule.lesion(net, block) for block in net.blocks]
+        outputs = dict(net.outputs(lesions, (x,)))
+    assert outputs.keys() == set(range(len(net.blocks)))
+    for block in net.blocks:
+        assert torch.isfinite(outputs[block.index]).all(), block.name
+        assert not torch.allclose(outputs[block.index], intact, rtol=1e-6, atol=0), block.name
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_blocks_are_plausible(name):
+    with torch.device("meta"):
+        model = timm.create_model(name)
+        net = rpp.unravel(model)
+    modules = dict(model.named_modules())
+    assert net.blocks
+    assert len({block.name for block in net.blocks}) == len(net.blocks)
+    for block in net.blocks:
+        assert block.module in modules
+        assert block.depth >= 1
+        assert block.branch_type != "other"
+        assert len(block.source_shape) == len(block.sum_shape)
+        if block.skip_kind == "identity":
+            assert sorted(block.source_shape) == sorted(block.sum_shape)
+    stages = [block.stage for block in net.blocks]
+    assert None not in stages
+    assert stages == sorted(stages)
