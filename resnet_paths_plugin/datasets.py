@@ -4,15 +4,10 @@ It computes nothing and knows no graph: analyzers hand over arrays, readers get 
 """
 
 import os
-import platform
 import re
 import unicodedata
 import uuid
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
-from datetime import UTC, date, datetime
-from functools import partial, singledispatch
-from importlib import metadata
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -21,91 +16,14 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from resnet_paths_plugin.description import ModelDescription
+from resnet_paths_plugin.attributes import fits_netcdf, netcdf_safe
 from resnet_paths_plugin.errors import FileError, InputError
 from resnet_paths_plugin.graph.blocks import ResidualBlock
-
-SCHEMA_VERSION = 1
-"""Counts changes of the schema that an older `load` would misread."""
-
-PAPER = (
-    "Veit, Wilber, Belongie: Residual Networks Behave Like Ensembles of Relatively Shallow Networks, "
-    "NIPS 2016, https://arxiv.org/abs/1605.06431"
-)
+from resnet_paths_plugin.schema import QUANTITIES, SCHEMA_VERSION, Quantity
 
 Dims = str | Sequence[str]
 Entry = tuple[Dims, npt.ArrayLike] | tuple[Dims, npt.ArrayLike, Mapping[str, object]]
 """A variable as xarray takes it: dims, values and, where the schema does not know it, attributes."""
-Attribute = str | int | float | np.number
-"""What a netCDF attribute gives back exactly as it was: text or one number."""
-
-
-@dataclass(frozen=True, slots=True)
-class Quantity:
-    """What the schema says of a variable: meaning in a phrase, stored type, units ("1" for none)."""
-
-    long_name: str
-    dtype: type[np.generic]
-    units: str = "1"
-
-
-_PATHS = "the gradient norms of single paths of this length"
-_RANGE = "of the shortest interval of path lengths that holds 95 % of the measure's total"
-
-QUANTITIES: Mapping[str, Quantity] = {
-    # what a changed network does, sample by sample
-    "target_score": Quantity("score of the target", np.float32),
-    "target_score_drop": Quantity("score of the target: intact network minus changed network", np.float32),
-    "loss": Quantity("cross-entropy loss", np.float32, "nat"),
-    "kl_divergence": Quantity("Kullback-Leibler divergence from intact to changed output", np.float32, "nat"),
-    "correct": Quantity("whether the predicted class is the target", np.bool_),
-    "prediction": Quantity("predicted class", np.int32),
-    "prediction_changed": Quantity("whether the predicted class differs from the intact network's", np.bool_),
-    "error": Quantity("fraction of samples whose predicted class is not the target", np.float64),
-    # lesions
-    "lesion": Quantity("blocks whose branches are deleted, joined by '+'", np.str_),
-    "deleted": Quantity("whether the lesion deletes the block's branch", np.bool_),
-    "n_deleted": Quantity("number of deleted blocks", np.int32),
-    "draw": Quantity("number of the random draw among lesions of the same size, from 0", np.int32),
-    # reorderings
-    "reordering": Quantity("order of the blocks", np.str_),
-    "position": Quantity("place in the network, from 0", np.int32),
-    "order": Quantity("index of the block whose branch runs at this place", np.int32),
-    "kendall_tau": Quantity("Kendall's tau of old and new order, over the movable blocks", np.float64),
-    "kendall_tau_all_blocks": Quantity("Kendall's tau of old and new order, over all blocks", np.float64),
-    "n_swaps": Quantity("number of swaps that made the order", np.int32),
-    # path lengths
-    "path_length": Quantity("number of branches taken on a path", np.int32),
-    "gradient": Quantity("sum of the gradients of all paths of this length", np.float32),
-    "gradient_norm": Quantity("norm of the sum of the gradients of all paths of this length", np.float64),
-    "tail_gradient_norm": Quantity("norm of the sum of the gradients of all longer paths", np.float64),
-    "completeness_error": Quantity(
-        "norm of the sum over path lengths minus the ordinary gradient, relative to the latter's", np.float64
-    ),
-    "path_count": Quantity("number of paths of this length", np.float64),
-    "log10_path_count": Quantity("decimal logarithm of path_count", np.float64),
-    "path_gradient_norm": Quantity(f"mean of {_PATHS}, over sampled paths", np.float64),
-    "path_gradient_norm_stderr": Quantity("standard error of path_gradient_norm", np.float64),
-    "path_gradient_rms": Quantity(f"root mean square of {_PATHS}, over all of them", np.float64),
-    "total_path_gradient": Quantity(f"sum of {_PATHS}: path_count * path_gradient_norm", np.float64),
-    "log10_total_path_gradient": Quantity("decimal logarithm of total_path_gradient", np.float64),
-    "n_draws": Quantity("number of sampled paths", np.int64),
-    "measure": Quantity("variable that the value summarises", np.str_),
-    "effective_length_low": Quantity(f"lower end {_RANGE}", np.float64),
-    "effective_length_high": Quantity(f"upper end {_RANGE}", np.float64),
-    # samples and blocks
-    "sample": Quantity("number of the sample in the order given, from 0", np.int64),
-    "block": Quantity("residual block", np.str_),
-    "block_index": Quantity("place of the block in execution order, from 0", np.int32),
-    "stage": Quantity("stage of the network that the block belongs to, from 0", np.int32),
-    "skip_kind": Quantity("what the skip does: identity, scaled, projection or gated", np.str_),
-    "branch_type": Quantity("what the branch is made of", np.str_),
-    "group": Quantity("module that is handled as one at level 'group'", np.str_),
-    "module": Quantity("module that owns the block's sum", np.str_),
-    "depth": Quantity("longest chain of weighted operations in the branch", np.int32),
-}
-"""The variables of every result; norms are Euclidean."""
-
 _STAGE_FLAGS: Mapping[str, object] = {"flag_values": np.int32(-1), "flag_meanings": "not_known"}
 _INTACT = "intact_"
 _COUNTED_DIMS = ("sample", "position", "path_length")
@@ -113,8 +31,6 @@ _NAME = re.compile(r"\w[\w.+@-]*")
 # xarray and HDF5 use these themselves; written by hand they vanish or break the file.
 _RESERVED_GLOBALS = frozenset({"coordinates", "CLASS", "NAME", "DIMENSION_LIST", "REFERENCE_LIST"})
 _RESERVED = _RESERVED_GLOBALS | {"dtype"}
-_INT64 = np.iinfo(np.int64)
-_LONGEST_TEXT = 10_000
 _LONGEST_NAME = 256
 
 
@@ -149,73 +65,7 @@ def block_coords(blocks: Sequence[ResidualBlock]) -> dict[str, Entry]:
     }
 
 
-def provenance(
-    *,
-    title: str,
-    summary: str,
-    analyzer: str,
-    model_class: type,
-    description: ModelDescription | None,
-    weights_digest: str,
-    plugins: Sequence[str],
-    device: object,
-    dtype: object,
-    seed: int | None,
-    arguments: Mapping[str, object],
-) -> dict[str, Attribute]:
-    """Return the global attributes of a result: what it is, and everything needed to make it again.
-
-    Args:
-        title: the study in a phrase.
-        summary: what was done and how to read it, in a few sentences.
-        analyzer: name of the analyzer, such as `"BlockLesion"`.
-        model_class: class of the model.
-        description: what plugins know of the model; None where none knows it.
-        weights_digest: digest of parameters and buffers.
-        plugins: the plugins that were asked, with their versions.
-        device: device that the model ran on.
-        dtype: type of the model's parameters.
-        seed: seed of every random draw; None where nothing is drawn.
-        arguments: every argument of `attribute` by name; stored as `argument_<name>`.
-    """
-    created = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    package = f"resnet_paths_plugin {_version('resnet-paths-plugin')}"
-    identity: dict[str, str] = {}
-    if description is not None:
-        identity = {
-            "model_library": description.library,
-            "model_library_version": description.library_version,
-            "model_architecture": description.architecture,
-        }
-    facts: dict[str, object] = {
-        # Not CF: its units are those of UDUNITS, which has no nat.
-        "Conventions": "ACDD-1.3",
-        "schema_version": SCHEMA_VERSION,
-        "title": title,
-        "summary": summary,
-        "source": package,
-        "references": PAPER,
-        "date_created": created,
-        "history": f"{created} {analyzer}.attribute, {package}",
-        **identity,
-        "model_class": _notation(model_class),
-        "weights_digest": weights_digest,
-        "plugins": ", ".join(plugins) or "none",
-        "device": str(device),
-        "dtype": str(dtype),
-        "seed": seed,
-        "python_version": platform.python_version(),
-        **{
-            f"{name}_version": _version(name) for name in ("torch", "captum", "timm", "torchvision", "xarray")
-        },
-        **{f"argument_{name}": value for name, value in arguments.items()},
-    }
-    return {name: netcdf_safe(value) for name, value in facts.items()}
-
-
-def build(
-    variables: Mapping[str, Entry], *, coords: Mapping[str, Entry], attrs: Mapping[str, object]
-) -> xr.Dataset:
+def build(variables: Mapping[str, Entry], *, coords: Mapping[str, Entry], attrs: Mapping[str, object]) -> xr.Dataset:
     """Make a result of this package's schema, which `save` and `load` give back identical.
 
     Values get the schema's dtype, `long_name` and `units`; what the schema does not know (a user's measure, a
@@ -264,32 +114,6 @@ def build_tree(studies: Mapping[str, xr.Dataset]) -> xr.DataTree:
     return xr.DataTree.from_dict({"/": xr.Dataset(attrs=attrs), **studies})
 
 
-def netcdf_safe(value: object) -> Attribute:
-    """Return the value as text or number that a netCDF attribute gives back unchanged.
-
-    Text and numbers stay what they are, paths and dates become text; None, flags, collections, ranges and
-    dataclasses become text in Python's notation, cut after 10,000 characters; blocks, functions and classes
-    become their names, arrays and tensors their shape and dtype. Iterators and loaders are not read.
-    """
-    if isinstance(value, os.PathLike):
-        value = os.fspath(value)
-    elif isinstance(value, date):
-        value = value.isoformat()
-    if isinstance(value, str):
-        # netCDF ends a text at NUL and cannot encode a lone surrogate.
-        return value.encode("utf-8", "backslashreplace").decode().replace("\0", r"\x00")
-    if isinstance(value, np.number) and _fits_netcdf(value.dtype):
-        return value
-    if isinstance(value, float | np.float16):
-        return float(value)
-    if isinstance(value, int) and not isinstance(value, bool) and _INT64.min <= value <= _INT64.max:
-        return int(value)
-    text = _notation(value)
-    return (
-        text if len(text) <= _LONGEST_TEXT else f"{text[:_LONGEST_TEXT]} ... ({len(text)} characters in all)"
-    )
-
-
 def save(result: xr.Dataset | xr.DataTree, path: str | os.PathLike[str]) -> Path:
     """Write a result to a netCDF file, whole or not at all, and return the file's path.
 
@@ -335,15 +159,11 @@ def load(path: str | os.PathLike[str]) -> xr.Dataset | xr.DataTree:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileError(
-            f"{path} is {'a folder' if path.is_dir() else 'missing'}: expected a file made by save"
-        )
+        raise FileError(f"{path} is {'a folder' if path.is_dir() else 'missing'}: expected a file made by save")
     try:
         file = netCDF4.Dataset(os.path.realpath(path))
     except (OSError, RuntimeError) as error:
-        raise FileError(
-            f"{path} is damaged or no netCDF file: expected a file made by save ({error})"
-        ) from error
+        raise FileError(f"{path} is damaged or no netCDF file: expected a file made by save ({error})") from error
     with file:
         try:
             _check_schema(file, path)
@@ -351,9 +171,7 @@ def load(path: str | os.PathLike[str]) -> xr.Dataset | xr.DataTree:
         except FileError:
             raise
         except (OSError, RuntimeError, AttributeError, ValueError) as error:
-            raise FileError(
-                f"{path} is damaged: restore it from a copy or run the study again ({error})"
-            ) from error
+            raise FileError(f"{path} is damaged: restore it from a copy or run the study again ({error})") from error
     return groups["/"] if len(groups) == 1 else xr.DataTree.from_dict(groups)
 
 
@@ -416,14 +234,9 @@ def _storable(values: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
         if any(netcdf_safe(text) != text for text in texts):
             raise InputError("its text holds NUL or half a surrogate pair")
         return np.array(texts, dtype="U").reshape(values.shape)
-    if values.dtype.kind == "b" or _fits_netcdf(values.dtype):
+    if values.dtype.kind == "b" or fits_netcdf(values.dtype):
         return values.astype(values.dtype.newbyteorder("="), copy=False)
     raise InputError(f"netCDF has no exact counterpart of dtype {values.dtype}")
-
-
-def _fits_netcdf(dtype: np.dtype[np.generic]) -> bool:
-    """Whether netCDF has this type of number."""
-    return dtype.kind in "iu" or (dtype.kind == "f" and dtype.itemsize in (4, 8))
 
 
 def _check_name(name: object) -> None:
@@ -503,8 +316,7 @@ def _check_schema(file: netCDF4.Dataset, path: Path) -> None:
     known = [int(version) for version in versions if isinstance(version, np.integer)]
     if not known:
         raise FileError(
-            f"{path} is a netCDF file, but not one made by save (no schema_version): "
-            "open it with xarray.open_dataset"
+            f"{path} is a netCDF file, but not one made by save (no schema_version): open it with xarray.open_dataset"
         )
     if max(known) > SCHEMA_VERSION:
         raise FileError(
@@ -521,68 +333,3 @@ def _read(group: netCDF4.Dataset) -> dict[str, xr.Dataset]:
     for child in group.groups.values():
         found |= _read(child)
     return found
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"
-
-
-@singledispatch
-def _notation(value: object) -> str:
-    """Return a value in Python's notation, in one line; what has none is named by its class."""
-    if hasattr(value, "__qualname__"):
-        module = getattr(value, "__module__", None)
-        return value.__qualname__ if module in {None, "builtins"} else f"{module}.{value.__qualname__}"
-    if hasattr(value, "shape") and hasattr(value, "dtype"):
-        return f"{type(value).__name__} of shape {tuple(value.shape)}, dtype {value.dtype}"
-    if is_dataclass(value):
-        stated = (
-            f"{field.name}={_notation(getattr(value, field.name))}" for field in fields(value) if field.repr
-        )
-        return f"{type(value).__qualname__}({', '.join(stated)})"
-    text = repr(value)
-    # An address or a whole model tells a reader nothing.
-    return _notation(type(value)) if " at 0x" in text or "\n" in text else text
-
-
-_notation.register(str, repr)
-
-
-@_notation.register
-def _(value: ResidualBlock) -> str:
-    return repr(value.name)
-
-
-@_notation.register
-def _(value: np.generic) -> str:
-    item = value.item()
-    # A longdouble is its own item, and the item of a time in nanoseconds is a bare number.
-    return repr(str(value)) if isinstance(item, np.generic) or value.dtype.kind in "mM" else _notation(item)
-
-
-@_notation.register
-def _(value: partial) -> str:  # type: ignore[type-arg]
-    given = [
-        *map(_notation, value.args),
-        *(f"{name}={_notation(item)}" for name, item in value.keywords.items()),
-    ]
-    return f"partial({', '.join([_notation(value.func), *given])})"
-
-
-@_notation.register
-def _(value: Mapping) -> str:  # type: ignore[type-arg]
-    return "{" + ", ".join(f"{_notation(key)}: {_notation(item)}" for key, item in value.items()) + "}"
-
-
-@_notation.register(list | tuple | set | frozenset)
-def _(value: Collection[object]) -> str:
-    items = [_notation(item) for item in value]
-    if isinstance(value, list):
-        return f"[{', '.join(items)}]"
-    if isinstance(value, tuple):
-        return f"({', '.join(items)}{',' if len(items) == 1 else ''})"
-    # Sorted, since the order of a set of text changes from run to run.
-    return f"{{{', '.join(sorted(items))}}}" if items else "set()"

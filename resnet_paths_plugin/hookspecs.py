@@ -101,7 +101,7 @@ def resnet_paths_review_blocks(
 
 
 @hookspec
-def resnet_paths_analyzers() -> Mapping[str, type]:
+def resnet_paths_analyzers() -> Mapping[str, type]:  # type: ignore[empty-body]  # a specification
     """Offer further analyzers, by name, for `resnet_paths_plugin.analyzers()` and `resnet-paths plugins`.
 
     Called whenever analyzers are listed.

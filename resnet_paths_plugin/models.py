@@ -82,9 +82,7 @@ def build_model(spec: str, *, pretrained: bool, plugin_manager: pluggy.PluginMan
         except Exception as error:
             raise ResnetPathsError(f"{spec} could not be built: {_told(error)}") from error
     if pretrained:
-        raise InputError(
-            f"{spec} has no pretrained weights to choose: let the callable load them, or give a file"
-        )
+        raise InputError(f"{spec} has no pretrained weights to choose: let the callable load them, or give a file")
     model = _called(_imported(named["module"]), named["name"], spec)
     if not isinstance(model, nn.Module):
         raise InputError(f"{spec} returned a {type(model).__name__}: it must return a torch.nn.Module")
@@ -132,9 +130,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
         if names
     ]
     if problems:
-        raise FileError(
-            f"the weights {path} are not those of a {type(model).__name__}: {'; '.join(problems)}"
-        )
+        raise FileError(f"the weights {path} are not those of a {type(model).__name__}: {'; '.join(problems)}")
 
 
 def check_device(name: str) -> torch.device:
@@ -159,9 +155,7 @@ def _imported(module: str) -> object:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name is not None and f"{module}.".startswith(f"{error.name}."):
-            raise ModelNotFoundError(
-                f"there is no module {module!r} in {folder} or among those installed"
-            ) from error
+            raise ModelNotFoundError(f"there is no module {module!r} in {folder} or among those installed") from error
         raise ResnetPathsError(f"module {module!r} cannot be imported: {_told(error)}") from error
     except (Exception, SystemExit) as error:
         raise ResnetPathsError(f"module {module!r} cannot be imported: {_told(error)}") from error
@@ -173,9 +167,7 @@ def _called(module: object, name: str, spec: str) -> Any:
     except AttributeError as error:
         raise ModelNotFoundError(f"{spec}: {error}") from error
     if not callable(function):
-        raise InputError(
-            f"{spec} is a {type(function).__name__}: expected something to call without arguments"
-        )
+        raise InputError(f"{spec} is a {type(function).__name__}: expected something to call without arguments")
     try:
         return function()
     except (Exception, SystemExit) as error:

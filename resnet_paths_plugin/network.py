@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from resnet_paths_plugin import plugins
 from resnet_paths_plugin.description import ModelDescription
 from resnet_paths_plugin.engine.forward import ForwardEngine
+from resnet_paths_plugin.engine.path_graph import PathGraph
 from resnet_paths_plugin.engine.program import Program
 from resnet_paths_plugin.engine.schedule import Schedule
-from resnet_paths_plugin.engine.path_graph import PathGraph
 from resnet_paths_plugin.errors import InputError, NoResidualBlocksError, UnknownBlockError
-from resnet_paths_plugin.graph.blocks import BlockLike, ResidualBlock
+from resnet_paths_plugin.graph.blocks import BlockLike, ResidualBlock, listed
 from resnet_paths_plugin.graph.capture import CapturedGraph, capture, eval_mode, widened
 from resnet_paths_plugin.graph.detection import detect_blocks
 from resnet_paths_plugin.views import NetworkView, RestrictedNetwork, ScheduledNetwork
@@ -127,8 +127,7 @@ class UnraveledNetwork(NetworkView):
 
     def select(self, blocks: BlockLike | Iterable[BlockLike]) -> tuple[ResidualBlock, ...]:
         """Return one or several blocks, each once, in execution order."""
-        one = isinstance(blocks, ResidualBlock | str | Integral)
-        chosen = {self.block(block).index for block in ([blocks] if one else blocks)}  # type: ignore[list-item, union-attr]
+        chosen = {self.block(block).index for block in listed(blocks)}
         return tuple(self.blocks[index] for index in sorted(chosen))
 
     def require_blocks(self) -> None:
@@ -201,7 +200,7 @@ class UnraveledNetwork(NetworkView):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
             if not tensor.is_meta:
                 data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
-                digest.update(memoryview(data.numpy()))
+                digest.update(data.numpy().tobytes())
         return f"sha256:{digest.hexdigest()}"
 
     def __repr__(self) -> str:
@@ -264,9 +263,7 @@ def unravel(
     return UnraveledNetwork(graph, blocks, description, names)
 
 
-def with_stages(
-    blocks: Sequence[ResidualBlock], description: ModelDescription | None
-) -> tuple[ResidualBlock, ...]:
+def with_stages(blocks: Sequence[ResidualBlock], description: ModelDescription | None) -> tuple[ResidualBlock, ...]:
     """Number the stages as the model's library does, where it places every block."""
     stages = [description.stage_of(block.module) if description else None for block in blocks]
     if None in stages:
@@ -282,5 +279,3 @@ def _inputs_like(model: nn.Module, description: ModelDescription | None) -> Tens
         )
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     return torch.zeros((2, *description.input_shape), dtype=like.dtype, device=like.device)
-
-

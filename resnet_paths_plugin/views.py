@@ -116,7 +116,8 @@ class RestrictedNetwork(NetworkView):
         strange = [length for length in self.lengths if not 0 <= length < len(known) or not known[length]]
         if strange or not self.lengths:
             raise InputError(
-                f"{network.name} has paths of length 0 to {len(known) - 1}, and none of length {strange or '(none given)'}"
+                f"{network.name} has paths of length 0 to {len(known) - 1}, "
+                f"and {f'none of length {strange}' if strange else 'no length was given'}"
             )
         everything = self.lengths == tuple(length for length, count in enumerate(known) if count)
         n = len(network.blocks)
@@ -177,7 +178,11 @@ class _Restriction(torch.autograd.Function):
         }
         found = view.pull_back(args, seeds)
         flat = [found.get(at) for at in network.program.inputs]
-        return (None, None, *(None if g is None else g.to(leaf.dtype) for g, leaf in zip(flat, leaves, strict=True)))
+        return (
+            None,
+            None,
+            *(None if g is None else g.to(leaf.dtype) for g, leaf in zip(flat, leaves, strict=True)),
+        )
 
 
 def _ranges(lengths: Sequence[int]) -> str:

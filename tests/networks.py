@@ -31,7 +31,7 @@ def randomised(model, seed=0):
                 uniform(module.running_mean, -0.3, 0.3)
                 uniform(module.running_var, 0.6, 1.4)
         for parameter in model.parameters():
-            if parameter.ndim <= 1 or not parameter.any():
+            if parameter.ndim <= 1 or parameter.abs().max() < 1e-3:
                 uniform(parameter, 0.4, 1.2) if parameter.ndim == 1 else uniform(parameter, 0.1, 0.5)
     return model
 
@@ -45,7 +45,11 @@ class Zeroed(nn.Module):
 
     def forward(self, *args, **kwargs):
         value = self.module(*args, **kwargs)
-        return tuple(part * 0 if i == 0 else part for i, part in enumerate(value)) if isinstance(value, tuple) else value * 0
+        return (
+            tuple(part * 0 if i == 0 else part for i, part in enumerate(value))
+            if isinstance(value, tuple)
+            else value * 0
+        )
 
 
 def without(model, *paths):
@@ -60,7 +64,9 @@ def state_of(model):
     """Return everything about a model and the random number generators that an analysis could change."""
     return {
         "values": {name: tensor.clone() for name, tensor in model.state_dict().items()},
-        "identity": {name: id(tensor) for name, tensor in [*model.named_parameters(), *model.named_buffers()]},
+        "identity": {
+            name: id(tensor) for name, tensor in [*model.named_parameters(), *model.named_buffers()]
+        },
         "requires_grad": {name: parameter.requires_grad for name, parameter in model.named_parameters()},
         "gradients": {name: parameter.grad for name, parameter in model.named_parameters()},
         "training": {name: module.training for name, module in model.named_modules()},
@@ -114,10 +120,7 @@ class PreActivation(nn.Module):
         super().__init__()
         self.stem = nn.Conv2d(3, channels, 3, padding=1)
         self.blocks = nn.Sequential(
-            *(
-                Residual(nn.Sequential(convolution(channels), convolution(channels)))
-                for _ in range(blocks)
-            )
+            *(Residual(nn.Sequential(convolution(channels), convolution(channels))) for _ in range(blocks))
         )
         self.head = nn.Linear(channels, classes)
 
@@ -514,7 +517,9 @@ class Plain(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.layers = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU())
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU()
+        )
         self.head = nn.Linear(4, 5)
 
     def forward(self, x):
@@ -692,9 +697,7 @@ CASES = {
         VECTOR,
         tuple(Known(f"block:{i}", "identity", "mlp", "block.branch") for i in (1, 2, 3)),
     ),
-    "two inputs": Case(
-        TwoInputs, ((7,), (4,)), (Known("block", "identity", "mlp", "block.branch"),)
-    ),
+    "two inputs": Case(TwoInputs, ((7,), (4,)), (Known("block", "identity", "mlp", "block.branch"),)),
     "several outputs": Case(
         SeveralOutputs,
         VECTOR,

@@ -21,7 +21,7 @@ import torch
 import xarray as xr
 from hypothesis import given, settings
 
-from resnet_paths_plugin import datasets
+from resnet_paths_plugin import attributes, datasets, schema
 from resnet_paths_plugin.description import ModelDescription
 from resnet_paths_plugin.errors import FileError, InputError
 from resnet_paths_plugin.graph.blocks import ResidualBlock
@@ -60,7 +60,7 @@ def make_attrs(**changes):
         "seed": 0,
         "arguments": {"lesions": None, "n_deleted": range(1, 21), "draws": 1},
     }
-    return datasets.provenance(**{**given, **changes})
+    return attributes.provenance(**{**given, **changes})
 
 
 def make_lesion(**changes):
@@ -108,9 +108,9 @@ def test_every_variable_of_the_design_is_known_with_its_dtype_and_units():
         | dtype("effective_length_low effective_length_high", "f8")
         | dtype("lesion reordering block skip_kind branch_type group module measure", "U")
     )
-    stored = {name: np.dtype(quantity.dtype) for name, quantity in datasets.QUANTITIES.items()}
+    stored = {name: np.dtype(quantity.dtype) for name, quantity in schema.QUANTITIES.items()}
     assert stored == expected
-    units = {name: quantity.units for name, quantity in datasets.QUANTITIES.items()}
+    units = {name: quantity.units for name, quantity in schema.QUANTITIES.items()}
     assert {name for name, unit in units.items() if unit == "nat"} == {"loss", "kl_divergence"}
     assert set(units.values()) == {"1", "nat"}
 
@@ -235,9 +235,7 @@ def test_a_users_measure_cannot_take_a_name_of_the_schema(name):
         datasets.check_names([name])
 
 
-@pytest.mark.parametrize(
-    "name", ["coordinates", "CLASS", "NAME", "DIMENSION_LIST", "REFERENCE_LIST", "_NCProperties"]
-)
+@pytest.mark.parametrize("name", ["coordinates", "CLASS", "NAME", "DIMENSION_LIST", "REFERENCE_LIST", "_NCProperties"])
 def test_attribute_names_of_the_file_format_are_refused(name):
     with pytest.raises(InputError, match="file format"):
         datasets.build({}, coords={}, attrs={name: "x"})
@@ -251,7 +249,7 @@ def test_attribute_names_of_the_file_format_are_refused(name):
 def test_provenance_says_what_when_and_with_what():
     attrs = make_attrs()
     assert attrs["title"] == "Lesions of resnet18"
-    assert attrs["schema_version"] == datasets.SCHEMA_VERSION
+    assert attrs["schema_version"] == schema.SCHEMA_VERSION
     assert "1605.06431" in attrs["references"]
     created = datetime.strptime(attrs["date_created"], "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
     assert abs((datetime.now(UTC) - created).total_seconds()) < 60
@@ -276,9 +274,9 @@ def test_provenance_of_an_unknown_model_leaves_its_identity_out():
 
 def test_a_package_that_is_missing_is_said_to_be_missing(monkeypatch):
     def absent(name):
-        raise datasets.metadata.PackageNotFoundError(name)
+        raise attributes.metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr(datasets.metadata, "version", absent)
+    monkeypatch.setattr(attributes.metadata, "version", absent)
     assert make_attrs()["timm_version"] == "not installed"
 
 
@@ -360,7 +358,7 @@ SAFE = {
 @pytest.mark.parametrize("case", SAFE)
 def test_attributes_become_what_netcdf_keeps(case, tmp_path):
     value, expected = SAFE[case]
-    safe = datasets.netcdf_safe(value)
+    safe = attributes.netcdf_safe(value)
     assert type(safe) is type(expected)
     assert safe == expected
     with netCDF4.Dataset(tmp_path / "oracle.nc", "w") as file:
@@ -370,11 +368,11 @@ def test_attributes_become_what_netcdf_keeps(case, tmp_path):
 
 
 def test_nan_stays_nan():
-    assert np.isnan(datasets.netcdf_safe(float("nan")))
+    assert np.isnan(attributes.netcdf_safe(float("nan")))
 
 
 def test_long_arguments_are_cut_and_say_so():
-    safe = datasets.netcdf_safe(list(range(100_000)))
+    safe = attributes.netcdf_safe(list(range(100_000)))
     assert len(safe) < 10_100
     assert safe.endswith(f"({len(str(list(range(100_000))))} characters in all)")
 
@@ -392,7 +390,7 @@ plain = st.recursive(
 
 @given(plain.filter(lambda value: not isinstance(value, str)))
 def test_arguments_are_written_as_python_writes_them(value):
-    assert str(datasets.netcdf_safe(value)) == repr(value)
+    assert str(attributes.netcdf_safe(value)) == repr(value)
 
 
 # --- files
@@ -442,7 +440,7 @@ def test_the_root_of_a_tree_states_what_the_studies_share():
     assert root["title"] == "Studies of resnet18"
     assert "one, other" in root["summary"]
     assert root["weights_digest"] == "sha256:00ff"
-    assert root["schema_version"] == datasets.SCHEMA_VERSION
+    assert root["schema_version"] == schema.SCHEMA_VERSION
     assert root["date_created"] == "2999-01-01T00:00:00Z"
     assert root["history"] == one.attrs["history"] + "\nlater"
     assert "seed" not in root
@@ -504,8 +502,7 @@ letters = st.text("abzé中_" + string.digits, min_size=1, max_size=6)
 names = st.builds("{}{}".format, letters, st.text("a.+@-_9ß", max_size=4))
 labels = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=8)
 arrays = st.one_of(
-    npst.arrays(dtype, (3, 2))
-    for dtype in ("?", "i1", "u2", "i4", "i8", "u8", "f2", "f4", "f8", ">f4", ">i8")
+    npst.arrays(dtype, (3, 2)) for dtype in ("?", "i1", "u2", "i4", "i8", "u8", "f2", "f4", "f8", ">f4", ">i8")
 ) | npst.arrays("U", (3, 2), elements=labels.filter(lambda text: "\0" not in text))
 
 
@@ -514,20 +511,18 @@ def results(draw):
     size = draw(st.integers(0, 4))
     text = st.lists(labels, min_size=size, max_size=size)
     own = draw(st.dictionaries(names, arrays, max_size=4))
-    schema = {
-        name: ("lesion", draw(npst.arrays(datasets.QUANTITIES[name].dtype, size)))
+    known = {
+        name: ("lesion", draw(npst.arrays(schema.QUANTITIES[name].dtype, size)))
         for name in draw(st.sets(st.sampled_from(["loss", "error", "correct", "n_deleted", "n_draws"])))
     }
-    entries = {
-        f"m{name}": (("row", "column"), values, {"comment": draw(labels)}) for name, values in own.items()
-    }
+    entries = {f"m{name}": (("row", "column"), values, {"comment": draw(labels)}) for name, values in own.items()}
     blocks = [make_block(index, name) for index, name in enumerate(draw(text))]
     coords = {
         **datasets.block_coords(blocks),
         "lesion": ("lesion", draw(text.filter(lambda found: len(set(found)) == len(found)))),
     }
     arguments = draw(st.dictionaries(names, plain, max_size=3))
-    return datasets.build({**entries, **schema}, coords=coords, attrs=make_attrs(arguments=arguments))
+    return datasets.build({**entries, **known}, coords=coords, attrs=make_attrs(arguments=arguments))
 
 
 @settings(deadline=None, max_examples=30)
@@ -542,17 +537,13 @@ def test_any_result_comes_back_identical(tmp_path_factory, result):
     assert [path.name for path in folder.iterdir()] == ["result.nc"]
 
 
-@pytest.mark.parametrize(
-    "name", ["größe b.nc", "a#mode=bytes.nc", "a?b.nc", "a[0].nc", "~.nc", "https:x.nc", "x"]
-)
+@pytest.mark.parametrize("name", ["größe b.nc", "a#mode=bytes.nc", "a?b.nc", "a[0].nc", "~.nc", "https:x.nc", "x"])
 def test_any_file_name_works(name, tmp_path):
     folder = tmp_path / "s3:#?[0]"
     folder.mkdir()
     path = datasets.save(make_lesion(), folder / name)
     assert [path.name for path in folder.iterdir()] == [name]
-    xr.testing.assert_identical(
-        datasets.load(str(path)), make_lesion().assign_attrs(datasets.load(path).attrs)
-    )
+    xr.testing.assert_identical(datasets.load(str(path)), make_lesion().assign_attrs(datasets.load(path).attrs))
 
 
 def test_save_returns_the_path_it_was_given(tmp_path, monkeypatch):
@@ -609,9 +600,7 @@ def test_the_file_is_on_disk_before_it_takes_its_name(tmp_path, monkeypatch):
     events = []
     fsync, replace = os.fsync, Path.replace
     monkeypatch.setattr(datasets.os, "fsync", lambda number: (events.append("fsync"), fsync(number)))
-    monkeypatch.setattr(
-        Path, "replace", lambda old, new: (events.append(old.parent == new.parent), replace(old, new))
-    )
+    monkeypatch.setattr(Path, "replace", lambda old, new: (events.append(old.parent == new.parent), replace(old, new)))
     datasets.save(make_lesion(), tmp_path / "result.nc")
     assert events == ["fsync", True]
 
@@ -711,7 +700,7 @@ def test_loading_a_netcdf_file_of_something_else(attrs, tmp_path):
 
 @pytest.mark.parametrize("tree", [False, True])
 def test_loading_a_newer_schema(tree, tmp_path):
-    result = make_lesion().assign_attrs(schema_version=datasets.SCHEMA_VERSION + 1)
+    result = make_lesion().assign_attrs(schema_version=schema.SCHEMA_VERSION + 1)
     result = xr.DataTree.from_dict({"/lesion": result}) if tree else result
     path = datasets.save(result, tmp_path / "newer.nc")
     with pytest.raises(FileError, match=r"schema version 2, .* reads up to 1: upgrade"):

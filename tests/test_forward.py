@@ -104,7 +104,9 @@ def test_deleting_blocks_equals_zeroing_their_branches_by_hand(name):
         ]
         assert any(changes), known.name
     every = [known.name for known in case.blocks]
-    assert_close(net.lesioned(every)(*inputs), without(model, *(known.path for known in case.blocks))(*inputs))
+    assert_close(
+        net.lesioned(every)(*inputs), without(model, *(known.path for known in case.blocks))(*inputs)
+    )
 
 
 def test_deleting_a_block_keeps_its_projection():
@@ -181,7 +183,9 @@ def test_the_identity_schedule_is_the_model_bit_for_bit(name):
         rpp.Schedule.from_weights(net, weights),
     ):
         for one, other in zip(
-            pytree.tree_leaves(net.scheduled(schedule)(*inputs)), pytree.tree_leaves(model(*inputs)), strict=True
+            pytree.tree_leaves(net.scheduled(schedule)(*inputs)),
+            pytree.tree_leaves(model(*inputs)),
+            strict=True,
         ):
             assert torch.equal(torch.as_tensor(one), torch.as_tensor(other))
         np.testing.assert_array_equal(schedule.weights, weights)
@@ -373,7 +377,10 @@ def test_a_schedule_of_another_network_is_refused():
 
 @pytest.mark.parametrize("n", [3, 8])
 def test_single_lesions_share_the_blocks_before_them(n):
-    net, x = rpp.unravel(chain(n), torch.randn(2, 7, dtype=torch.float64)), torch.randn(2, 7, dtype=torch.float64)
+    net, x = (
+        rpp.unravel(chain(n), torch.randn(2, 7, dtype=torch.float64)),
+        torch.randn(2, 7, dtype=torch.float64),
+    )
     lesions = [rpp.Schedule.lesion(net, block) for block in net.blocks]
     # The stem once, n heads. Branch j is computed once for all lesions after it, and once for each before it.
     branches = sum((j < n - 1) + j for j in range(n))
@@ -382,7 +389,10 @@ def test_single_lesions_share_the_blocks_before_them(n):
 
 
 def test_deleted_branches_are_never_computed():
-    net, x = rpp.unravel(chain(5), torch.randn(2, 7, dtype=torch.float64)), torch.randn(2, 7, dtype=torch.float64)
+    net, x = (
+        rpp.unravel(chain(5), torch.randn(2, 7, dtype=torch.float64)),
+        torch.randn(2, 7, dtype=torch.float64),
+    )
     assert products(lambda: net(x)) == 7
     assert products(lambda: net.lesioned([1, 3])(x)) == 5
     assert products(lambda: net.lesioned(range(5))(x)) == 2
@@ -396,7 +406,10 @@ def test_blocks_inside_a_deleted_branch_are_never_computed():
 
 
 def test_a_schedule_given_twice_is_computed_once():
-    net, x = rpp.unravel(chain(4), torch.randn(2, 7, dtype=torch.float64)), torch.randn(2, 7, dtype=torch.float64)
+    net, x = (
+        rpp.unravel(chain(4), torch.randn(2, 7, dtype=torch.float64)),
+        torch.randn(2, 7, dtype=torch.float64),
+    )
     twice = [rpp.Schedule.lesion(net, 1) for _ in range(2)]
     assert products(lambda: run_all(net, twice, x)) == 5
 
@@ -459,7 +472,11 @@ def test_schedules_side_by_side_give_what_they_give_alone(name, width):
     net = rpp.unravel(model, inputs)
     n = len(net.blocks)
     schedules = [rpp.Schedule.lesion(net, block) for block in net.blocks]
-    schedules += [rpp.Schedule.identity(net), rpp.Schedule.lesion(net, range(n)), rpp.Schedule.scaled(net, 0.7)]
+    schedules += [
+        rpp.Schedule.identity(net),
+        rpp.Schedule.lesion(net, range(n)),
+        rpp.Schedule.scaled(net, 0.7),
+    ]
     alone = dict(net.outputs(schedules, inputs))
     together = dict(net.outputs(schedules, inputs, perturbations_per_eval=width))
     assert together.keys() == alone.keys() == set(range(len(schedules)))
@@ -476,7 +493,9 @@ def test_reorderings_and_constants_side_by_side_give_what_they_give_alone():
         rpp.Schedule.from_rows(net, {2: ()}, {2: constant}),
         rpp.Schedule.from_rows(net, {1: ((0, 1.0), (1, 0.5))}, {0: constant}),
     ]
-    for one, other in zip(run_all(net, schedules, x, perturbations_per_eval=5), run_all(net, schedules, x), strict=True):
+    for one, other in zip(
+        run_all(net, schedules, x, perturbations_per_eval=5), run_all(net, schedules, x), strict=True
+    ):
         assert_close(one, other)
 
 
@@ -490,7 +509,9 @@ def test_a_network_that_folds_its_batch_into_tokens_still_runs_side_by_side_sche
     net = rpp.unravel(model, x)
     lesions = [rpp.Schedule.lesion(net, block) for block in net.blocks]
     assert len(lesions) == 2
-    for one, other in zip(run_all(net, lesions, x, perturbations_per_eval=4), run_all(net, lesions, x), strict=True):
+    for one, other in zip(
+        run_all(net, lesions, x, perturbations_per_eval=4), run_all(net, lesions, x), strict=True
+    ):
         assert_close(one, other)
 
 
@@ -532,6 +553,7 @@ def test_noise_tunnel_runs_on_a_view(lesioned):
     assert NoiseTunnel(Saliency(view)).attribute(x, nt_samples=3, target=1).shape == x.shape
 
 
+@pytest.mark.filterwarnings("ignore:Setting (forward, )?backward hooks:UserWarning")
 @pytest.mark.parametrize("method", [DeepLift, GuidedBackprop, LRP])
 @pytest.mark.parametrize("intact", [True, False])
 def test_methods_that_walk_submodules_are_refused_and_leave_the_model_alone(method, intact, lesioned):

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -93,17 +94,30 @@ class Batches:
 
 
 def check_target(target: Target, n_outputs: int) -> None:
-    """Check that every target names one of the model's outputs.
+    """Check that every target names one of the model's outputs, which are of shape `[B, n_outputs]`.
 
     Raises:
-        InputError: if a target is out of range.
+        InputError: if a target is out of range, or a tuple of another length than one.
     """
-    values = target if isinstance(target, Tensor) else torch.tensor([target]) if isinstance(target, int) else None
-    if values is None:
+    if target is None:
         return
+    values = target if isinstance(target, Tensor) else torch.tensor(_columns(target))
     bad = values[(values < 0) | (values >= n_outputs)]
     if len(bad):
         raise InputError(f"target {int(bad[0])} is out of range: the model has {n_outputs} outputs, 0..{n_outputs - 1}")
+
+
+def _columns(target: Target) -> list[int]:
+    """Return the column that each index or tuple of a target selects."""
+    columns: list[int] = []
+    for one in target if isinstance(target, list) else [target]:
+        index = one if isinstance(one, tuple) else (one,)
+        if len(index) != 1 or not isinstance(index[0], Integral):
+            raise InputError(
+                f"target {one!r} must be one index: the model's outputs have one dimension after the batch"
+            )
+        columns.append(int(index[0]))
+    return columns
 
 
 def _all_tensors(values: tuple[Any, ...]) -> bool:

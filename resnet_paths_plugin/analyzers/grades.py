@@ -44,7 +44,9 @@ def grading_of(network: UnraveledNetwork, grade: Grade) -> Grading:
     }
     function = functions.get(grade) if isinstance(grade, str) else grade
     if not callable(function):
-        raise InputError(f"grade must be one of {', '.join(map(repr, functions))} or a function of a block, not {grade!r}")
+        raise InputError(
+            f"grade must be one of {', '.join(map(repr, functions))} or a function of a block, not {grade!r}"
+        )
     given = [function(block) for block in network.blocks]
     named = [{"path_length": value} if not isinstance(value, Mapping) else value for value in given]
     for block, values in zip(network.blocks, named, strict=True):

@@ -20,7 +20,7 @@ from resnet_paths_plugin.analyzers.schedule_study import (
 )
 from resnet_paths_plugin.engine.schedule import Schedule
 from resnet_paths_plugin.errors import InputError, UnknownBlockError
-from resnet_paths_plugin.graph.blocks import BlockLike, ResidualBlock
+from resnet_paths_plugin.graph.blocks import BlockLike, ResidualBlock, listed
 from resnet_paths_plugin.network import UnraveledNetwork
 
 Level = Literal["block", "group"]
@@ -146,9 +146,8 @@ def _units(network: UnraveledNetwork, level: Level) -> dict[str, tuple[ResidualB
 def _unit_names(
     network: UnraveledNetwork, units: Mapping[str, Sequence[ResidualBlock]], level: Level, lesion: Lesion
 ) -> list[str]:
-    members = [lesion] if isinstance(lesion, ResidualBlock | str | Integral) else list(lesion)
     names: set[str] = set()
-    for member in members:
+    for member in listed(lesion):
         if level == "block":
             names.add(network.block(member).name)
         elif isinstance(member, str) and member in units:
@@ -161,7 +160,7 @@ def _unit_names(
 
 
 def _random_sets(units: Mapping[str, object], n_deleted: int | Iterable[int], draws: int, seed: int) -> list[_Set]:
-    sizes = [n_deleted] if isinstance(n_deleted, Integral) else list(n_deleted)
+    sizes = list(n_deleted) if isinstance(n_deleted, Iterable) else [n_deleted]
     if not isinstance(draws, int) or draws < 1:
         raise InputError(f"draws must be a positive integer, not {draws!r}")
     for size in sizes:

@@ -71,9 +71,7 @@ class Measures:
             return
         values["prediction_changed"] = values["prediction"] != reference["prediction"]
         log_intact, log_changed = (functional.log_softmax(logits.double(), 1) for logits in (intact, outputs))
-        values["kl_divergence"] = functional.kl_div(
-            log_changed, log_intact, reduction="none", log_target=True
-        ).sum(1)
+        values["kl_divergence"] = functional.kl_div(log_changed, log_intact, reduction="none", log_target=True).sum(1)
         if "target_score" in values:
             values["target_score_drop"] = reference["target_score"] - values["target_score"]
 

@@ -68,7 +68,9 @@ def ordinary_gradient(model: nn.Module, objective: Objective, batch: Batch) -> l
         outputs = model(*pytree.tree_unflatten(tracked, spec))
         total = per_sample(objective, outputs, batch).sum()
     places = [at for at, leaf in enumerate(tracked) if isinstance(leaf, Tensor) and leaf.requires_grad]
-    found = dict(zip(places, torch.autograd.grad(total, [tracked[at] for at in places], allow_unused=True), strict=True))
+    found = dict(
+        zip(places, torch.autograd.grad(total, [tracked[at] for at in places], allow_unused=True), strict=True)
+    )
     return [found.get(at) for at in range(len(leaves))]
 
 

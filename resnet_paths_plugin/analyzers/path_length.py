@@ -16,7 +16,12 @@ from tqdm.auto import tqdm
 from resnet_paths_plugin import datasets, paths
 from resnet_paths_plugin.analyzers.batches import Batch, Batches, Target, check_target
 from resnet_paths_plugin.analyzers.grades import Grade, Grading, grading_of
-from resnet_paths_plugin.analyzers.objectives import Objective, ordinary_gradient, output_gradients, per_sample
+from resnet_paths_plugin.analyzers.objectives import (
+    Objective,
+    ordinary_gradient,
+    output_gradients,
+    per_sample,
+)
 from resnet_paths_plugin.analyzers.schedule_study import chunk_size, network_for, positive, study_attrs
 from resnet_paths_plugin.engine.backward import BackwardWalk, Bank, bank_dtype
 from resnet_paths_plugin.engine.path_graph import PathGraph
@@ -232,9 +237,7 @@ class _Study:
 
     def _signed(self, walk: BackwardWalk, seeds: dict[int, Tensor], chunk: Batch) -> None:
         lengths = ByLength(self.grading.grades, self.limits, tail=False)
-        squares = [
-            self._norms(walk.run(seeds, WithSigns(lengths, signs)), self.grid) ** 2 for signs in self.signs
-        ]
+        squares = [self._norms(walk.run(seeds, WithSigns(lengths, signs)), self.grid) ** 2 for signs in self.signs]
         counts = np.array([float(self.counts.get(length, 0)) for length in self.grid])
         with np.errstate(divide="ignore", invalid="ignore"):
             rms = np.sqrt(np.mean(squares, axis=0) / counts[:, None])
@@ -277,7 +280,8 @@ class _Study:
                     values[at] = values[at].detach().requires_grad_()
             leaves = [values.get(at, static.get(at)) if at is not None else None for at in program.outputs]
             total = per_sample(self.objective, self.network.graph.unflatten(leaves), chunk).sum()
-            return torch.autograd.grad(total, values[tap])[0]
+            (gradient,) = torch.autograd.grad(total, [values[tap]])
+            return gradient
 
     def dataset(self, attrs: dict[str, Any]) -> xr.Dataset:
         """Return what has been found for all samples."""
@@ -377,7 +381,8 @@ def _check_taps(network: UnraveledNetwork, graph: PathGraph, tap: ResidualBlock 
             )
         if network.program.batch_dim(at) is None:
             raise InputError(
-                f"the source of {tap.name if tap else 'the input'!r} has no dimension that is the batch: take another tap"
+                f"{f'the source of {tap.name!r}' if tap else 'an input'} has no dimension that is the batch: "
+                "take another tap"
             )
 
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from tqdm.auto import tqdm
 
-from resnet_paths_plugin import datasets
-from resnet_paths_plugin.analyzers.batches import Batch, Batches, Target
+from resnet_paths_plugin import attributes, datasets
+from resnet_paths_plugin.analyzers.batches import Batch, Batches
 from resnet_paths_plugin.analyzers.measures import Measure, Measures
 from resnet_paths_plugin.engine.schedule import Schedule
 from resnet_paths_plugin.errors import InputError, NonFiniteOutputWarning
@@ -154,10 +154,16 @@ def _dataset(
 
 
 def study_attrs(
-    network: UnraveledNetwork, *, analyzer: str, title: str, summary: str, seed: int | None, arguments: Mapping[str, Any]
+    network: UnraveledNetwork,
+    *,
+    analyzer: str,
+    title: str,
+    summary: str,
+    seed: int | None,
+    arguments: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Return the provenance of a study of this network."""
-    return datasets.provenance(
+    return attributes.provenance(
         title=title,
         summary=summary,
         analyzer=analyzer,
@@ -195,5 +201,3 @@ def _warn_if_not_finite(network: UnraveledNetwork, outputs: Any) -> None:
             NonFiniteOutputWarning,
             stacklevel=2,
         )
-
-

@@ -60,7 +60,13 @@ class BackwardWalk:
     """
 
     def __init__(
-        self, graph: PathGraph, inputs: Values, parameters: Values, *, dtype: torch.dtype, bank_bytes: int = BANK_BYTES
+        self,
+        graph: PathGraph,
+        inputs: Values,
+        parameters: Values,
+        *,
+        dtype: torch.dtype,
+        bank_bytes: int = BANK_BYTES,
     ) -> None:
         self.graph = graph
         self.program: Program = graph.program
@@ -239,7 +245,9 @@ class _Arrivals:
 
     def leave(self, positions: Sequence[int] | None = None) -> list[tuple[int, Lane, Part, Bank]]:
         """Take what waits at some positions, nodes excepted, or everywhere."""
-        chosen = list(self._waiting) if positions is None else [at for at in positions if not self.graph.nodes >> at & 1]
+        chosen = (
+            list(self._waiting) if positions is None else [at for at in positions if not self.graph.nodes >> at & 1]
+        )
         return [
             (at, lane, part, bank)
             for at in chosen
@@ -305,5 +313,3 @@ def _index(places: Sequence[int]) -> Any:
 def _sorted(keys: Iterable[Key]) -> tuple[Key, ...]:
     """Sort keys by length, the tail last."""
     return tuple(sorted(keys, key=lambda key: (1, ()) if isinstance(key, str) else (0, key)))
-
-

@@ -79,9 +79,7 @@ class DemandAnalysis:
     def _nested(self) -> tuple[tuple[Sum, ...], ...]:
         """For each block, the sums inside its branch."""
         sum_at = self.program.sum_at
-        return tuple(
-            tuple(sum_at[at] for at in branch.region if at in sum_at) for branch in self.program.branches
-        )
+        return tuple(tuple(sum_at[at] for at in branch.region if at in sum_at) for branch in self.program.branches)
 
     def _walk(self, positions: Sequence[int], needed: int, schedule: Schedule) -> int:
         """Add to `needed` what the operators and sums at some positions need, going backward."""

@@ -136,24 +136,25 @@ class _Run:
             values.clear()
             yield from self.side_by_side(*start, pending)
 
-    def side_by_side(
-        self, at: int, values: Values, members: Sequence[Member]
-    ) -> Iterator[tuple[int, list[Any]]]:
+    def side_by_side(self, at: int, values: Values, members: Sequence[Member]) -> Iterator[tuple[int, list[Any]]]:
         """Run different schedules from just before sum `at` in one batch, one copy of the samples for each."""
         count = len(members)
         if count == 1:
             yield from self.visit(at, dict(values), members)
             return
         wide = {place: self.widen(place, value, count) for place, value in values.items()}
-        static = self.program.prepare(self.parameters, {k: _widened_shape(v, self.batch, count) for k, v in self.inputs.items()})
+        static = self.program.prepare(
+            self.parameters, {k: _widened_shape(v, self.batch, count) for k, v in self.inputs.items()}
+        )
         for which in range(at, len(self.program.sums)):
             self.close(which, wide, static, members)
             self.segment(which + 1, wide, static, members)
         leaves = self.leaves(wide, static)
         for copy, member in enumerate(members):
-            yield member.place, [
-                self._copy_of(place, leaf, copy) for place, leaf in zip(self.program.outputs, leaves, strict=True)
-            ]
+            yield (
+                member.place,
+                [self._copy_of(place, leaf, copy) for place, leaf in zip(self.program.outputs, leaves, strict=True)],
+            )
 
     def widen(self, at: int, value: Any, count: int) -> Any:
         """Repeat a value `count` times along its batch dimension."""
@@ -212,7 +213,13 @@ class _Run:
         return result if result.dtype == total.dtype else result.to(total.dtype)
 
     def branch(
-        self, block: int, place: int, total: Sum, values: Values, static: Values, schedules: Sequence[Schedule]
+        self,
+        block: int,
+        place: int,
+        total: Sum,
+        values: Values,
+        static: Values,
+        schedules: Sequence[Schedule],
     ) -> Any:
         """Return the value of a block's branch, without its scale, on the source of the block at `place`."""
         branch = self.program.branches[block]

@@ -160,9 +160,7 @@ def _steps(
 ) -> Iterator[tuple[int, Edge, Lengths]]:
     """Choose one way for each walker, in proportion to the routes that go on from there."""
     lefts = [
-        remaining
-        if edge.block is None
-        else tuple(k - g for k, g in zip(remaining, grades[edge.block], strict=True))
+        remaining if edge.block is None else tuple(k - g for k, g in zip(remaining, grades[edge.block], strict=True))
         for edge in ways
     ]
     weights = [routes[edge.node].get(left, 0) for edge, left in zip(ways, lefts, strict=True)]

@@ -136,9 +136,8 @@ class Program:
             for dim, size in enumerate(value.shape)
             if isinstance(size, torch.SymInt) and symbol in size.node.expr.free_symbols
         ]
-        if len(depends) != 1 or value.shape[depends[0]].node.expr != symbol:
-            return None
-        return depends[0]
+        size = value.shape[depends[0]] if len(depends) == 1 else None
+        return depends[0] if isinstance(size, torch.SymInt) and size.node.expr == symbol else None
 
     def check_placement(self, block: int, place: int) -> None:
         """Check that a block's branch can run at the place of another block.
@@ -211,8 +210,7 @@ class Program:
             branches = {by_name[block.branch]: block.index for block in blocks}
             stops = frozenset(closed) - {root}
             terms = tuple(
-                SumTerm(order[term.node], term.scale, branches.pop(term.node, None))
-                for term in sum_terms(root, stops)
+                SumTerm(order[term.node], term.scale, branches.pop(term.node, None)) for term in sum_terms(root, stops)
             )
             if branches:
                 names = [self.blocks[index].name for index in branches.values()]
@@ -263,7 +261,7 @@ def _compile(nodes: Sequence[fx.Node], order: Mapping[fx.Node, int], moving: set
     names: dict[str, Any] = {}
     lines: list[str] = []
 
-    def text(argument: Any) -> str:
+    def text(argument: Any) -> str:  # noqa: PLR0911 - one return for each kind of argument
         match argument:
             case fx.Node():
                 at = order[argument]
@@ -278,9 +276,10 @@ def _compile(nodes: Sequence[fx.Node], order: Mapping[fx.Node, int], moving: set
                 return f"slice({text(argument.start)}, {text(argument.stop)}, {text(argument.step)})"
             case None | bool() | int() | str():
                 return repr(argument)
-        name = f"c{len(names)}"
-        names[name] = argument
-        return name
+            case _:
+                name = f"c{len(names)}"
+                names[name] = argument
+                return name
 
     for at, node in enumerate(nodes):
         if node.op != "call_function":
@@ -293,5 +292,5 @@ def _compile(nodes: Sequence[fx.Node], order: Mapping[fx.Node, int], moving: set
     return tuple(names.get(f"o{at}", _no_operator) for at in range(len(nodes)))
 
 
-def _no_operator(static: Mapping[int, Any], values: Mapping[int, Any]) -> Any:
+def _no_operator(_static: Mapping[int, Any], _values: Mapping[int, Any]) -> Any:
     raise KeyError("a placeholder was run as an operator")

@@ -33,13 +33,11 @@ class Edge:
 
 
 class Routing(Protocol):
-    """What a walk asks at every edge.
+    """What a walk asks at every edge."""
 
-    Attributes:
-        by_edge: whether edges of one term differ, so that a term that reads several nodes is walked once for each.
-    """
-
-    by_edge: bool
+    @property
+    def by_edge(self) -> bool:
+        """Whether edges of one term differ, so that a term that reads several nodes is walked once for each."""
 
     def start(self) -> Sequence[Key]:
         """Return the keys of the rows that leave the output."""
@@ -47,7 +45,7 @@ class Routing(Protocol):
     def along(self, edge: Edge, key: Key) -> Key | None:
         """Return a row's key after an edge; None where the row does not take it."""
 
-    def factor(self, edge: Edge) -> float:
+    def factor(self, _edge: Edge, /) -> float:
         """Return what all rows are multiplied by on an edge."""
 
 
@@ -79,7 +77,7 @@ class ByLength:
             return TAIL if self.tail else None
         return lengths
 
-    def factor(self, edge: Edge) -> float:
+    def factor(self, _edge: Edge) -> float:
         """No row is weighted."""
         return 1.0
 
@@ -103,7 +101,7 @@ class AlongPaths:
         """Keep the rows whose path takes the edge."""
         return key if key != TAIL and edge in self.paths[key[0]] else None
 
-    def factor(self, edge: Edge) -> float:
+    def factor(self, _edge: Edge) -> float:
         """No row is weighted."""
         return 1.0
 

@@ -1,4 +1,4 @@
-"""Schedule: which branches are added at which place, with which weights. The only way to intervene in a forward pass."""
+"""Schedule: which branches are added where, with which weights. The only way to intervene in a forward pass."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field

@@ -35,7 +35,12 @@ class Call:
     """
 
     def __init__(
-        self, node: fx.Node, values: Callable[[fx.Node], Any], value: Any, operands: Sequence[fx.Node], dtype: torch.dtype
+        self,
+        node: fx.Node,
+        values: Callable[[fx.Node], Any],
+        value: Any,
+        operands: Sequence[fx.Node],
+        dtype: torch.dtype,
     ) -> None:
         def resolve(argument: Any) -> Any:
             return _in_dtype(values(argument), dtype)
@@ -113,9 +118,7 @@ def _by_autograd(call: Call) -> Pullback:
 
 def _batched_grad(outputs: list[Tensor], leaves: list[Tensor], seeds: list[Bank]) -> tuple[Tensor | None, ...]:
     try:
-        return torch.autograd.grad(
-            outputs, leaves, seeds, retain_graph=True, allow_unused=True, is_grads_batched=True
-        )
+        return torch.autograd.grad(outputs, leaves, seeds, retain_graph=True, allow_unused=True, is_grads_batched=True)
     except RuntimeError:
         # An operator without a batching rule: row by row.
         rows = [
@@ -154,6 +157,11 @@ def _sum_to(bank: Bank, shape: torch.Size) -> Bank:
     return bank.sum(dim=spread, keepdim=True) if spread else bank
 
 
+def _per_dimension(size: int | Sequence[int], dimensions: int) -> list[int]:
+    sizes = [size] if isinstance(size, int) else list(size)
+    return sizes * dimensions if len(sizes) == 1 else sizes
+
+
 def _convolution(call: Call) -> Pullback | None:
     source, weight = call.args[0], call.args[1]
     spatial = weight.ndim - 2
@@ -163,15 +171,28 @@ def _convolution(call: Call) -> Pullback | None:
     _, stride, padding, dilation, groups = (*call.args[2:], *defaults[len(call.args) - 2 :])
     if call.kwargs or isinstance(padding, str):
         return None
-    sizes = ([size] if isinstance(size, int) else list(size) for size in (stride, padding, dilation))
-    stride, padding, dilation = (size * spatial if len(size) == 1 else size for size in sizes)
+    stride, padding, dilation = (
+        _per_dimension(stride, spatial),
+        _per_dimension(padding, spatial),
+        _per_dimension(dilation, spatial),
+    )
 
     def pullback(bank: Bank) -> list[Bank]:
         rows = bank.shape[0]
         flat = bank.reshape(rows * source.shape[0], *bank.shape[2:])
         like = flat.new_empty(1).expand(flat.shape[0], *source.shape[1:])
         found = aten.convolution_backward(
-            flat, like, weight, None, stride, padding, dilation, False, [0] * spatial, groups, [True, False, False]
+            flat,
+            like,
+            weight,
+            None,
+            stride,
+            padding,
+            dilation,
+            False,
+            [0] * spatial,
+            groups,
+            [True, False, False],
         )[0]
         return [found.unflatten(0, (rows, source.shape[0]))]
 
@@ -300,7 +321,7 @@ def _concatenation(call: Call) -> Pullback | None:
     along = dim % call.value.ndim + 1
 
     def pullback(bank: Bank) -> list[Bank]:
-        pieces = bank.split(sizes, dim=along)
+        pieces = torch.split(bank, sizes, dim=along)
         found: list[Bank] = []
         for operand in call.operands:
             mine = [piece for piece, part in zip(pieces, parts, strict=True) if part is operand]

@@ -3,8 +3,10 @@
 Facts only: nothing here holds a tensor or a module, so blocks can be compared, printed and stored.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from numbers import Integral
+from typing import Literal, cast
 
 SkipKind = Literal["identity", "scaled", "projection", "gated"]
 BranchType = Literal["convolution", "attention", "mlp", "pooling", "other"]
@@ -53,6 +55,14 @@ class ResidualBlock:
 
 
 BlockLike = ResidualBlock | str | int
+"""A block by object, name or index (from 0)."""
+
+
+def listed(blocks: BlockLike | Iterable[BlockLike]) -> list[BlockLike]:
+    """Return one block, or several, as a list; numbers of any integer type are indices."""
+    if isinstance(blocks, ResidualBlock | str | Integral):
+        return [cast("BlockLike", blocks)]
+    return list(cast("Iterable[BlockLike]", blocks))
 
 
 def why_not(branch: ResidualBlock, place: ResidualBlock) -> str | None:

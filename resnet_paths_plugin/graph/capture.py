@@ -66,7 +66,7 @@ class CapturedGraph:
             elif expression == symbol and not dropped:
                 dropped = True
             else:
-                shape.append(int(expression.subs({free: 1 for free in expression.free_symbols})))
+                shape.append(int(expression.subs(dict.fromkeys(expression.free_symbols, 1))))
         return tuple(shape)
 
     def live_tensors(self) -> dict[fx.Node, Any]:
@@ -78,9 +78,9 @@ class CapturedGraph:
             owner = modules.get(owner_path)
             if owner is None:
                 owner = modules[owner_path] = self.model.get_submodule(owner_path)
-            tensor = owner._parameters.get(attribute)  # noqa: SLF001 - a getattr would run user code
-            if tensor is None:
-                tensor = owner._buffers.get(attribute)  # noqa: SLF001
+            # Looked up in the registries, since a getattr may run the user's code.
+            held: dict[str, Any] = {**owner._buffers, **owner._parameters}  # noqa: SLF001
+            tensor = held.get(attribute)
             values[node] = self._exported_state[path] if tensor is None else tensor
         return values
 
@@ -116,9 +116,7 @@ class CapturedGraph:
         return pytree.tree_unflatten(list(leaves), self.out_spec)
 
 
-def capture(
-    model: nn.Module, example_inputs: tuple[Any, ...], program: ExportedProgram | None = None
-) -> CapturedGraph:
+def capture(model: nn.Module, example_inputs: tuple[Any, ...], program: ExportedProgram | None = None) -> CapturedGraph:
     """Capture a model in eval mode as a functional graph with a dynamic batch.
 
     Args:
@@ -189,12 +187,17 @@ def _export(model: nn.Module, example_inputs: tuple[Any, ...]) -> ExportedProgra
         return None
 
     shapes = pytree.tree_map(dynamic, example_inputs)
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]  # torch's
     fastpath = torch.backends.mha.get_fastpath_enabled()
     # The fused inference path of nn.MultiheadAttention has no gradient; it is switched off while tracing.
     torch.backends.mha.set_fastpath_enabled(value=False)
     try:
-        with eval_mode(model), _kept_generators(), torch.random.fork_rng(devices=devices), torch.enable_grad():
+        with (
+            eval_mode(model),
+            _kept_generators(),
+            torch.random.fork_rng(devices=devices),
+            torch.enable_grad(),
+        ):
             return torch.export.export(model, example_inputs, dynamic_shapes=shapes, strict=False)
     except Exception as error:
         raise CaptureError(
@@ -232,24 +235,19 @@ def _graph_of(model: nn.Module, program: ExportedProgram) -> CapturedGraph:
             constants[node] = getattr(program.graph_module, str(node.target))
     leaves = next(node for node in program.graph.nodes if node.op == "output").args[0]
     outputs = tuple(
-        leaf
-        for leaf, spec in zip(leaves, signature.output_specs, strict=True)
-        if spec.kind is OutputKind.USER_OUTPUT
+        leaf for leaf, spec in zip(leaves, signature.output_specs, strict=True) if spec.kind is OutputKind.USER_OUTPUT
     )
     in_spec, out_spec = program.call_spec.in_spec, program.call_spec.out_spec
     assert in_spec is not None and out_spec is not None  # noqa: S101, PT018 - torch sets both at export
     state = {**program.state_dict, **{k: v for k, v in program.constants.items() if isinstance(v, Tensor)}}
-    return CapturedGraph(
-        model, program.graph, tensors, constants, tuple(inputs), in_spec, outputs, out_spec, state
-    )
+    return CapturedGraph(model, program.graph, tensors, constants, tuple(inputs), in_spec, outputs, out_spec, state)
 
 
 def _check_input(position: int, expected: Tensor, given: Any) -> None:
     if not isinstance(given, Tensor):
         raise InputError(f"input {position} must be a tensor, not {type(given).__name__}")
     fits = given.ndim == expected.ndim and all(
-        isinstance(want, torch.SymInt) or want == got
-        for want, got in zip(expected.shape, given.shape, strict=True)
+        isinstance(want, torch.SymInt) or want == got for want, got in zip(expected.shape, given.shape, strict=True)
     )
     if not fits:
         want = ", ".join("B" if isinstance(size, torch.SymInt) else str(size) for size in expected.shape)
@@ -275,7 +273,8 @@ def _check_batch(position: int, expected: Tensor, given: Tensor, samples: dict[A
     first, size = samples.setdefault(expected.shape[0].node.expr, (position, given.shape[0]))
     if given.shape[0] != size:
         raise InputError(
-            f"input {position} has {given.shape[0]} samples and input {first} has {size}: all inputs of a batch need as many"
+            f"input {position} has {given.shape[0]} samples and input {first} has {size}: "
+            "all inputs of a batch need as many"
         )
 
 

@@ -20,7 +20,14 @@ from resnet_paths_plugin.graph.operators import (
     same_shape,
     skip_step,
 )
-from resnet_paths_plugin.graph.sums import Term, addition_above, brackets, is_addition, is_subtraction, sum_terms
+from resnet_paths_plugin.graph.sums import (
+    Term,
+    addition_above,
+    brackets,
+    is_addition,
+    is_subtraction,
+    sum_terms,
+)
 from resnet_paths_plugin.graph.values import DataFlow
 
 
@@ -164,7 +171,7 @@ def _factors(node: fx.Node, flow: DataFlow) -> Iterator[tuple[fx.Node, fx.Node]]
 def _is_complement(node: fx.Node, gate: fx.Node) -> bool:
     """Whether a node is `1 - gate`."""
     if node.target is aten.rsub.Scalar:
-        return node.args[0] is gate and node.args[1] == 1
-    if node.target is aten.add.Tensor and node.args[1] == 1 and isinstance(node.args[0], fx.Node):
-        return node.args[0].target is aten.neg.default and node.args[0].args[0] is gate
-    return False
+        return node.args[:2] == (gate, 1)
+    if node.target is not aten.add.Tensor or node.args[1] != 1 or not isinstance(node.args[0], fx.Node):
+        return False
+    return node.args[0].target is aten.neg.default and node.args[0].args[0] is gate

@@ -8,7 +8,14 @@ from torch import fx, nn
 
 from resnet_paths_plugin.graph.blocks import BranchType, ResidualBlock, SkipKind
 from resnet_paths_plugin.graph.capture import CapturedGraph
-from resnet_paths_plugin.graph.operators import ATTENTION, CONVOLUTIONS, LINEAR, PRODUCTS, WEIGHTED, WINDOWED_POOLING
+from resnet_paths_plugin.graph.operators import (
+    ATTENTION,
+    CONVOLUTIONS,
+    LINEAR,
+    PRODUCTS,
+    WEIGHTED,
+    WINDOWED_POOLING,
+)
 from resnet_paths_plugin.graph.sums import Term
 from resnet_paths_plugin.graph.values import DataFlow
 

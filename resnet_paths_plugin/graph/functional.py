@@ -60,10 +60,14 @@ def _operand_of(
     if not isinstance(operands, list | tuple) or not isinstance(along, int) or step != 1:
         return None
     sizes = [operand.meta["val"].shape[along] for operand in operands if isinstance(operand, fx.Node)]
-    if along % len(shape) != dim % len(shape) or not all(isinstance(size, int) for size in (*sizes, start or 0, end or 0)):
+    if along % len(shape) != dim % len(shape) or not all(
+        isinstance(size, int) for size in (*sizes, start or 0, end or 0)
+    ):
         return None
     total = sum(sizes)
-    first, last = ((bound + total if bound < 0 else min(bound, total)) for bound in (start or 0, total if end is None else end))
+    first, last = (
+        (bound + total if bound < 0 else min(bound, total)) for bound in (start or 0, total if end is None else end)
+    )
     at = 0
     for operand, size in zip(operands, sizes, strict=True):
         if (at, at + size) == (first, last):
@@ -101,22 +105,22 @@ def _rewrite(graph: fx.Graph) -> bool:
 
 
 def _is_mutation(node: fx.Node) -> bool:
-    return isinstance(node.target, OpOverload) and node.target._schema.is_mutable  # noqa: SLF001 - torch has no public query
+    return isinstance(node.target, OpOverload) and node.target._schema.is_mutable
 
 
 def _functional_twin(node: fx.Node) -> Any:
     """Return `aten.add.Tensor` for a node that calls `aten.add_.Tensor`; None where there is no such twin."""
     target = node.target
     assert isinstance(target, OpOverload)  # noqa: S101 - callers ask for mutations only
-    name = target._schema.name.removeprefix("aten::")  # noqa: SLF001
-    if not name.endswith("_") or len(target._schema.returns) != 1:  # noqa: SLF001
+    name = target._schema.name.removeprefix("aten::")
+    if not name.endswith("_") or len(target._schema.returns) != 1:
         return None
     packet = getattr(aten, name.removesuffix("_"), None)
-    return getattr(packet, target._overloadname, None) if packet is not None else None  # noqa: SLF001
+    return getattr(packet, target._overloadname, None) if packet is not None else None
 
 
 def _storage(value: Tensor) -> int:
-    return int(value.untyped_storage()._cdata)  # noqa: SLF001 - identity of a fake tensor's storage
+    return int(value.untyped_storage()._cdata)
 
 
 def _aliases(graph: fx.Graph) -> dict[int, list[fx.Node]]:

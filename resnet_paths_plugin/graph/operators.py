@@ -4,6 +4,7 @@ Targets are matched by identity. A node's value depends on data where it descend
 """
 
 import operator
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -21,7 +22,7 @@ def _overloads(*names: str) -> frozenset[OpOverload]:
     for name in names:
         packet = getattr(aten, name, None)
         if isinstance(packet, OpOverloadPacket):
-            found.update(getattr(packet, overload) for overload in packet.overloads())
+            found.update(getattr(packet, overload) for overload in packet.overloads())  # type: ignore[no-untyped-call]  # torch's
     return frozenset(found)
 
 
@@ -117,31 +118,9 @@ def skip_step(node: fx.Node, data: set[fx.Node]) -> tuple[SkipStep, fx.Node] | N
     operands = [other for other in node.all_input_nodes if other in data]
     if len(operands) != 1 or node.op != "call_function":
         return None
-    operand, target = operands[0], node.target
-    if target is operator.getitem:
-        return _getitem_step(node, operand)
-    if target in WEIGHTED:
-        # A product of a value with itself is no affine map.
-        reads = sum(argument is operand for argument in node.args)
-        return ("weighted", operand) if reads == 1 and target not in RECURRENCE | ATTENTION else None
-    if target in _KEEPING:
-        return "identity", operand
-    if target in _SCALING:
-        factor = node.args[1] if len(node.args) > 1 else None
-        if factor is operand and target in _DIVISIONS:
-            return None
-        return "identity" if factor == 1 else "scaled", operand
-    if target in _SHIFTING:
-        return "identity" if node.args[1] == 0 else "scaled", operand
-    if target in _BATCH_NORM:
-        return "scaled", operand
-    if target in _SLICES:
-        return _slice_kind(node, operand), operand
-    if target in SPLITS:
-        return "slice", operand
-    if target in _RESAMPLING:
-        return "projection", operand
-    return None
+    judge = _JUDGES.get(node.target)
+    step = judge(node, operands[0]) if judge is not None else None
+    return None if step is None else (step, operands[0])
 
 
 def pre_activation(node: fx.Node, data: set[fx.Node]) -> tuple[SkipStep, fx.Node] | None:
@@ -150,19 +129,51 @@ def pre_activation(node: fx.Node, data: set[fx.Node]) -> tuple[SkipStep, fx.Node
     return ("activation", operands[0]) if node.target in _ACTIVATIONS and len(operands) == 1 else None
 
 
-def _getitem_step(node: fx.Node, operand: fx.Node) -> tuple[SkipStep, fx.Node] | None:
+def _getitem_step(node: fx.Node, operand: fx.Node) -> SkipStep | None:
     if operand.target in SPLITS:
-        return "slice", operand
-    first_of_many = operand.target in _BATCH_NORM | MAX_POOLING and node.args[1] == 0
-    return ("identity", operand) if first_of_many else None
+        return "slice"
+    return "identity" if operand.target in _BATCH_NORM | MAX_POOLING and node.args[1] == 0 else None
 
 
-def _slice_kind(node: fx.Node, operand: fx.Node) -> SkipStep:
+def _product_step(node: fx.Node, operand: fx.Node) -> SkipStep | None:
+    """A product of a value with itself is no affine map."""
+    return "weighted" if sum(argument is operand for argument in node.args) == 1 else None
+
+
+def _scaling_step(node: fx.Node, operand: fx.Node) -> SkipStep | None:
+    factor = node.args[1] if len(node.args) > 1 else None
+    if factor is operand and (node.target in _DIVISIONS or node.args[0] is operand):
+        return None
+    return "identity" if factor == 1 else "scaled"
+
+
+def _shifting_step(node: fx.Node, _: fx.Node) -> SkipStep | None:
+    return "identity" if node.args[1] == 0 else "scaled"
+
+
+def _slice_step(node: fx.Node, operand: fx.Node) -> SkipStep:
     """A slice that keeps every element is an identity, one with a stride subsamples, another picks a part."""
     if same_shape(operand, node):
         return "identity"
     step: Any = node.kwargs.get("step", node.args[4] if len(node.args) > 4 else 1)  # noqa: PLR2004 - slice's signature
     return "projection" if node.target is aten.slice.Tensor and step != 1 else "slice"
+
+
+def _always(step: SkipStep) -> Callable[[fx.Node, fx.Node], SkipStep]:
+    return lambda _node, _operand: step
+
+
+_JUDGES: dict[Any, Callable[[fx.Node, fx.Node], SkipStep | None]] = {
+    operator.getitem: _getitem_step,
+    **dict.fromkeys(CONVOLUTIONS | LINEAR | PRODUCTS, _product_step),
+    **dict.fromkeys(_KEEPING, _always("identity")),
+    **dict.fromkeys(_SCALING, _scaling_step),
+    **dict.fromkeys(_SHIFTING, _shifting_step),
+    **dict.fromkeys(_BATCH_NORM, _always("scaled")),
+    **dict.fromkeys(_SLICES, _slice_step),
+    **dict.fromkeys(SPLITS, _always("slice")),
+    **dict.fromkeys(_RESAMPLING, _always("projection")),
+}
 
 
 def same_shape(one: fx.Node, other: fx.Node) -> bool:

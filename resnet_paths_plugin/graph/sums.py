@@ -1,6 +1,7 @@
 """Additions as sums of terms, however they are bracketed: the joints at which residual blocks meet."""
 
-from collections.abc import Iterator, Set
+from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 from torch import fx
@@ -54,7 +55,7 @@ def addition_above(node: fx.Node) -> fx.Node | None:
     return user if user is not None and is_addition(user) else None
 
 
-def sum_terms(root: fx.Node, stops: Set[fx.Node] = _NOTHING) -> list[Term]:
+def sum_terms(root: fx.Node, stops: AbstractSet[fx.Node] = _NOTHING) -> list[Term]:
     """Return the terms of the sum that ends in `root`, in the order of its operands.
 
     Args:
@@ -64,7 +65,7 @@ def sum_terms(root: fx.Node, stops: Set[fx.Node] = _NOTHING) -> list[Term]:
     return list(_terms(root, 1.0, stops))
 
 
-def brackets(root: fx.Node, stops: Set[fx.Node] = _NOTHING) -> list[fx.Node]:
+def brackets(root: fx.Node, stops: AbstractSet[fx.Node] = _NOTHING) -> list[fx.Node]:
     """Return the additions inside a sum, and their stacks, innermost first and `root` last."""
     found: list[fx.Node] = []
     for operand in _operands(root):
@@ -75,7 +76,7 @@ def brackets(root: fx.Node, stops: Set[fx.Node] = _NOTHING) -> list[fx.Node]:
     return [*found, root]
 
 
-def _terms(node: fx.Node, scale: float, stops: Set[fx.Node]) -> Iterator[Term]:
+def _terms(node: fx.Node, scale: float, stops: AbstractSet[fx.Node]) -> Iterator[Term]:
     for operand, factor in _operands(node):
         if _continues(operand, stops):
             yield from _terms(operand, scale * factor, stops)
@@ -83,7 +84,7 @@ def _terms(node: fx.Node, scale: float, stops: Set[fx.Node]) -> Iterator[Term]:
             yield Term(operand, scale * factor)
 
 
-def _continues(operand: fx.Node, stops: Set[fx.Node]) -> bool:
+def _continues(operand: fx.Node, stops: AbstractSet[fx.Node]) -> bool:
     return operand not in stops and is_addition(operand) and addition_above(operand) is not None
 
 

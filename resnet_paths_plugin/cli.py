@@ -1,0 +1,332 @@
+"""The command `resnet-paths`: blocks, plugins, and a whole analysis from images to a file with figures.
+
+Thin over the library: it reads options, reports errors in one line each, and writes files.
+"""
+
+import os
+import re
+import sys
+import time
+import traceback
+import uuid
+import warnings
+from collections.abc import Callable, Mapping
+from inspect import getdoc
+from pathlib import Path
+from typing import Any
+
+import click
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import pluggy
+import torch
+import xarray as xr
+from matplotlib.figure import Figure
+from torch import nn
+
+from resnet_paths_plugin import datasets, demo, models, plugins
+from resnet_paths_plugin.analyzers.lesion import BlockLesion
+from resnet_paths_plugin.analyzers.measures import Measures
+from resnet_paths_plugin.description import ModelDescription
+from resnet_paths_plugin.errors import FileError, InputError, ResnetPathsError
+from resnet_paths_plugin.images import ImageArray, LabelledImages, check_targets, read_images, targets_of
+from resnet_paths_plugin.network import UnraveledNetwork, unravel
+from resnet_paths_plugin.preprocessing import InputBatches, preprocessing_for
+from resnet_paths_plugin.studies import STUDIES, StudyOptions
+
+ANALYZERS: Mapping[str, type] = {"BlockLesion": BlockLesion}
+"""The analyzers of this package, by name; plugins offer more."""
+
+_DPI = 150
+_EXIT_ERROR = 2
+_EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+_EXAMPLES = """Examples:
+
+\b
+  resnet-paths analyze
+  resnet-paths analyze timm/resnet18 --pretrained --images photos/
+  resnet-paths analyze mymodels:resnet20 --weights resnet20.safetensors
+      --images test.npz --mean 0.49,0.48,0.45 --std 0.25,0.24,0.26
+  resnet-paths blocks torchvision/resnet50
+"""
+_MODEL_HELP = """MODEL is one of
+
+\b
+  library/name     a model of a library that a plugin knows, such as
+                   timm/resnet50 or torchvision/resnet50
+  module:callable  MODULE is imported, with the current folder on the import
+                   path, and CALLABLE is called without arguments to make a
+                   torch.nn.Module. This runs that module's code, and it
+                   is the only way to run code of your own from here.
+"""
+
+
+class _Command(click.Command):
+    """A command that tells of errors and warnings in one line each, on standard error."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        debug = click.Option(["--debug"], is_flag=True, help="Show where in the code an error came up.")
+        self.params.append(debug)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        debug = ctx.params.pop("debug")
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            try:
+                return super().invoke(ctx)
+            except (ResnetPathsError, torch.OutOfMemoryError) as error:
+                if debug:
+                    traceback.print_exc()
+                click.echo(f"Error: {' '.join(str(error).split())}", err=True)
+                ctx.exit(_EXIT_ERROR)
+            except KeyboardInterrupt:
+                click.echo("\nInterrupted. Files are written at the end, each whole or not at all.", err=True)
+                ctx.exit(_EXIT_INTERRUPTED)
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    click.echo(f"Warning: {' '.join(str(message).split())}", err=True)
+
+
+def _numbers(kind: type[int] | type[float]) -> Callable[[click.Context, click.Parameter, str | None], Any]:
+    """Return a callback that reads numbers with commas between them."""
+
+    def read(_: click.Context, __: click.Parameter, value: str | None) -> tuple[float, ...] | None:
+        if value is None:
+            return None
+        try:
+            return tuple(kind(part) for part in value.split(","))
+        except ValueError as error:
+            noun = "whole numbers" if kind is int else "numbers"
+            raise click.BadParameter(f"{value!r} should be {noun} with commas between them") from error
+
+    return read
+
+
+_weights_option = click.option(
+    "--weights", type=click.Path(path_type=Path), metavar="FILE.safetensors",
+    help="Weights to load; every name and shape must fit the model.",
+)  # fmt: skip
+_pretrained_option = click.option(
+    "--pretrained", is_flag=True, help="Load the library's pretrained weights (may download them)."
+)
+
+
+@click.group(
+    "resnet-paths", context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}, epilog=_EXAMPLES
+)
+@click.version_option(package_name="resnet-paths-plugin", message="%(prog)s %(version)s")
+def main() -> None:
+    """Study residual networks as collections of paths, without changing them."""
+
+
+@main.command(cls=_Command, epilog=_MODEL_HELP, short_help="Print a model's residual blocks.")
+@click.argument("model")
+@click.option(
+    "--input-shape", callback=_numbers(int), metavar="C,H,W",
+    help="Shape of one input, for a model that no plugin describes.",
+)  # fmt: skip
+@_pretrained_option
+@_weights_option
+def blocks(model: str, input_shape: tuple[int, ...] | None, *, pretrained: bool, weights: Path | None) -> None:
+    """Print the table of a MODEL's residual blocks."""
+    manager = models.create_manager()
+    module = _load(model, pretrained, weights, manager)
+    example = None
+    if input_shape is not None:
+        if min(input_shape) < 1:
+            raise InputError(f"--input-shape must hold sizes of at least 1, not {input_shape}")
+        example = torch.zeros((2, *input_shape), dtype=_dtype(module))
+    else:
+        description = plugins.describe(module, manager)
+        if description is None or description.input_shape is None:
+            raise InputError(f"the input shape of {model} is not known: give it, as in --input-shape 3,224,224")
+    click.echo(unravel(module, example, plugin_manager=manager))
+
+
+@main.command("plugins", cls=_Command, short_help="List plugins and analyzers.")
+def list_plugins() -> None:
+    """List the plugins found here, with their hooks, and the analyzers offered."""
+    manager = models.create_manager()
+    for info in plugins.listing(manager):
+        click.echo(f"{info}\n    module: {info.module}\n    hooks:  {', '.join(info.hooks) or 'none'}")
+    click.echo("\nAnalyzers:")
+    for name, analyzer in {**plugins.analyzers(manager), **ANALYZERS}.items():
+        told = (getdoc(analyzer) or "").partition("\n")[0]
+        click.echo(f"    {name} ({analyzer.__module__})" + (f": {told}" if told else ""))
+
+
+@main.command(cls=_Command, epilog=_MODEL_HELP, short_help="Run the studies; write a file and figures.")
+@click.argument("model", required=False)
+@click.option(
+    "--images", type=click.Path(path_type=Path), metavar="FILE.npz|DIR",
+    help="Labelled images. An npz file holds 'images', uint8 of shape (N, H, W, C), and 'labels', integers "
+    "of shape (N,). A folder holds one folder per class; these are numbered in the order of their names, or "
+    "matched with the model's classes where all of them have such names.",
+)  # fmt: skip
+@_weights_option
+@_pretrained_option
+@click.option(
+    "--output", type=click.Path(path_type=Path), metavar="FILE.nc",
+    help="File to write; figures come beside it. [default: named after the model, in the current folder]",
+)  # fmt: skip
+@click.option("--device", default="cpu", show_default=True, help="Device to run on, such as cuda.")
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    help="Images per forward pass. [default: what suits the cache]",
+)
+@click.option(
+    "--mean", callback=_numbers(float), metavar="A,B,C",
+    help="Mean of each channel, for channels scaled to 0..1. [default: the model's own]",
+)  # fmt: skip
+@click.option(
+    "--std", callback=_numbers(float), metavar="A,B,C",
+    help="Standard deviation of each channel, likewise. [default: the model's own]",
+)  # fmt: skip
+@click.option("--draws", type=click.IntRange(min=1), default=10, show_default=True,
+              help="Random sets of blocks of each size.")  # fmt: skip
+@click.option("--max-deleted", type=click.IntRange(min=1), default=20, show_default=True,
+              help="Most blocks deleted at once; at most all of them.")  # fmt: skip
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True,
+              help="Seed of everything random, initial weights included.")  # fmt: skip
+@click.option("--progress/--no-progress", default=None, help="Show progress bars. [default: if run in a terminal]")
+def analyze(
+    model: str | None, images: Path | None, output: Path | None, *,
+    weights: Path | None, pretrained: bool, device: str, batch_size: int | None,
+    mean: tuple[float, ...] | None, std: tuple[float, ...] | None,
+    draws: int, max_deleted: int, seed: int, progress: bool | None,
+) -> None:  # fmt: skip
+    """Delete blocks of a MODEL, one by one and in random sets, and see what becomes of its answers.
+
+    Writes one netCDF file with a group per study, and a figure of each (Figs. 3 and 5a of Veit et al. 2016).
+    Older files of these names are replaced. Without MODEL, studies the embedded network of 54 blocks, and
+    without --images on the handwritten digits that were held out from its training; this downloads nothing.
+    """
+    started = time.perf_counter()
+    if images is None and model is not None:
+        raise InputError("a MODEL needs --images: an npz file, or a folder with a folder per class")
+    if output is not None:
+        _check_writable(output)
+    target_device = models.check_device(device)
+    manager = models.create_manager()
+    torch.manual_seed(seed)
+    found = _held_out_digits() if images is None else read_images(images)
+    module = _load(model or models.EMBEDDED, pretrained or model is None, weights, manager)
+    if model and "/" in model and not pretrained and weights is None:
+        message = f"{model} has random weights: give --pretrained or --weights to study a trained network"
+        warnings.warn(message, stacklevel=1)
+    module = module.to(target_device)
+    description = plugins.describe(module, manager)
+    if output is None:
+        output = _default_output(module, description)
+        _check_writable(output)
+    preprocessing, resize = preprocessing_for(description, found, mean, std)
+    targets = targets_of(found, description.class_names if description else None)
+    batches = InputBatches(found, targets, preprocessing, resize=resize, batch_size=batch_size, dtype=_dtype(module))
+    example, _ = next(iter(batches.head(2)))
+    network = unravel(module, example.to(target_device), plugin_manager=manager)
+    network.require_blocks()
+    n_classes = _check_classes(network, batches)
+    click.echo(f"{network.name}: {len(network.blocks)} residual blocks, {len(found)} images of {found.origin}")
+    options = StudyOptions(
+        draws=draws,
+        max_deleted=max_deleted,
+        seed=seed,
+        internal_batch_size=batch_size,
+        show_progress=sys.stderr.isatty() if progress is None else progress,
+        chance=1 - 1 / n_classes,
+    )
+    results = {study.group: study.run(network, batches, options) for study in STUDIES}
+    written = _write(results, output, options)
+    for study in STUDIES:
+        for line in study.summary(results[study.group]):
+            click.echo(line)
+    click.echo(f"written: {', '.join(map(str, written))}")
+    click.echo(f"{time.perf_counter() - started:.1f} s")
+
+
+def _load(spec: str, pretrained: bool, weights: Path | None, manager: pluggy.PluginManager) -> nn.Module:
+    """Build the model and load its weights."""
+    if pretrained and weights is not None and spec != models.EMBEDDED:
+        raise InputError("give --pretrained or --weights, not both")
+    model = models.build_model(spec, pretrained=pretrained, plugin_manager=manager)
+    if weights is not None:
+        models.load_weights(model, weights)
+    return model
+
+
+def _dtype(model: nn.Module) -> torch.dtype:
+    """Return the dtype that the model computes in: that of its first floating-point parameter."""
+    return next((one.dtype for one in model.parameters() if one.is_floating_point()), torch.float32)
+
+
+def _held_out_digits() -> LabelledImages:
+    images, labels = demo.load_digit_images()
+    return ImageArray("the held-out digits", images, labels, demo.CLASS_NAMES)
+
+
+def _default_output(model: nn.Module, description: ModelDescription | None) -> Path:
+    name = description.architecture if description else type(model).__name__
+    return Path(re.sub(r"[^\w.+-]+", "-", name) + ".nc")
+
+
+def _check_classes(network: UnraveledNetwork, batches: InputBatches) -> int:
+    """Check all labels against the network's outputs before the long run, and return the number of these."""
+    images = batches.images
+    n_classes = Measures(network, None).n_classes
+    if n_classes is None:  # Measures has refused such a network
+        raise InputError(f"{network.name} does not tell classes apart")
+    check_targets(images, batches.targets, n_classes)
+    if images.classes and len(images.classes) != n_classes and batches.targets is images.labels:
+        warnings.warn(
+            f"{images.origin} has {len(images.classes)} classes and the model {n_classes}: they are taken "
+            f"for its first ones, in this order: {', '.join(images.classes[:3])}, ...",
+            stacklevel=2,
+        )
+    return n_classes
+
+
+def _figure_path(output: Path, figure: str) -> Path:
+    return output.with_name(f"{output.stem}-{figure}.png")
+
+
+def _check_writable(output: Path) -> None:
+    """Check that the file and its figures can be written, before the long run."""
+    folder = output.parent
+    if not folder.is_dir():
+        raise FileError(f"the output folder {folder} does not exist: create it first")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise FileError(f"the output folder {folder} cannot be written to: choose another one")
+    for path in (output, *(_figure_path(output, figure) for study in STUDIES for figure in study.figures)):
+        if path.is_dir():
+            raise FileError(f"{path} is a folder: give the name of a file, such as {path / 'result.nc'}")
+        if path.exists() and not os.access(path, os.W_OK):
+            raise FileError(f"{path} is write-protected: choose another name")
+
+
+def _write(results: Mapping[str, xr.Dataset], output: Path, options: StudyOptions) -> list[Path]:
+    """Write the file, then the figures, and return their paths."""
+    written = [datasets.save(datasets.build_tree(results), output)]
+    mpl.use("agg")  # draws into files only, on a machine without a screen as well
+    for study in STUDIES:
+        for name, draw in study.figures.items():
+            figure = draw(results[study.group], options)
+            written.append(_save_figure(figure, _figure_path(output, name)))
+            plt.close(figure)
+    return written
+
+
+def _save_figure(figure: Figure, path: Path) -> Path:
+    """Write a figure whole or not at all."""
+    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
+    try:
+        figure.savefig(temporary, format="png", dpi=_DPI)
+        temporary.replace(path)
+    except OSError as error:
+        raise FileError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path

@@ -1,0 +1,219 @@
+"""Labelled images, read from an npz file or from a folder with a folder per class.
+
+Reads only: what becomes of the images is said in `preprocessing`, and nothing that is read can run code.
+"""
+
+import zipfile
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from resnet_paths_plugin.errors import FileError, InputError
+
+SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+"""Suffixes, in small letters, of the files of a folder that are read as images."""
+
+_ARRAY_DIMS = 4  # N, H, W, C
+_READ_ERRORS = (OSError, EOFError, ValueError, NotImplementedError, zipfile.BadZipFile, zlib.error)
+
+UInt8Image = NDArray[np.uint8]
+"""One image in 0..255, shape `[H, W, C]`."""
+
+
+class LabelledImages(ABC):
+    """N images with a class each.
+
+    Args:
+        origin: where the images come from, for messages and provenance.
+        labels: the classes, int64, shape `[N]`.
+        classes: names of the classes that the labels count; None where they are not known.
+
+    Attributes:
+        size: height and width that all images have; None where they may differ.
+    """
+
+    size: tuple[int, int] | None = None
+
+    def __init__(self, origin: str, labels: NDArray[np.int64], classes: Sequence[str] | None) -> None:
+        self.origin = origin
+        self.labels = labels
+        self.classes = None if classes is None else tuple(classes)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def name(self, index: int) -> str:
+        """Return what a message calls the image."""
+        return f"image {index} of {self.origin}"
+
+    @abstractmethod
+    def image(self, index: int) -> UInt8Image:
+        """Return an image, shape `[H, W, C]`."""
+
+
+class ImageArray(LabelledImages):
+    """Images of one size, in memory.
+
+    Args:
+        origin: where the images come from, for messages and provenance.
+        images: uint8, shape `[N, H, W, C]`.
+        labels: integers, shape `[N]`.
+        classes: names of the classes that the labels count.
+
+    Raises:
+        InputError: an array has another dtype or shape, or there is no image.
+    """
+
+    def __init__(
+        self, origin: str, images: NDArray[Any], labels: NDArray[Any], classes: Sequence[str] | None = None
+    ) -> None:
+        if images.dtype != np.uint8 or images.ndim != _ARRAY_DIMS:
+            raise InputError(
+                f"{origin}: 'images' must be uint8 of shape (N, H, W, C), not {images.dtype} of shape {images.shape}"
+            )
+        if labels.dtype.kind not in "iu" or labels.ndim != 1:
+            raise InputError(
+                f"{origin}: 'labels' must be integers of shape (N,), not {labels.dtype} of shape {labels.shape}"
+            )
+        if len(labels) != len(images):
+            raise InputError(f"{origin}: there are {len(images)} images and {len(labels)} labels; give one label each")
+        if not images.size:
+            raise InputError(f"{origin}: there is no image in it")
+        super().__init__(origin, labels.astype(np.int64), classes)
+        self.images = images
+        self.size = (images.shape[1], images.shape[2])
+
+    def image(self, index: int) -> UInt8Image:  # noqa: D102 - as LabelledImages
+        found: UInt8Image = self.images[index]
+        return found
+
+
+class ImageFolder(LabelledImages):
+    """Images in one folder per class, read from disk each time, so that any number of them fits into memory.
+
+    Classes are numbered in the order of their folders' names; folders inside a class folder are read as well,
+    hidden class folders and files of other kinds are passed over.
+
+    Args:
+        folder: folder of the class folders.
+
+    Raises:
+        FileError: there are no class folders, or one of them holds no image.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folders = sorted(item for item in folder.iterdir() if item.is_dir() and not item.name.startswith("."))
+        if not folders:
+            raise FileError(f"{folder} has no class folders: put the images of each class into a folder of its own")
+        found = [_image_files(item) for item in folders]
+        for item, files in zip(folders, found, strict=True):
+            if not files:
+                raise FileError(f"the class folder {item} holds no images ({', '.join(sorted(SUFFIXES))})")
+        labels = np.repeat(np.arange(len(folders), dtype=np.int64), [len(files) for files in found])
+        super().__init__(str(folder), labels, [item.name for item in folders])
+        self.files = [file for files in found for file in files]
+
+    def name(self, index: int) -> str:  # noqa: D102 - as LabelledImages
+        return str(self.files[index])
+
+    def image(self, index: int) -> UInt8Image:
+        """Return an image, shape `[H, W, C]`: one channel for a grey file, three for any other.
+
+        Raises:
+            FileError: the file is damaged, no image, or has more than 8 bits per channel.
+        """
+        file = self.files[index]
+        try:
+            with Image.open(file) as image:
+                mode = image.mode
+                pixels = np.asarray(image.convert("L" if mode in {"1", "L", "LA"} else "RGB"))
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise FileError(f"{file} cannot be read as an image: {error}") from error
+        if mode.startswith(("I", "F")):  # Pillow would clip it to 255
+            raise FileError(f"{file} has more than 8 bits per channel ({mode}): convert it to 8 bits")
+        return np.atleast_3d(pixels)
+
+
+def read_images(path: Path) -> LabelledImages:
+    """Open labelled images: an npz file (`images`, `labels`, perhaps `classes`) or a folder of class folders.
+
+    Raises:
+        FileError: the file or folder is missing, damaged or of another kind.
+        InputError: the arrays do not fit each other.
+    """
+    if path.is_dir():
+        return ImageFolder(path)
+    if not path.is_file():
+        raise FileError(f"there is no file or folder {path}: give an npz file, or a folder with a folder per class")
+    arrays = _npz_arrays(path)
+    missing = sorted({"images", "labels"} - set(arrays))
+    if missing:
+        raise FileError(
+            f"{path} is no npz file with 'images' and 'labels': it lacks {' and '.join(map(repr, missing))}"
+        )
+    classes = arrays.get("classes")
+    names = None if classes is None else [str(name) for name in classes.ravel()]
+    return ImageArray(str(path), arrays["images"], arrays["labels"], names)
+
+
+def targets_of(images: LabelledImages, class_names: Sequence[str] | None) -> NDArray[np.int64]:
+    """Return the model's output that each image belongs to, int64, shape `[N]`.
+
+    Where all the images' classes are among the model's, by name, they are matched; else a label is the
+    output's index itself.
+
+    Args:
+        images: the images.
+        class_names: one name per output of the model; None where they are not known.
+
+    Raises:
+        InputError: a class of the images has a name that the model gives to several outputs.
+    """
+    names, known = images.classes, tuple(class_names or ())
+    if not names or names == known or not set(names) <= set(known):
+        return images.labels
+    for name in names:
+        if known.count(name) > 1:
+            raise InputError(
+                f"{images.origin}: the model has {known.count(name)} classes named {name!r}, so it is not "
+                "clear which is meant; use an npz file without 'classes', whose labels are indices of outputs"
+            )
+    check_targets(images, images.labels, len(names))
+    return np.array([known.index(name) for name in names], dtype=np.int64)[images.labels]
+
+
+def check_targets(images: LabelledImages, targets: NDArray[np.int64], n_classes: int) -> None:
+    """Check that each image belongs to one of the classes.
+
+    Raises:
+        InputError: one does not.
+    """
+    wrong = np.flatnonzero((targets < 0) | (targets >= n_classes))
+    if wrong.size:
+        raise InputError(
+            f"{images.name(int(wrong[0]))} has label {targets[wrong[0]]}, which is out of range: there are "
+            f"{n_classes} classes, 0..{n_classes - 1}"
+        )
+
+
+def _image_files(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+
+
+def _npz_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """Read the arrays of an npz file that have a meaning here; none from a file of a single array."""
+    try:
+        with path.open("rb") as stream:  # numpy itself would leave a damaged file open
+            # Pickled objects could run code, so they are refused.
+            file = np.load(stream, allow_pickle=False)
+            if isinstance(file, np.ndarray):
+                return {}
+            return {name: file[name] for name in ("images", "labels", "classes") if name in file}
+    except _READ_ERRORS as error:
+        raise FileError(f"{path} is damaged, or no npz file of plain arrays: {error}") from error

@@ -1,0 +1,463 @@
+"""The command line: what it writes equals what the library computes, and each mistake has a message of its own."""
+
+import importlib
+import os
+import re
+import sys
+import textwrap
+from dataclasses import replace
+from importlib import metadata
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from click.testing import CliRunner
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+import resnet_paths_plugin as rpp
+from resnet_paths_plugin import cli, models
+from resnet_paths_plugin.cli import main
+from resnet_paths_plugin.studies import STUDIES, Study
+
+MODEL = "tiny_residual_network:build"
+SHAPE = (12, 8, 8, 3)
+N_CLASSES = 5
+STATISTICS = ("--mean", "0.5,0.4,0.3", "--std", "0.2,0.25,0.3")
+
+SOURCE = """
+    from torch import nn
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(4, 4, 3, padding=1)
+
+        def forward(self, x):
+            return x + self.conv(x).relu()
+
+    class Tiny(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem = nn.Conv2d(3, 4, 3, padding=1)
+            self.blocks = nn.Sequential(Block(), Block(), Block())
+            self.head = nn.Linear(4, 5)
+
+        def forward(self, x):
+            return self.head(self.blocks(self.stem(x)).mean((2, 3)))
+
+    def build():
+        return Tiny()
+
+    def plain():
+        return nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 5))
+
+    def no_module():
+        return 42
+
+    def failing():
+        raise RuntimeError("out of luck")
+
+    number = 42
+"""
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def told(*arguments, code=2):
+    """Return the one line that a command says of a mistake."""
+    result = invoke(*arguments)
+    assert result.exit_code == code, result.output
+    assert "Traceback" not in result.output
+    (line,) = result.output.splitlines()
+    return line
+
+
+def files_of(folder):
+    return sorted(path.name for path in folder.iterdir() if path.suffix in {".nc", ".png", ".tmp"})
+
+
+@pytest.fixture(scope="module", autouse=True)
+def place(tmp_path_factory):
+    """The current folder of these tests, with a model, weights and images."""
+    folder = tmp_path_factory.mktemp("place")
+    (folder / "tiny_residual_network.py").write_text(textwrap.dedent(SOURCE))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(sys, "path", [str(folder), *sys.path])
+        module = importlib.import_module("tiny_residual_network")
+        torch.manual_seed(7)
+        save_file(module.build().state_dict(), folder / "weights.safetensors")
+        generator = np.random.default_rng(0)
+        images = generator.integers(0, 256, SHAPE, dtype=np.uint8)
+        labels = generator.permutation(np.arange(SHAPE[0]) % N_CLASSES)
+        np.savez(folder / "images.npz", images=images, labels=labels)
+        yield folder
+        del sys.modules["tiny_residual_network"]
+
+
+def analysis(*arguments, output):
+    given = (MODEL, "--weights", "weights.safetensors", "--images", "images.npz", *STATISTICS)
+    return ("analyze", *given, "--output", output, *arguments)
+
+
+@pytest.fixture(scope="module")
+def analyzed():
+    result = invoke(*analysis("--draws", 4, "--max-deleted", 2, "--seed", 3, output="analyzed.nc"))
+    assert result.exit_code == 0, result.output
+    return rpp.load("analyzed.nc"), result.output
+
+
+@pytest.fixture(scope="module")
+def reference():
+    """The model with its weights, and inputs and labels, none of them made by the code under test."""
+    torch.manual_seed(7)
+    model = importlib.import_module("tiny_residual_network").build().eval()
+    arrays = np.load(place / "images.npz")
+    pixels = arrays["images"].transpose(0, 3, 1, 2) / 255
+    mean, std = (np.reshape(values, (3, 1, 1)) for values in ((0.5, 0.4, 0.3), (0.2, 0.25, 0.3)))
+    return model, torch.tensor((pixels - mean) / std, dtype=torch.float32), torch.tensor(arrays["labels"])
+
+
+def assert_same_results(found, expected):
+    xr.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    assert found.data_vars.keys() == expected.data_vars.keys()
+
+
+def test_the_file_holds_what_block_lesion_computes_for_every_block(analyzed, reference):
+    model, inputs, labels = reference
+    expected = rpp.BlockLesion(model).attribute(inputs, labels)
+    found = analyzed[0]["single_lesions"].to_dataset()
+    assert found.sizes["lesion"] == 3
+    assert_same_results(found, expected)
+
+
+def test_the_file_holds_what_block_lesion_computes_for_random_sets(analyzed, reference):
+    model, inputs, labels = reference
+    expected = rpp.BlockLesion(model).attribute(inputs, labels, n_deleted=[1, 2], draws=4, seed=3)
+    found = analyzed[0]["random_lesions"].to_dataset()
+    assert found.sizes["lesion"] == 8
+    assert_same_results(found, expected)
+
+
+def test_the_intact_error_is_the_models_own(analyzed, reference):
+    model, inputs, labels = reference
+    error = float((model(inputs).argmax(1) != labels).double().mean())
+    assert 0 < error < 1
+    assert float(analyzed[0]["single_lesions"]["intact_error"]) == pytest.approx(error)
+    assert f"{error:.1%} ({round(error * len(labels))} of {len(labels)})" in analyzed[1]
+
+
+def test_the_summary_names_the_worst_block_and_the_files(analyzed):
+    tree, output = analyzed
+    errors = tree["single_lesions"]["error"]
+    worst = errors["lesion"].values[errors.values == errors.values.max()]
+    assert any(f"worst {name} {float(errors.max()):.1%}" in output for name in worst)
+    assert "written: analyzed.nc, analyzed-single-lesions.png, analyzed-random-lesions.png" in output
+    means = tree["random_lesions"]["error"].values.reshape(2, 4).mean(axis=1)
+    assert f"1: {means[0]:.1%}, 2: {means[1]:.1%}" in output
+
+
+@pytest.mark.usefixtures("analyzed")
+def test_each_figure_lies_beside_the_file(place):
+    for figure in ("single-lesions", "random-lesions"):
+        with Image.open(place / f"analyzed-{figure}.png") as image:
+            assert image.size > (500, 300)
+            assert len(image.convert("L").getcolors()) > 10
+
+
+def test_provenance_says_where_the_images_came_from(analyzed):
+    text = analyzed[0]["single_lesions"].attrs["argument_inputs"]
+    assert text.startswith("12 images of images.npz, not resized, Preprocessing(size=(8, 8), mean=(0.5, 0.4, 0.3)")
+
+
+def test_no_more_blocks_are_deleted_than_there_are(tmp_path):
+    result = invoke(*analysis("--draws", 1, "--batch-size", 5, output=tmp_path / "all.nc"))
+    assert result.exit_code == 0, result.output
+    deleted = rpp.load(tmp_path / "all.nc")["random_lesions"]["n_deleted"]
+    assert deleted.values.tolist() == [1, 2, 3]
+
+
+def test_a_folder_gives_what_the_same_images_in_an_npz_file_give(analyzed, tmp_path):
+    arrays = np.load("images.npz")
+    for number, (image, label) in enumerate(zip(arrays["images"], arrays["labels"], strict=True)):
+        (tmp_path / "images" / f"class {label}").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(tmp_path / "images" / f"class {label}" / f"{number:03}.png")
+    result = invoke(
+        *analysis("--draws", 1, "--images", tmp_path / "images", "--batch-size", 5, output=tmp_path / "a.nc")
+    )
+    assert result.exit_code == 0, result.output
+    found = rpp.load(tmp_path / "a.nc")["single_lesions"].to_dataset()
+    order = np.argsort(arrays["labels"], kind="stable")
+    expected = analyzed[0]["single_lesions"].to_dataset().isel(sample=order)
+    assert_same_results(found, expected.assign_coords(sample=found["sample"]))
+
+
+def watched(monkeypatch, run):
+    """Put one study in the place of all others."""
+    study = Study(group="single_lesions", run=run, figures={}, summary=lambda _: [])
+    monkeypatch.setattr(cli, "STUDIES", (study,))
+
+
+def test_progress_is_shown_on_demand_only(tmp_path, monkeypatch):
+    shown = []
+
+    def run(network, images, options):
+        shown.append(options.show_progress)
+        return STUDIES[0].run(network, images, replace(options, show_progress=False))
+
+    watched(monkeypatch, run)
+    for options in ([], ["--progress"], ["--no-progress"]):
+        assert invoke(*analysis(*options, output=tmp_path / "a.nc")).exit_code == 0
+    assert shown == [False, True, False]
+
+
+def test_the_embedded_network_needs_no_arguments(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    images, labels = cli._held_out_digits().images[:6], cli._held_out_digits().labels[:6]
+    monkeypatch.setattr(cli.demo, "load_digit_images", lambda: (images, labels))
+    result = invoke("analyze", "--draws", 1, "--max-deleted", 1)
+    assert result.exit_code == 0, result.output
+    assert files_of(tmp_path) == [
+        "digits_resnet110-random-lesions.png",
+        "digits_resnet110-single-lesions.png",
+        "digits_resnet110.nc",
+    ]
+    tree = rpp.load("digits_resnet110.nc")
+    assert tree["single_lesions"].sizes == {"lesion": 54, "block": 54, "sample": 6}
+    assert float(tree["single_lesions"]["intact_error"]) == 0
+
+
+# blocks, plugins, help
+
+
+def test_blocks_prints_the_table_of_the_network():
+    result = invoke("blocks", MODEL, "--input-shape", "3,8,8")
+    model = importlib.import_module("tiny_residual_network").build()
+    assert result.output == f"{rpp.unravel(model, torch.zeros(2, 3, 8, 8))}\n"
+    assert "Tiny: 3 residual blocks" in result.output
+
+
+def test_blocks_takes_the_input_shape_from_the_description():
+    result = invoke("blocks", "timm/test_resnet")
+    assert result.exit_code == 0, result.output
+    assert "test_resnet (timm): 4 residual blocks" in result.output
+
+
+def test_blocks_asks_for_an_input_shape_that_is_not_known():
+    assert f"the input shape of {MODEL} is not known: give it, as in --input-shape" in told("blocks", MODEL)
+
+
+def test_plugins_are_listed_with_versions_hooks_and_analyzers():
+    result = invoke("plugins")
+    assert result.exit_code == 0, result.output
+    for library in ("torchvision", "timm"):
+        assert f"{library} {metadata.version(library)} via resnet-paths-plugin" in result.output
+    assert "describe_model, load_model" in result.output
+    assert "BlockLesion (resnet_paths_plugin.analyzers.lesion): Delete residual blocks" in result.output
+
+
+def test_help_says_what_runs_code():
+    for command in ("blocks", "analyze"):
+        text = " ".join(invoke(command, "--help").output.split())
+        assert "This runs that module's code" in text
+    assert {"analyze", "blocks", "plugins"} <= set(invoke("--help").output.split())
+
+
+def test_version_is_the_distributions():
+    assert invoke("--version").output == f"resnet-paths {metadata.version('resnet-paths-plugin')}\n"
+
+
+# Mistakes
+
+
+def test_debug_shows_where_an_error_came_up():
+    result = invoke("blocks", MODEL, "--debug")
+    assert result.exit_code == 2
+    assert "Traceback" in result.output
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("resnet50", "'resnet50' names no model: expected library/name"),
+        ("timm/resnet5000", "timm .* has no model 'resnet5000'; the nearest names are"),
+        ("nowhere/resnet50", "no plugin loads models of 'nowhere'"),
+        ("resnet_paths_plugin/other", "has no network 'other'"),
+        ("no_such_module:build", "there is no module 'no_such_module' in"),
+        ("no_such_package.models:build", "there is no module 'no_such_package.models' in"),
+        ("tiny_residual_network:nothing", "has no attribute 'nothing'"),
+        ("tiny_residual_network:number", "is a int: expected something to call"),
+        ("tiny_residual_network:no_module", "returned a int: it must return a torch.nn.Module"),
+        ("tiny_residual_network:failing", "calling .* failed: RuntimeError: out of luck"),
+        ("tiny_residual_network:Block.forward", "failed: TypeError"),
+        ("broken_import:build", "'broken_import' cannot be imported: ModuleNotFoundError: .*not_installed"),
+        ("broken_code:build", "'broken_code' cannot be imported: SyntaxError"),
+        ("exiting:build", "'exiting' cannot be imported: SystemExit: 3"),
+    ],
+)
+def test_a_model_that_cannot_be_made_is_named(place, model, message):
+    (place / "broken_import.py").write_text("import not_installed")
+    (place / "broken_code.py").write_text("def build(:")
+    (place / "exiting.py").write_text("raise SystemExit(3)")
+    line = told("blocks", model, "--input-shape", "3,8,8")
+    assert line.startswith("Error: ")
+    assert re.search(message, line)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda tensors: {name: tensors[name] for name in tensors if "head" not in name},
+            "head.bias, head.weight missing",
+        ),
+        (lambda tensors: tensors | {"extra": torch.ones(1)}, "extra unexpected"),
+        (
+            lambda tensors: tensors | {"head.weight": torch.ones(7, 4)},
+            r"head.weight \(7, 4\) instead of \(5, 4\) of another shape",
+        ),
+        (
+            lambda tensors: {f"module.{name}": tensor for name, tensor in tensors.items()},
+            "blocks.0.conv.bias, blocks.0.conv.weight, blocks.1.conv.bias and 7 more missing; module.blocks.0",
+        ),
+    ],
+)
+def test_weights_that_do_not_fit_are_told_by_name(tmp_path, change, message):
+    save_file(change(load_file("weights.safetensors")), tmp_path / "other.safetensors")
+    line = told(*analysis("--weights", tmp_path / "other.safetensors", output=tmp_path / "a.nc"))
+    assert "other.safetensors are not those of a Tiny: " in line
+    assert re.search(message, line)
+    assert files_of(tmp_path) == []
+
+
+def test_weights_of_another_format_are_refused_and_never_unpickled(tmp_path):
+    torch.save({"weight": torch.ones(1)}, tmp_path / "weights.pt")
+    line = told(*analysis("--weights", tmp_path / "weights.pt", output=tmp_path / "a.nc"))
+    assert "weights.pt is no complete safetensors file" in line
+    assert "safetensors.torch.save_file" in line
+
+
+def test_half_a_weights_file_is_refused(tmp_path):
+    content = (place / "weights.safetensors").read_bytes()
+    (tmp_path / "half.safetensors").write_bytes(content[: len(content) // 2])
+    line = told(*analysis("--weights", tmp_path / "half.safetensors", output=tmp_path / "a.nc"))
+    assert "half.safetensors is no complete safetensors file" in line
+
+
+def test_weights_that_two_names_share_are_needed_once(tmp_path):
+    class Tied(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = torch.nn.Linear(3, 3)
+            self.second = self.first
+
+    source, once, twice = Tied(), Tied(), Tied()
+    tensors = {name: tensor.clone() for name, tensor in source.state_dict().items()}
+    save_file(tensors, tmp_path / "twice.safetensors")
+    save_file({name: tensors[name] for name in tensors if "first" in name}, tmp_path / "once.safetensors")
+    models.load_weights(once, tmp_path / "once.safetensors")
+    models.load_weights(twice, tmp_path / "twice.safetensors")
+    assert torch.equal(once.second.weight, source.first.weight)
+    assert torch.equal(twice.second.weight, source.first.weight)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--weights", "none.safetensors"], "there is no file none.safetensors"),
+        (["--images", "none.npz"], "there is no file or tmp_path none.npz"),
+        (["--images", "weights.safetensors"], "weights.safetensors is damaged, or no npz file"),
+        (["--images", "out_of_range.npz"], "image 3 of out_of_range.npz has label 5, which is out of range"),
+        (["--images", "too_few.npz"], "too_few.npz: there are 12 images and 11 labels"),
+        (["--images", "empty"], "empty has no class folders"),
+        (["--device", "nonsense"], "device 'nonsense' cannot be used here"),
+        (["--device", "meta"], "device 'meta' cannot be used here"),
+        (["--mean", "0.5"], "mean has 1 and std 3 numbers"),
+        (["--pretrained"], "give --pretrained or --weights, not both"),
+        (["--output", "nowhere/a.nc"], "the output tmp_path nowhere does not exist"),
+        (["--output", "empty"], "empty is a tmp_path"),
+    ],
+)
+def test_each_mistake_is_told_before_anything_is_run(tmp_path, monkeypatch, options, message):
+    arrays = dict(np.load("images.npz"))
+    np.savez("out_of_range.npz", images=arrays["images"], labels=np.array([0, 1, 2, 5] * 3))
+    np.savez("too_few.npz", images=arrays["images"], labels=arrays["labels"][1:])
+    (place / "empty").mkdir(exist_ok=True)
+    watched(monkeypatch, lambda *_: pytest.fail("a study was run"))
+    assert message in told(*analysis(*options, output=tmp_path / "a.nc"))
+    assert files_of(tmp_path) == []
+
+
+def test_a_folder_that_cannot_be_written_to_is_told_before_anything_is_run(tmp_path, monkeypatch):
+    # Permissions do not bind the superuser, as whom tests may run.
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path and access(path, mode))
+    assert "cannot be written to" in told(*analysis(output=tmp_path / "a.nc"))
+
+
+def test_a_model_without_description_asks_for_statistics(tmp_path):
+    line = told("analyze", MODEL, "--images", "images.npz", "--output", tmp_path / "a.nc")
+    assert "give mean and std" in line
+
+
+def test_a_model_asks_for_images():
+    assert "a MODEL needs --images" in told("analyze", MODEL)
+
+
+def test_a_model_without_blocks_is_refused(tmp_path):
+    given = ("--images", "images.npz", *STATISTICS, "--output", tmp_path / "a.nc")
+    line = told("analyze", "tiny_residual_network:plain", *given)
+    assert "Sequential has no residual blocks" in line
+    assert files_of(tmp_path) == []
+
+
+def test_pretrained_weights_are_for_libraries(tmp_path):
+    given = ("--images", "images.npz", *STATISTICS, "--output", tmp_path / "a.nc")
+    assert "has no pretrained weights to choose" in told("analyze", MODEL, "--pretrained", *given)
+
+
+@pytest.mark.parametrize("text", ["0.5;0.5", "a,b,c", ""])
+def test_numbers_are_given_with_commas(place, text):
+    result = invoke("analyze", MODEL, "--mean", text)
+    assert result.exit_code == 2
+    assert "should be numbers with commas between them" in result.output
+
+
+@pytest.mark.filterwarnings("always")
+def test_random_weights_and_classes_taken_by_order_are_warned_of(tmp_path):
+    arrays = dict(np.load("images.npz"))
+    np.savez("named.npz", **arrays, classes=np.array(["a", "b", "c", "d", "e"]))
+    given = ("--images", "named.npz", "--draws", 1, "--max-deleted", 1, "--output", tmp_path / "a.nc")
+    result = invoke("analyze", "timm/test_resnet", *given)
+    assert result.exit_code == 0, result.output
+    first, second, *_ = result.output.splitlines()
+    assert first.startswith("Warning: timm/test_resnet has random weights: give --pretrained or --weights")
+    assert second.startswith("Warning: named.npz has 5 classes and the model 1000")
+
+
+def test_an_interrupted_run_says_so_and_leaves_nothing(tmp_path, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    watched(monkeypatch, interrupted)
+    result = invoke(*analysis(output=tmp_path / "a.nc"))
+    assert result.exit_code == 130
+    assert "Interrupted" in result.output
+    assert "Traceback" not in result.output
+    assert files_of(tmp_path) == []
+
+
+def test_a_figure_that_cannot_be_written_leaves_no_part_of_it(tmp_path, monkeypatch):
+    def full(_, path, **__):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", full)
+    result = invoke(*analysis("--draws", 1, output=tmp_path / "a.nc"))
+    assert result.exit_code == 2
+    assert result.output.splitlines()[-1].endswith("a-single-lesions.png: No space left on device")
+    assert files_of(tmp_path) == ["a.nc"]
