@@ -64,9 +64,7 @@ def state_of(model):
     """Return everything about a model and the random number generators that an analysis could change."""
     return {
         "values": {name: tensor.clone() for name, tensor in model.state_dict().items()},
-        "identity": {
-            name: id(tensor) for name, tensor in [*model.named_parameters(), *model.named_buffers()]
-        },
+        "identity": {name: id(tensor) for name, tensor in [*model.named_parameters(), *model.named_buffers()]},
         "requires_grad": {name: parameter.requires_grad for name, parameter in model.named_parameters()},
         "gradients": {name: parameter.grad for name, parameter in model.named_parameters()},
         "training": {name: module.training for name, module in model.named_modules()},
@@ -517,9 +515,7 @@ class Plain(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.layers = nn.Sequential(
-            nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU()
-        )
+        self.layers = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU())
         self.head = nn.Linear(4, 5)
 
     def forward(self, x):

@@ -176,7 +176,7 @@ def test_segmentation_has_images_and_detection_has_none(describe):
     facts = describe(on_meta(models.segmentation.lraspp_mobilenet_v3_large, weights_backbone=None))
     assert facts.input_shape == (3, 520, 520)
     assert len(facts.class_names) == 21
-    facts = describe(on_meta(models.detection.retinanet_resnet50_fpn, weights_backbone=None))
+    facts = describe(on_meta(models.detection.maskrcnn_resnet50_fpn, weights_backbone=None))
     assert (facts.input_shape, facts.preprocessing, facts.class_names) == (None, None, None)
 
 

@@ -88,12 +88,9 @@ def test_lesions_of_resnet20_make_the_known_errors(batch):
 
 
 def test_blocks_of_resnet56_that_change_resolution_are_among_the_worst(batch):
-    model = trained(56)
-    x, labels = batch
-    intact = rpp.BlockLesion(model).attribute(x, labels, lesions=[[]])
-    assert errors(intact["intact_error"]) == 74
-    result = rpp.BlockLesion(model).attribute(x[:250], labels[:250])
+    result = rpp.BlockLesion(trained(56)).attribute(*batch)
     assert result.sizes["block"] == 27
+    assert errors(result["intact_error"]) == 74
     worst = result["lesion"].values[np.argsort(result["error"].values)[-3:]]
     projections = set(result["block"].values[result["skip_kind"].values == "projection"])
     assert projections == {"layer2.0", "layer3.0"}

@@ -2,11 +2,11 @@
 
 import importlib
 import os
-import re
 import sys
 import textwrap
 from dataclasses import replace
 from importlib import metadata
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,10 +14,10 @@ import torch
 import xarray as xr
 from click.testing import CliRunner
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 import resnet_paths_plugin as rpp
-from resnet_paths_plugin import cli, models
+from resnet_paths_plugin import cli
 from resnet_paths_plugin.cli import main
 from resnet_paths_plugin.studies import STUDIES, Study
 
@@ -53,14 +53,15 @@ SOURCE = """
     def plain():
         return nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 5))
 
-    def no_module():
-        return 42
-
-    def failing():
-        raise RuntimeError("out of luck")
-
-    number = 42
 """
+
+
+def trained(model):
+    """Give a model weights that make each block matter."""
+    torch.manual_seed(2)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    return model
 
 
 def invoke(*arguments):
@@ -89,10 +90,10 @@ def place(tmp_path_factory):
         patch.chdir(folder)
         patch.setattr(sys, "path", [str(folder), *sys.path])
         module = importlib.import_module("tiny_residual_network")
-        torch.manual_seed(7)
-        save_file(module.build().state_dict(), folder / "weights.safetensors")
+        save_file(trained(module.build()).state_dict(), folder / "weights.safetensors")
         generator = np.random.default_rng(0)
-        images = generator.integers(0, 256, SHAPE, dtype=np.uint8)
+        colours = generator.integers(0, 200, (SHAPE[0], 1, 1, SHAPE[3]), dtype=np.uint8)
+        images = colours + generator.integers(0, 56, SHAPE, dtype=np.uint8)
         labels = generator.permutation(np.arange(SHAPE[0]) % N_CLASSES)
         np.savez(folder / "images.npz", images=images, labels=labels)
         yield folder
@@ -112,10 +113,9 @@ def analyzed():
 
 
 @pytest.fixture(scope="module")
-def reference():
+def reference(place):
     """The model with its weights, and inputs and labels, none of them made by the code under test."""
-    torch.manual_seed(7)
-    model = importlib.import_module("tiny_residual_network").build().eval()
+    model = trained(importlib.import_module("tiny_residual_network").build()).eval()
     arrays = np.load(place / "images.npz")
     pixels = arrays["images"].transpose(0, 3, 1, 2) / 255
     mean, std = (np.reshape(values, (3, 1, 1)) for values in ((0.5, 0.4, 0.3), (0.2, 0.25, 0.3)))
@@ -155,6 +155,7 @@ def test_the_summary_names_the_worst_block_and_the_files(analyzed):
     tree, output = analyzed
     errors = tree["single_lesions"]["error"]
     worst = errors["lesion"].values[errors.values == errors.values.max()]
+    assert errors.values.min() < errors.values.max()
     assert any(f"worst {name} {float(errors.max()):.1%}" in output for name in worst)
     assert "written: analyzed.nc, analyzed-single-lesions.png, analyzed-random-lesions.png" in output
     means = tree["random_lesions"]["error"].values.reshape(2, 4).mean(axis=1)
@@ -281,95 +282,10 @@ def test_debug_shows_where_an_error_came_up():
 
 
 @pytest.mark.parametrize(
-    ("model", "message"),
-    [
-        ("resnet50", "'resnet50' names no model: expected library/name"),
-        ("timm/resnet5000", "timm .* has no model 'resnet5000'; the nearest names are"),
-        ("nowhere/resnet50", "no plugin loads models of 'nowhere'"),
-        ("resnet_paths_plugin/other", "has no network 'other'"),
-        ("no_such_module:build", "there is no module 'no_such_module' in"),
-        ("no_such_package.models:build", "there is no module 'no_such_package.models' in"),
-        ("tiny_residual_network:nothing", "has no attribute 'nothing'"),
-        ("tiny_residual_network:number", "is a int: expected something to call"),
-        ("tiny_residual_network:no_module", "returned a int: it must return a torch.nn.Module"),
-        ("tiny_residual_network:failing", "calling .* failed: RuntimeError: out of luck"),
-        ("tiny_residual_network:Block.forward", "failed: TypeError"),
-        ("broken_import:build", "'broken_import' cannot be imported: ModuleNotFoundError: .*not_installed"),
-        ("broken_code:build", "'broken_code' cannot be imported: SyntaxError"),
-        ("exiting:build", "'exiting' cannot be imported: SystemExit: 3"),
-    ],
-)
-def test_a_model_that_cannot_be_made_is_named(place, model, message):
-    (place / "broken_import.py").write_text("import not_installed")
-    (place / "broken_code.py").write_text("def build(:")
-    (place / "exiting.py").write_text("raise SystemExit(3)")
-    line = told("blocks", model, "--input-shape", "3,8,8")
-    assert line.startswith("Error: ")
-    assert re.search(message, line)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (
-            lambda tensors: {name: tensors[name] for name in tensors if "head" not in name},
-            "head.bias, head.weight missing",
-        ),
-        (lambda tensors: tensors | {"extra": torch.ones(1)}, "extra unexpected"),
-        (
-            lambda tensors: tensors | {"head.weight": torch.ones(7, 4)},
-            r"head.weight \(7, 4\) instead of \(5, 4\) of another shape",
-        ),
-        (
-            lambda tensors: {f"module.{name}": tensor for name, tensor in tensors.items()},
-            "blocks.0.conv.bias, blocks.0.conv.weight, blocks.1.conv.bias and 7 more missing; module.blocks.0",
-        ),
-    ],
-)
-def test_weights_that_do_not_fit_are_told_by_name(tmp_path, change, message):
-    save_file(change(load_file("weights.safetensors")), tmp_path / "other.safetensors")
-    line = told(*analysis("--weights", tmp_path / "other.safetensors", output=tmp_path / "a.nc"))
-    assert "other.safetensors are not those of a Tiny: " in line
-    assert re.search(message, line)
-    assert files_of(tmp_path) == []
-
-
-def test_weights_of_another_format_are_refused_and_never_unpickled(tmp_path):
-    torch.save({"weight": torch.ones(1)}, tmp_path / "weights.pt")
-    line = told(*analysis("--weights", tmp_path / "weights.pt", output=tmp_path / "a.nc"))
-    assert "weights.pt is no complete safetensors file" in line
-    assert "safetensors.torch.save_file" in line
-
-
-def test_half_a_weights_file_is_refused(tmp_path):
-    content = (place / "weights.safetensors").read_bytes()
-    (tmp_path / "half.safetensors").write_bytes(content[: len(content) // 2])
-    line = told(*analysis("--weights", tmp_path / "half.safetensors", output=tmp_path / "a.nc"))
-    assert "half.safetensors is no complete safetensors file" in line
-
-
-def test_weights_that_two_names_share_are_needed_once(tmp_path):
-    class Tied(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.first = torch.nn.Linear(3, 3)
-            self.second = self.first
-
-    source, once, twice = Tied(), Tied(), Tied()
-    tensors = {name: tensor.clone() for name, tensor in source.state_dict().items()}
-    save_file(tensors, tmp_path / "twice.safetensors")
-    save_file({name: tensors[name] for name in tensors if "first" in name}, tmp_path / "once.safetensors")
-    models.load_weights(once, tmp_path / "once.safetensors")
-    models.load_weights(twice, tmp_path / "twice.safetensors")
-    assert torch.equal(once.second.weight, source.first.weight)
-    assert torch.equal(twice.second.weight, source.first.weight)
-
-
-@pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--weights", "none.safetensors"], "there is no file none.safetensors"),
-        (["--images", "none.npz"], "there is no file or tmp_path none.npz"),
+        (["--images", "none.npz"], "there is no file or folder none.npz"),
         (["--images", "weights.safetensors"], "weights.safetensors is damaged, or no npz file"),
         (["--images", "out_of_range.npz"], "image 3 of out_of_range.npz has label 5, which is out of range"),
         (["--images", "too_few.npz"], "too_few.npz: there are 12 images and 11 labels"),
@@ -378,15 +294,15 @@ def test_weights_that_two_names_share_are_needed_once(tmp_path):
         (["--device", "meta"], "device 'meta' cannot be used here"),
         (["--mean", "0.5"], "mean has 1 and std 3 numbers"),
         (["--pretrained"], "give --pretrained or --weights, not both"),
-        (["--output", "nowhere/a.nc"], "the output tmp_path nowhere does not exist"),
-        (["--output", "empty"], "empty is a tmp_path"),
+        (["--output", "nowhere/a.nc"], "the output folder nowhere does not exist"),
+        (["--output", "empty"], "empty is a folder"),
     ],
 )
 def test_each_mistake_is_told_before_anything_is_run(tmp_path, monkeypatch, options, message):
     arrays = dict(np.load("images.npz"))
     np.savez("out_of_range.npz", images=arrays["images"], labels=np.array([0, 1, 2, 5] * 3))
     np.savez("too_few.npz", images=arrays["images"], labels=arrays["labels"][1:])
-    (place / "empty").mkdir(exist_ok=True)
+    Path("empty").mkdir(exist_ok=True)
     watched(monkeypatch, lambda *_: pytest.fail("a study was run"))
     assert message in told(*analysis(*options, output=tmp_path / "a.nc"))
     assert files_of(tmp_path) == []
@@ -421,7 +337,7 @@ def test_pretrained_weights_are_for_libraries(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["0.5;0.5", "a,b,c", ""])
-def test_numbers_are_given_with_commas(place, text):
+def test_numbers_are_given_with_commas(text):
     result = invoke("analyze", MODEL, "--mean", text)
     assert result.exit_code == 2
     assert "should be numbers with commas between them" in result.output

@@ -41,9 +41,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import resnet_paths_plugin as rpp
 from resnet_paths_plugin.errors import ScheduleError, UnsupportedMethodError
 
-BY_HAND = [
-    name for name, case in CASES.items() if case.blocks and name not in {"dual path", "repeated", "highway"}
-]
+BY_HAND = [name for name, case in CASES.items() if case.blocks and name not in {"dual path", "repeated", "highway"}]
 """Networks whose branches are what one submodule returns each, so that a wrapper can zero them."""
 
 
@@ -73,7 +71,7 @@ def chain(blocks, width=6):
 
 
 def run_all(net, schedules, x, **options):
-    results = {place: output for place, output in net.outputs(schedules, (x,), **options)}
+    results = dict(net.outputs(schedules, (x,), **options))
     return [results[place] for place in range(len(schedules))]
 
 
@@ -104,9 +102,7 @@ def test_deleting_blocks_equals_zeroing_their_branches_by_hand(name):
         ]
         assert any(changes), known.name
     every = [known.name for known in case.blocks]
-    assert_close(
-        net.lesioned(every)(*inputs), without(model, *(known.path for known in case.blocks))(*inputs)
-    )
+    assert_close(net.lesioned(every)(*inputs), without(model, *(known.path for known in case.blocks))(*inputs))
 
 
 def test_deleting_a_block_keeps_its_projection():
@@ -509,9 +505,7 @@ def test_a_network_that_folds_its_batch_into_tokens_still_runs_side_by_side_sche
     net = rpp.unravel(model, x)
     lesions = [rpp.Schedule.lesion(net, block) for block in net.blocks]
     assert len(lesions) == 2
-    for one, other in zip(
-        run_all(net, lesions, x, perturbations_per_eval=4), run_all(net, lesions, x), strict=True
-    ):
+    for one, other in zip(run_all(net, lesions, x, perturbations_per_eval=4), run_all(net, lesions, x), strict=True):
         assert_close(one, other)
 
 

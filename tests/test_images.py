@@ -55,9 +55,10 @@ def test_preprocessing_equals_torchvisions_preset(mode, crop, resize, height, wi
 
 
 def test_a_quotient_of_whole_numbers_is_undone_exactly():
+    assert 23 / (23 / 30) < 30  # in binary
     image = noise(300, 260, 3)
-    wanted = Preprocessing(size=(224, 224), mean=MEAN, std=STD, crop_fraction=224 / 232)
-    preset = ImageClassification(crop_size=224, resize_size=232)
+    wanted = Preprocessing(size=(23, 23), mean=MEAN, std=STD, crop_fraction=23 / 30)
+    preset = ImageClassification(crop_size=23, resize_size=30)
     found = inputs_of(array_of(image[None]), wanted)
     torch.testing.assert_close(found[0], preset(Image.fromarray(image)), rtol=0, atol=1e-6)
 

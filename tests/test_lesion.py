@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader, TensorDataset
 import resnet_paths_plugin as rpp
 from resnet_paths_plugin.errors import (
     InputError,
-    NoResidualBlocksError,
     NonFiniteOutputWarning,
+    NoResidualBlocksError,
     UnknownBlockError,
 )
 
@@ -76,18 +76,14 @@ def test_every_measure_is_its_plain_formula_on_a_copy_patched_by_hand():
                 "target_score": logits[rows, LABELS],
                 "target_score_drop": drop,
                 "loss": functional.cross_entropy(logits, LABELS, reduction="none"),
-                "kl_divergence": functional.kl_div(
-                    logits.log_softmax(1), intact.softmax(1), reduction="none"
-                ).sum(1),
+                "kl_divergence": functional.kl_div(logits.log_softmax(1), intact.softmax(1), reduction="none").sum(1),
                 "prediction": logits.argmax(1),
                 "correct": logits.argmax(1) == LABELS,
                 "prediction_changed": logits.argmax(1) != intact.argmax(1),
             }
             assert set(MEASURES) == expected.keys()
             for measure, values in expected.items():
-                np.testing.assert_allclose(
-                    row[measure], values, rtol=1e-4, atol=1e-6, err_msg=f"{name}: {measure}"
-                )
+                np.testing.assert_allclose(row[measure], values, rtol=1e-4, atol=1e-6, err_msg=f"{name}: {measure}")
             assert float(row["error"]) == pytest.approx((logits.argmax(1) != LABELS).double().mean().item())
         np.testing.assert_allclose(result["intact_target_score"], intact[rows, LABELS], rtol=1e-5)
         np.testing.assert_allclose(
@@ -95,9 +91,7 @@ def test_every_measure_is_its_plain_formula_on_a_copy_patched_by_hand():
         )
         np.testing.assert_array_equal(result["intact_prediction"], intact.argmax(1))
         np.testing.assert_array_equal(result["intact_correct"], intact.argmax(1) == LABELS)
-        assert float(result["intact_error"]) == pytest.approx(
-            (intact.argmax(1) != LABELS).double().mean().item()
-        )
+        assert float(result["intact_error"]) == pytest.approx((intact.argmax(1) != LABELS).double().mean().item())
 
 
 def test_the_divergence_of_an_intact_network_from_itself_is_zero():
@@ -282,9 +276,7 @@ def test_results_do_not_depend_on_the_internal_batch_size(size):
 @pytest.mark.parametrize("size", [None, 3])
 def test_results_do_not_depend_on_lesions_per_evaluation(width, size):
     options = {"n_deleted": range(4), "draws": 3}
-    assert_same_values(
-        study(perturbations_per_eval=width, internal_batch_size=size, **options), study(**options)
-    )
+    assert_same_values(study(perturbations_per_eval=width, internal_batch_size=size, **options), study(**options))
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 7])
@@ -381,9 +373,9 @@ def ablations_by_captum(model, layer, x):
         mask = torch.zeros(1, *shape[0][1:], dtype=torch.long)
         drops = [
             method.attribute(x, target=target, layer_baselines=0, layer_mask=mask).flatten(1)[:, 0]
-            for target in range(3)
+            for target in range(2)
         ]
-    return intact[:, :3] - torch.stack(drops, 1)
+    return intact[:, :2] - torch.stack(drops, 1)
 
 
 def resnet18():
@@ -404,9 +396,7 @@ def vit_b_16():
 def convnext_tiny():
     model = torchvision.models.convnext_tiny(num_classes=7)
     depths = {1: 3, 3: 3, 5: 9, 7: 3}
-    paths = {
-        f"features.{i}.{j}": f"features.{i}.{j}.stochastic_depth" for i, n in depths.items() for j in range(n)
-    }
+    paths = {f"features.{i}.{j}": f"features.{i}.{j}.stochastic_depth" for i, n in depths.items() for j in range(n)}
     return model, (3, 32, 32), paths
 
 
@@ -419,11 +409,11 @@ def test_lesions_of_real_architectures_equal_zeroing_by_hand_and_captums_ablatio
     assert [block.name for block in net.blocks] == list(paths)
     with torch.no_grad():
         intact = model(x)
-        for name in list(paths)[:: max(1, len(paths) // 6)]:
+        for name in list(paths)[:: max(1, len(paths) // 4)]:
             deleted = net.lesioned(name)(x)
             torch.testing.assert_close(deleted, without(model, paths[name])(x), rtol=1e-10, atol=1e-10)
             ablated = ablations_by_captum(model, model.get_submodule(paths[name]), x)
-            torch.testing.assert_close(deleted[:, :3], ablated, rtol=1e-9, atol=1e-9)
+            torch.testing.assert_close(deleted[:, :2], ablated, rtol=1e-9, atol=1e-9)
             assert not torch.allclose(deleted, intact, rtol=1e-6)
 
 
@@ -539,7 +529,7 @@ def test_bad_options_are_refused(options, message):
 
 
 def test_unknown_blocks_and_groups_are_refused_with_near_names():
-    with pytest.raises(UnknownBlockError, match="Did you mean 'blocks.1'"):
+    with pytest.raises(UnknownBlockError, match=r"Did you mean 'blocks\.1'"):
         study(lesions=["blocks.0", ["block.1"]])
     with pytest.raises(UnknownBlockError, match="has no block 3"):
         study(lesions=[3])
@@ -559,7 +549,7 @@ def test_a_model_without_blocks_is_refused():
 @pytest.mark.parametrize("empty", [[], DataLoader([]), iter([]), torch.zeros(0, *IMAGES), ()])
 def test_empty_inputs_are_refused(empty):
     net, _, _ = network()
-    with pytest.raises(InputError, match="empty|at least one"):
+    with pytest.raises(InputError, match=r"empty|at least one"):
         rpp.BlockLesion(net).attribute(empty)
 
 
@@ -618,21 +608,20 @@ def test_weights_that_are_not_numbers_are_warned_of():
     assert np.isnan(result["loss"]).all()
 
 
-def test_a_network_that_only_a_lesion_makes_infinite_is_no_warning():
-    class Saved(nn.Module):
+def test_outputs_that_only_a_lesion_makes_infinite_are_no_warning():
+    class Inverse(nn.Module):
         def __init__(self):
             super().__init__()
             self.stem = nn.Linear(4, 4)
             self.branch = nn.Linear(4, 4)
 
         def forward(self, x):
-            y = self.stem(x).abs()
-            z = y + self.branch(y).exp() - y.detach() * 0
-            return z
+            zero = functional.relu(-self.stem(x).abs())
+            return 1 / (zero + self.branch(zero))
 
-    model = randomised(Saved()).eval()
-    result = rpp.BlockLesion(model).attribute(torch.randn(3, 4), 0)
-    assert np.isfinite(result["loss"]).all()
+    result = rpp.BlockLesion(randomised(Inverse())).attribute(torch.randn(3, 4), 0)
+    assert np.isfinite(result["intact_target_score"]).all()
+    assert np.isinf(result["target_score"]).all()
 
 
 def test_several_kinds_of_bad_input_change_nothing():

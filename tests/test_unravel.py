@@ -397,14 +397,7 @@ def test_an_unknown_block_is_refused_with_near_names():
 def test_blocks_are_given_by_name_index_or_object():
     net = rpp.unravel(PreActivation(), torch.ones(2, *IMAGES))
     block = net.blocks[1]
-    assert (
-        net.block("blocks.1")
-        is net.block(1)
-        is net.block(np.int64(1))
-        is net.block(-2)
-        is net.block(block)
-        is block
-    )
+    assert net.block("blocks.1") is net.block(1) is net.block(np.int64(1)) is net.block(-2) is net.block(block) is block
     assert net.select(["blocks.2", 0, net.blocks[2]]) == (net.blocks[0], net.blocks[2])
     assert net.select("blocks.1") == net.select(1) == net.select(block) == net.select(np.int64(1)) == (block,)
 
@@ -438,9 +431,7 @@ def test_hooks_on_a_view_are_refused(lesioned):
             method(lambda *_: None)
 
 
-@pytest.mark.parametrize(
-    "move", [lambda v: v.double(), lambda v: v.to("meta"), lambda v: v.half(), lambda v: v.cuda()]
-)
+@pytest.mark.parametrize("move", [lambda v: v.double(), lambda v: v.to("meta"), lambda v: v.half(), lambda v: v.cuda()])
 def test_a_view_is_not_converted_or_moved(move):
     model = PreActivation()
     net = rpp.unravel(model, torch.ones(2, *IMAGES))

@@ -6,6 +6,7 @@ those of one intact forward pass; each segment between two sums is computed agai
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -16,9 +17,9 @@ from resnet_paths_plugin.engine.path_graph import PathGraph
 from resnet_paths_plugin.engine.program import Program, Sum, Values
 from resnet_paths_plugin.engine.routes import Edge, Key, Routing
 from resnet_paths_plugin.engine.schedule import Schedule
-from resnet_paths_plugin.engine.vjp import Call, Pullback, linearise
+from resnet_paths_plugin.engine.vjp import Call, Pullback, Slope, linearise
 
-BANK_BYTES = 8 * 2**20
+BANK_BYTES = 4 * 2**20
 """Size of the part of a bank that goes through a segment at a time on a CPU; larger ones leave the cache."""
 
 Lane = int | None
@@ -34,10 +35,21 @@ class Bank:
     Attributes:
         keys: what each row stands for; no key twice.
         rows: the rows, shape `[R, *value]`.
+        slope: what all rows are still to be multiplied by, shape `[*value]` or one that broadcasts to it. Operators
+            that treat each element alone follow each other; their slopes are multiplied, and the rows only once.
     """
 
     keys: tuple[Key, ...]
     rows: Tensor
+    slope: Tensor | None = None
+
+    def settled(self) -> "Bank":
+        """Return the bank with its slope worked in."""
+        return self if self.slope is None else Bank(self.keys, self.rows * self.slope)
+
+    def sloped(self, slope: Tensor) -> "Bank":
+        """Return the bank behind one more operator that treats each element alone."""
+        return Bank(self.keys, self.rows, slope if self.slope is None else self.slope * slope)
 
     def take(self, keys: Iterable[Key]) -> "Bank | None":
         """Return the rows that have one of the keys, or None."""
@@ -45,7 +57,7 @@ class Bank:
         places = [place for place, key in enumerate(self.keys) if key in wanted]
         if not places:
             return None
-        return Bank(tuple(self.keys[place] for place in places), self.rows[_index(places)])
+        return Bank(tuple(self.keys[place] for place in places), self.rows[_index(places)], self.slope)
 
 
 class BackwardWalk:
@@ -101,7 +113,7 @@ class BackwardWalk:
                 self._segment(which, arrivals)
                 if which:
                     self._close(sums[which - 1], arrivals, routing)
-            return {tap: arrived[None][None] for tap in self.graph.taps if (arrived := arrivals.at(tap))}
+            return {tap: arrived[None][None].settled() for tap in self.graph.taps if (arrived := arrivals.at(tap))}
 
     def _forward(self, values: Values) -> tuple[list[Values], Values]:
         """Run the intact network; keep what is still needed at the start of each segment."""
@@ -129,7 +141,7 @@ class BackwardWalk:
         arrived = arrivals.at(total.root)
         if not arrived:
             return
-        bank = arrived[None][None]
+        bank = arrived[None][None].settled()
         edges = self.graph.edges[total.root]
         for term in total.terms:
             ways = [edge for edge in edges if edge.term == term.value and edge.block == term.block]
@@ -186,6 +198,9 @@ class BackwardWalk:
             return
         for lane, parts in arrivals.at(at).items():
             operands, pullback = operators.at(at)
+            if isinstance(pullback, Slope) and None in parts:
+                arrivals.add(operands[0], lane, parts[None].sloped(pullback.slope))
+                continue
             keys, rows = _aligned(parts)
             for operand, found in zip(operands, pullback(rows), strict=True):
                 for part, bank in (found if isinstance(found, dict) else {None: found}).items():
@@ -263,40 +278,67 @@ def bank_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def _merged(banks: Sequence[Bank]) -> Bank:
     """Add banks row by row."""
-    if len(banks) == 1:
-        return banks[0]
-    keys = _sorted({key for bank in banks for key in bank.keys})
-    if sum(len(bank.keys) for bank in banks) == len(keys):
-        ordered = sorted(banks, key=lambda bank: keys.index(bank.keys[0]))
-        if tuple(key for bank in ordered for key in bank.keys) == keys:
-            return Bank(keys, torch.cat([bank.rows for bank in ordered]))
+    if len(banks) > 1 and sum(len(bank.keys) for bank in banks) == len({key for bank in banks for key in bank.keys}):
+        return _joined(banks)
+    total = banks[0]
+    for bank in banks[1:]:
+        total = _sum(total, bank)
+    return total
+
+
+def _joined(banks: Sequence[Bank]) -> Bank:
+    """Put banks without a common key together; each row is written once."""
+    keys = _sorted(key for bank in banks for key in bank.keys)
     place = {key: at for at, key in enumerate(keys)}
-    first = banks[0]
-    if all(bank.keys == first.keys for bank in banks):
-        rows = first.rows + banks[1].rows
-        for bank in banks[2:]:
-            rows += bank.rows
-        return Bank(first.keys, rows)
-    rows = first.rows.new_empty((len(keys), *first.rows.shape[1:]))
-    filled: set[Key] = set()
+    rows = _empty_rows(banks[0].rows, len(keys))
     for bank in banks:
-        fresh = [at for at, key in enumerate(bank.keys) if key not in filled]
-        known = [at for at, key in enumerate(bank.keys) if key in filled]
-        if fresh:
-            rows[_index([place[bank.keys[at]] for at in fresh])] = bank.rows[_index(fresh)]
-        if known:
-            rows[_index([place[bank.keys[at]] for at in known])] += bank.rows[_index(known)]
-        filled.update(bank.keys)
+        here = _index([place[key] for key in bank.keys])
+        if bank.slope is not None and isinstance(here, slice):
+            torch.mul(bank.rows, bank.slope, out=rows[here])
+        else:
+            rows[here] = bank.settled().rows
     return Bank(keys, rows)
+
+
+def _sum(one: Bank, other: Bank) -> Bank:
+    """Add two banks; each run of rows that both have, or only one of them, is written once."""
+    one, other = one.settled(), other.settled()
+    if one.keys == other.keys:
+        return Bank(one.keys, one.rows + other.rows)
+    keys = _sorted({*one.keys, *other.keys})
+    rows = _empty_rows(one.rows, len(keys))
+    in_one, in_other = ({key: at for at, key in enumerate(bank.keys)} for bank in (one, other))
+    runs = groupby(enumerate(keys), key=lambda item: (item[1] in in_one, item[1] in in_other))
+    for (first, second), run in runs:
+        places = list(run)
+        here = slice(places[0][0], places[-1][0] + 1)
+        parts = [
+            bank.rows[_index([known[key] for _, key in places])]
+            for bank, known, has in ((one, in_one, first), (other, in_other, second))
+            if has
+        ]
+        if len(parts) == 1:
+            rows[here] = parts[0]
+        else:
+            torch.add(*parts, out=rows[here])
+    return Bank(keys, rows)
+
+
+def _empty_rows(like: Tensor, count: int) -> Tensor:
+    """Return room for rows in the layout of other rows."""
+    one = torch.empty_like(like[0])
+    strides = (one.numel(), *one.stride())
+    return torch.empty_strided((count, *one.shape), strides, dtype=like.dtype, device=like.device)
 
 
 def _aligned(parts: Mapping[Part, Bank]) -> tuple[tuple[Key, ...], Any]:
     """Return the rows of a value, or of its parts with the same keys, zeros where a part has no such row."""
     if None in parts:
-        return parts[None].keys, parts[None].rows
+        return parts[None].keys, parts[None].settled().rows
     keys = _sorted({key for bank in parts.values() for key in bank.keys})
     rows: dict[Part, Tensor] = {}
     for part, bank in parts.items():
+        bank = bank.settled()
         rows[part] = bank.rows
         if bank.keys != keys:
             rows[part] = bank.rows.new_zeros((len(keys), *bank.rows.shape[1:]))

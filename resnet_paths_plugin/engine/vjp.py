@@ -7,6 +7,7 @@ goes through autograd, batched over the rows.
 
 import operator
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,6 +22,17 @@ Bank = Tensor
 Parts = dict[int, Bank]
 """Banks of the parts of a value that is a list or tuple, by position."""
 Pullback = Callable[[Any], list[Any]]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Slope:
+    """The pullback of an operator that treats each element alone: multiply by its derivative there."""
+
+    slope: Tensor
+
+    def __call__(self, bank: Any) -> list[Any]:
+        """Return the one operand's bank."""
+        return [bank * self.slope]
 
 
 class Call:
@@ -52,10 +64,6 @@ class Call:
         self.kwargs: dict[str, Any] = fx.node.map_arg(node.kwargs, resolve)
         self.value = _in_dtype(value, dtype)
 
-    def is_operand(self, position: int) -> bool:
-        """Whether a gradient is wanted for the positional argument."""
-        return len(self.node.args) > position and self.node.args[position] in self.operands
-
     def only_operand(self, position: int = 0) -> bool:
         """Whether the positional argument is the only one that a gradient is wanted for."""
         argument = self.node.args[position]
@@ -68,9 +76,17 @@ def linearise(call: Call) -> Pullback:
 
     A value that is a list or tuple has `Parts` for a bank, and so has an operand that is one.
     """
-    rule = _RULES.get(call.node.target)
+    if isinstance(call.value, Tensor) and not (call.value.is_floating_point() or call.value.is_complex()):
+        return lambda _: [None] * len(call.operands)  # such as indices: constant wherever they can be differentiated
+    rule = None if _is_complex(call) else _RULES.get(call.node.target)
     pullback = rule(call) if rule is not None else None
     return pullback if pullback is not None else _by_autograd(call)
+
+
+def _is_complex(call: Call) -> bool:
+    """Whether a call reads or returns complex numbers, whose products the rules would have to conjugate."""
+    leaves = pytree.tree_leaves((call.args, call.kwargs, call.value))
+    return any(isinstance(leaf, Tensor) and leaf.is_complex() for leaf in leaves)
 
 
 def _in_dtype(value: Any, dtype: torch.dtype) -> Any:
@@ -157,6 +173,12 @@ def _sum_to(bank: Bank, shape: torch.Size) -> Bank:
     return bank.sum(dim=spread, keepdim=True) if spread else bank
 
 
+def _layout(value: Tensor) -> torch.memory_format:
+    """Return the layout in which gradients of a value are fastest: images on a CPU have their channels last."""
+    image = value.ndim == 4 and value.device.type == "cpu"  # noqa: PLR2004 - [N, C, H, W]
+    return torch.channels_last if image else torch.contiguous_format
+
+
 def _per_dimension(size: int | Sequence[int], dimensions: int) -> list[int]:
     sizes = [size] if isinstance(size, int) else list(size)
     return sizes * dimensions if len(sizes) == 1 else sizes
@@ -177,10 +199,14 @@ def _convolution(call: Call) -> Pullback | None:
         _per_dimension(dilation, spatial),
     )
 
+    layout = _layout(source)
+
     def pullback(bank: Bank) -> list[Bank]:
         rows = bank.shape[0]
-        flat = bank.reshape(rows * source.shape[0], *bank.shape[2:])
-        like = flat.new_empty(1).expand(flat.shape[0], *source.shape[1:])
+        flat = bank.reshape(rows * source.shape[0], *bank.shape[2:]).contiguous(memory_format=layout)
+        # Only the source's size and layout matter to its gradient; this memory is never touched.
+        size = (flat.shape[0], *source.shape[1:])
+        like = torch.empty(size, dtype=flat.dtype, device=flat.device, memory_format=layout)
         found = aten.convolution_backward(
             flat,
             like,
@@ -200,7 +226,8 @@ def _convolution(call: Call) -> Pullback | None:
 
 
 def _linear(call: Call) -> Pullback | None:
-    return (lambda bank: [bank @ call.args[1]]) if call.only_operand() else None
+    matrix = call.args[1].ndim == 2  # noqa: PLR2004 - a vector for weight drops a dimension
+    return (lambda bank: [bank @ call.args[1]]) if matrix and call.only_operand() else None
 
 
 def _batch_norm(call: Call) -> Pullback | None:
@@ -211,23 +238,18 @@ def _batch_norm(call: Call) -> Pullback | None:
         return None
     scale = torch.rsqrt(variance + epsilon) * (1 if weight is None else weight)
     scale = scale.view(-1, *[1] * (source.ndim - 2))
-    return lambda bank: [(bank[0] if packed else bank) * scale]
+    return (lambda bank: [bank[0] * scale]) if packed else Slope(scale)
 
 
 def _elementwise(call: Call) -> Pullback | None:
     """A function of each element alone: multiply by its derivative."""
-    if not call.only_operand():
+    if not call.only_operand() or call.value.shape != call.args[0].shape:
         return None
     source = _leaf(call.args[0])
     with torch.enable_grad():
         value = call.node.target(source, *call.args[1:], **call.kwargs)  # type: ignore[operator]
     (slope,) = torch.autograd.grad(value, source, torch.ones_like(value))
-    return lambda bank: [bank * slope]
-
-
-def _relu(call: Call) -> Pullback | None:
-    value = call.value
-    return lambda bank: [aten.threshold_backward(bank, value.expand(bank.shape), 0)]
+    return Slope(slope.contiguous(memory_format=_layout(slope)))
 
 
 def _identity(call: Call) -> Pullback | None:
@@ -237,7 +259,7 @@ def _identity(call: Call) -> Pullback | None:
 
 
 def _reshaping(call: Call) -> Pullback | None:
-    if not call.is_operand(0):
+    if not call.only_operand():
         return None
     shape = call.args[0].shape
     return lambda bank: [bank.reshape(bank.shape[0], *shape)]
@@ -295,7 +317,8 @@ def _division(call: Call) -> Pullback | None:
 def _matmul(call: Call) -> Pullback | None:
     """Products of stacks of matrices; the rows of the bank join the matrices' own rows or columns."""
     left, right = call.args[:2]
-    if left.ndim < 2 or left.shape[:-2] != right.shape[:-2] or call.node.args[0] is call.node.args[1]:  # noqa: PLR2004
+    matrices = min(left.ndim, right.ndim) >= 2  # noqa: PLR2004
+    if not matrices or left.shape[:-2] != right.shape[:-2] or call.node.args[0] is call.node.args[1]:
         return None
 
     def pullback(bank: Bank) -> list[Bank]:
@@ -361,7 +384,6 @@ _RULES: dict[Any, Callable[[Call], Pullback | None]] = {
     aten.linear.default: _linear,
     aten.batch_norm.default: _batch_norm,
     aten._native_batch_norm_legit_no_training.default: _batch_norm,
-    aten.relu.default: _relu,
     aten.permute.default: _permute,
     aten.transpose.int: _transpose,
     aten.add.Tensor: _addition,
@@ -377,4 +399,3 @@ _RULES: dict[Any, Callable[[Call], Pullback | None]] = {
     **dict.fromkeys(ops.RESHAPING, _reshaping),
     **dict.fromkeys(ops.COPYING, _identity),
 }
-_RULES[aten.relu.default] = _relu
