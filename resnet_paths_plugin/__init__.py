@@ -1,6 +1,6 @@
 """Residual networks as collections of paths: lesions, reorderings and path gradients of any model, unmodified."""
 
-from resnet_paths_plugin import paths, plotting
+from resnet_paths_plugin import hookspecs, paths, plotting
 from resnet_paths_plugin.analyzers.lesion import BlockLesion
 from resnet_paths_plugin.analyzers.path_length import PathLengthGradient
 from resnet_paths_plugin.datasets import load, save
@@ -10,13 +10,14 @@ from resnet_paths_plugin.errors import ModelNotFoundError, ResnetPathsError
 from resnet_paths_plugin.graph.blocks import ResidualBlock
 from resnet_paths_plugin.hookspecs import hookimpl
 from resnet_paths_plugin.network import UnraveledNetwork, unravel
-from resnet_paths_plugin.plugins import create_plugin_manager, load_model
+from resnet_paths_plugin.plugins import PluginWarning, create_plugin_manager, load_model
 
 __all__ = [
     "BlockLesion",
     "ModelDescription",
     "ModelNotFoundError",
     "PathLengthGradient",
+    "PluginWarning",
     "Preprocessing",
     "ResidualBlock",
     "ResnetPathsError",
@@ -24,6 +25,7 @@ __all__ = [
     "UnraveledNetwork",
     "create_plugin_manager",
     "hookimpl",
+    "hookspecs",
     "load",
     "load_model",
     "paths",

@@ -83,9 +83,7 @@ def resnet_paths_detect_blocks(model: nn.Module, graph: CapturedGraph) -> Sequen
 
 
 @hookspec
-def resnet_paths_review_blocks(
-    model: nn.Module, blocks: tuple[ResidualBlock, ...]
-) -> Sequence[ResidualBlock] | None:
+def resnet_paths_review_blocks(model: nn.Module, blocks: tuple[ResidualBlock, ...]) -> Sequence[ResidualBlock] | None:
     """Correct the blocks that were detected: rename, regroup or drop some, where data flow cannot know better.
 
     Called after detection. Reviews are folded in plugin order, each seeing the result of the one before. Use
@@ -102,7 +100,7 @@ def resnet_paths_review_blocks(
 
 @hookspec
 def resnet_paths_analyzers() -> Mapping[str, type]:  # type: ignore[empty-body]  # a specification
-    """Offer further analyzers, by name, for `resnet_paths_plugin.analyzers()` and `resnet-paths plugins`.
+    """Offer further analyzers, by name, for `plugins.analyzers()` and `resnet-paths plugins`.
 
     Called whenever analyzers are listed.
 

@@ -162,7 +162,7 @@ class UnraveledNetwork(NetworkView):
             NoResidualBlocksError: if the network has no residual blocks.
             InputError: if no path has one of the lengths.
         """
-        return RestrictedNetwork(self, [lengths] if isinstance(lengths, int) else list(lengths))
+        return RestrictedNetwork(self, list(lengths) if isinstance(lengths, Iterable) else [lengths])
 
     def path_counts(self) -> list[int]:
         """Return how many paths of each length 0, 1, ... lead from the output to the inputs, exactly.

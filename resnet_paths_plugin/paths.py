@@ -253,9 +253,7 @@ def _weights(values: list[int | float], *, log10: bool) -> list[Fraction] | None
             return [Fraction(0)]
         return [Fraction(10.0 ** float(value - largest)) for value in values]
     if min(values) < 0:
-        raise InputError(
-            f"a total cannot hold the negative value {min(values)}: expected non-negative values"
-        )
+        raise InputError(f"a total cannot hold the negative value {min(values)}: expected non-negative values")
     return [Fraction(value) for value in values]
 
 
@@ -307,7 +305,5 @@ def _vector(values: ArrayLike, what: str) -> FloatArray:
     except (TypeError, ValueError):
         raise InputError(f"{what} are no numbers: {values!r}") from None
     if vector.ndim != 1 or not vector.size:
-        raise InputError(
-            f"{what} have shape {vector.shape}: expected one number for each length 0, 1, 2, ..."
-        )
+        raise InputError(f"{what} have shape {vector.shape}: expected one number for each length 0, 1, 2, ...")
     return vector

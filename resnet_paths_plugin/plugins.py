@@ -165,9 +165,7 @@ def describe(model: nn.Module, plugin_manager: pluggy.PluginManager | None = Non
     return None
 
 
-def load_model(
-    spec: str, *, pretrained: bool = False, plugin_manager: pluggy.PluginManager | None = None
-) -> nn.Module:
+def load_model(spec: str, *, pretrained: bool = False, plugin_manager: pluggy.PluginManager | None = None) -> nn.Module:
     """Build a model of a library that a plugin knows.
 
     Args:
@@ -306,8 +304,7 @@ def listing(plugin_manager: pluggy.PluginManager | None = None) -> tuple[PluginI
     """
     manager = checked_plugin_manager(plugin_manager)
     distributions = {
-        entry_point.module: entry_point.dist
-        for entry_point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)
+        entry_point.module: entry_point.dist for entry_point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)
     }
     rows = []
     for name, plugin in manager.list_name_plugin():
@@ -386,9 +383,7 @@ def _numbered_blocks(asked: _Asked, answer: object) -> tuple[ResidualBlock, ...]
     names = [block.name for block in blocks]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
-        raise PluginError(
-            f"plugin {asked.plugin!r} answered {asked.hook} with several blocks of one name: {repeated}"
-        )
+        raise PluginError(f"plugin {asked.plugin!r} answered {asked.hook} with several blocks of one name: {repeated}")
     return tuple(replace(block, index=index) for index, block in enumerate(blocks))
 
 

@@ -46,6 +46,7 @@ QUANTITIES: Mapping[str, Quantity] = {
     # path lengths
     "path_length": Quantity("number of branches taken on a path", np.int32),
     "gradient": Quantity("sum of the gradients of all paths of this length", np.float32),
+    "input": Quantity("input of the network", np.float32),
     "gradient_norm": Quantity("norm of the sum of the gradients of all paths of this length", np.float64),
     "tail_gradient_norm": Quantity("norm of the sum of the gradients of all longer paths", np.float64),
     "completeness_error": Quantity(

@@ -6,6 +6,7 @@ They run a captured graph and have no submodules to hook.
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
@@ -112,13 +113,13 @@ class RestrictedNetwork(NetworkView):
         network.require_blocks()
         known = network.path_counts()
         self._network = (network,)
-        self.lengths = tuple(sorted(set(lengths)))
-        strange = [length for length in self.lengths if not 0 <= length < len(known) or not known[length]]
-        if strange or not self.lengths:
+        strange = [length for length in lengths if not _is_length(length, known)]
+        if strange or not lengths:
             raise InputError(
                 f"{network.name} has paths of length 0 to {len(known) - 1}, "
                 f"and {f'none of length {strange}' if strange else 'no length was given'}"
             )
+        self.lengths = tuple(sorted({int(length) for length in lengths}))
         everything = self.lengths == tuple(length for length, count in enumerate(known) if count)
         n = len(network.blocks)
         self._routing = ByLength([(0,)] * n) if everything else ByLength([(1,)] * n, (self.lengths[-1],), tail=False)
@@ -137,7 +138,8 @@ class RestrictedNetwork(NetworkView):
         inputs = dict(zip(program.inputs, pytree.tree_leaves(args), strict=True))
         graph = self._network[0].path_graph()
         walk = BackwardWalk(graph, inputs, program.parameters(), dtype=bank_dtype(self._network[0].dtype))
-        gradients: dict[int, Tensor] = {}
+        # Zeros, not nothing, where only paths of other lengths lead: the output does depend on that input.
+        gradients = {tap: torch.zeros_like(inputs[tap]) for tap in graph.taps}
         for tap, bank in walk.run(seeds, self._routing).items():
             chosen = bank.take(self._keys)
             if chosen is not None:
@@ -171,18 +173,21 @@ class _Restriction(torch.autograd.Function):
         for place, tensor in zip(ctx.places, ctx.saved_tensors, strict=True):
             leaves[place] = tensor
         args = pytree.tree_unflatten(leaves, ctx.spec)
-        seeds = {
-            at: gradient
-            for at, gradient in zip(network.program.outputs, gradients, strict=True)
-            if at is not None and gradient is not None
-        }
-        found = view.pull_back(args, seeds)
+        found = view.pull_back(args, network.program.at_outputs(dict(enumerate(gradients))))
         flat = [found.get(at) for at in network.program.inputs]
         return (
             None,
             None,
             *(None if g is None else g.to(leaf.dtype) for g, leaf in zip(flat, leaves, strict=True)),
         )
+
+
+def _is_length(length: object, counts: Sequence[int]) -> bool:
+    """Whether a path has this length."""
+    if not isinstance(length, int | np.integer) or isinstance(length, bool):
+        return False
+    place = int(length)
+    return 0 <= place < len(counts) and counts[place] > 0
 
 
 def _ranges(lengths: Sequence[int]) -> str:

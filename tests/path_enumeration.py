@@ -122,9 +122,7 @@ def summed(paths, key=lambda path: path.length):
     found = {}
     for path in paths:
         known = found.get(key(path))
-        found[key(path)] = (
-            path.gradients if known is None else tuple(map(torch.add, known, path.gradients))
-        )
+        found[key(path)] = path.gradients if known is None else tuple(map(torch.add, known, path.gradients))
     return found
 
 

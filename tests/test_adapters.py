@@ -275,9 +275,7 @@ def test_class_names_are_in_the_order_of_the_outputs(describe):
 
 
 def test_class_names_that_come_with_the_weights_go_first(describe):
-    model = timm.create_model(
-        "test_resnet", num_classes=2, pretrained_cfg_overlay={"label_names": ["cat", "dog"]}
-    )
+    model = timm.create_model("test_resnet", num_classes=2, pretrained_cfg_overlay={"label_names": ["cat", "dog"]})
     assert describe(model).class_names == ("cat", "dog")
 
 

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 import resnet_paths_plugin as rpp
 from resnet_paths_plugin import cli
 from resnet_paths_plugin.cli import main
-from resnet_paths_plugin.studies import STUDIES, Study
+from resnet_paths_plugin.cli.studies import STUDIES, Study
 
 MODEL = "tiny_residual_network:build"
 SHAPE = (12, 8, 8, 3)
@@ -58,7 +58,7 @@ SOURCE = """
 
 def trained(model):
     """Give a model weights that make each block matter."""
-    torch.manual_seed(2)
+    torch.manual_seed(129)  # which gives every lesion an error of its own
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     return model
@@ -154,9 +154,9 @@ def test_the_intact_error_is_the_models_own(analyzed, reference):
 def test_the_summary_names_the_worst_block_and_the_files(analyzed):
     tree, output = analyzed
     errors = tree["single_lesions"]["error"]
-    worst = errors["lesion"].values[errors.values == errors.values.max()]
-    assert errors.values.min() < errors.values.max()
-    assert any(f"worst {name} {float(errors.max()):.1%}" in output for name in worst)
+    ranked = sorted(zip(errors.values.tolist(), errors["lesion"].values.tolist(), strict=True), reverse=True)
+    assert len({error for error, _ in ranked}) == 3
+    assert "; worst " + ", ".join(f"{name} {error:.1%}" for error, name in ranked) in output
     assert "written: analyzed.nc, analyzed-single-lesions.png, analyzed-random-lesions.png" in output
     means = tree["random_lesions"]["error"].values.reshape(2, 4).mean(axis=1)
     assert f"1: {means[0]:.1%}, 2: {means[1]:.1%}" in output

@@ -10,10 +10,10 @@ from timm.data import create_transform
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms._presets import ImageClassification
 
+from resnet_paths_plugin.cli.images import ImageArray, ImageFolder, check_targets, read_images, targets_of
+from resnet_paths_plugin.cli.preprocessing import InputBatches, preprocessing_for
 from resnet_paths_plugin.description import ModelDescription, Preprocessing
 from resnet_paths_plugin.errors import FileError, InputError
-from resnet_paths_plugin.images import ImageArray, ImageFolder, check_targets, read_images, targets_of
-from resnet_paths_plugin.preprocessing import InputBatches, preprocessing_for
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

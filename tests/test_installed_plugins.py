@@ -29,9 +29,7 @@ def install(tmp_path, monkeypatch):
         site = tmp_path / f"site_{module}"
         metadata = site / f"{distribution.replace('-', '_')}-{version}.dist-info"
         metadata.mkdir(parents=True)
-        (metadata / "METADATA").write_text(
-            f"Metadata-Version: 2.1\nName: {distribution}\nVersion: {version}\n"
-        )
+        (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: {version}\n")
         (metadata / "entry_points.txt").write_text(f"[resnet_paths_plugin]\n{name} = {module}\n")
         if source is not None:
             (site / f"{module}.py").write_text(

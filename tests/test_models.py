@@ -9,8 +9,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 from resnet_paths_plugin import demo, plugins
+from resnet_paths_plugin.cli.models import EMBEDDED, build_model, check_device
 from resnet_paths_plugin.errors import FileError, InputError, ModelNotFoundError, ResnetPathsError
-from resnet_paths_plugin.models import EMBEDDED, build_model, check_device, create_manager, load_weights
+from resnet_paths_plugin.plugins import create_plugin_manager as create_manager
+from resnet_paths_plugin.weights import load_weights
 
 SOURCE = """
 from torch import nn

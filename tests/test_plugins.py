@@ -119,9 +119,7 @@ def test_reviews_honour_tryfirst_and_trylast():
         def resnet_paths_review_blocks(self, blocks):
             return appending("L")(MODEL, blocks)
 
-    made = manager(
-        Last(), plugin(review_blocks=appending("1")), First(), plugin(review_blocks=appending("2"))
-    )
+    made = manager(Last(), plugin(review_blocks=appending("1")), First(), plugin(review_blocks=appending("2")))
     assert plugins.review_blocks(MODEL, (block("a"),), made)[0].name == "aF12L"
 
 
@@ -152,9 +150,7 @@ def test_a_plugin_that_fails_where_results_are_decided_is_an_error_with_its_caus
     def fail():
         raise ZeroDivisionError("no luck")
 
-    with pytest.raises(
-        PluginError, match=rf"'culprit' failed in {hook}: ZeroDivisionError\('no luck'\)"
-    ) as caught:
+    with pytest.raises(PluginError, match=rf"'culprit' failed in {hook}: ZeroDivisionError\('no luck'\)") as caught:
         getattr(plugins, hook)(MODEL, (), manager(culprit=plugin(**{hook: fail})))
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
 
@@ -258,9 +254,7 @@ def test_a_model_is_loaded_by_the_plugin_that_knows_its_library():
 
 
 def test_an_unknown_library_is_refused_with_the_known_ones():
-    made = manager(
-        zoo=loads("zoo", MODEL), ark=loads("ark", MODEL), describer=plugin(describe_model=lambda: None)
-    )
+    made = manager(zoo=loads("zoo", MODEL), ark=loads("ark", MODEL), describer=plugin(describe_model=lambda: None))
     with pytest.raises(ModelNotFoundError, match=r"'zooo'\. Did you mean 'zoo/net'\? .*here: ark, zoo$"):
         plugins.load_model("zooo/net", plugin_manager=made)
     with pytest.raises(ModelNotFoundError, match="here: none"):
@@ -295,9 +289,7 @@ def test_a_plugin_adds_an_analyzer():
 
 
 def test_the_first_registered_keeps_an_analyzers_name():
-    made = manager(
-        first=plugin(analyzers=lambda: {"a": int}), second=plugin(analyzers=lambda: {"a": str, "b": str})
-    )
+    made = manager(first=plugin(analyzers=lambda: {"a": int}), second=plugin(analyzers=lambda: {"a": str, "b": str}))
     with pytest.warns(PluginWarning, match="'a' of plugin 'second' is left out"):
         assert plugins.analyzers(made) == {"a": int, "b": str}
 

@@ -51,9 +51,7 @@ def stages(model: nn.Module) -> dict[str, int]:
 
 
 def _numbered(model: nn.Module) -> list[list[str]]:
-    numbers = {
-        path: int(match[1]) for path, _ in model.named_modules() if (match := _NUMBERED.fullmatch(path))
-    }
+    numbers = {path: int(match[1]) for path, _ in model.named_modules() if (match := _NUMBERED.fullmatch(path))}
     return [[path] for path in sorted(numbers, key=numbers.__getitem__)]
 
 

@@ -51,9 +51,7 @@ def builder_of(model: nn.Module) -> str | None:
         return abs(int(models.get_model_weights(name).DEFAULT.meta["num_params"]) - size)
 
     candidates = [
-        name
-        for name in models.list_models()
-        if models.get_model_builder(name).__module__ == type(model).__module__
+        name for name in models.list_models() if models.get_model_builder(name).__module__ == type(model).__module__
     ]
     trunk = _trunk(model)
     for _, similar in groupby(sorted(candidates, key=difference), key=difference):
@@ -90,9 +88,7 @@ def _built_trunk(name: str) -> _Trunk | None:
 def _trunk(model: nn.Module) -> _Trunk:
     """Return a model's class and the shapes of the parameters that mark its architecture."""
     shapes = {
-        name: tuple(parameter.shape)
-        for name, parameter in model.named_parameters()
-        if not name.startswith(_VARIABLE)
+        name: tuple(parameter.shape) for name, parameter in model.named_parameters() if not name.startswith(_VARIABLE)
     }
     stem = next((name for name, shape in shapes.items() if len(shape) >= _CONVOLUTION_NDIM), None)
     if stem is not None:  # the number of channels of the input is no mark either

@@ -37,9 +37,7 @@ def _halved(model: MViT) -> dict[str, int]:
 
 
 def _numbered(model: nn.Module) -> dict[str, int]:
-    numbers = {
-        path: int(match[1]) for path, _ in model.named_modules() if (match := _NUMBERED.fullmatch(path))
-    }
+    numbers = {path: int(match[1]) for path, _ in model.named_modules() if (match := _NUMBERED.fullmatch(path))}
     ranks = {number: rank for rank, number in enumerate(sorted(set(numbers.values())))}
     return {path: ranks[number] for path, number in numbers.items()}
 

@@ -86,7 +86,7 @@ class PathLengthGradient(GradientAttribution):  # type: ignore[misc]  # captum i
             draws: sampled paths for each length; walks with random signs.
             tap: where gradients are taken: the `"input"`, the `"stem"` (source of the first block), or the source of
                 a block.
-            keep_maps: whether to keep `G_k` itself, as `gradient`.
+            keep_maps: whether to keep `G_k` itself, as `gradient`, and the inputs beside it.
             internal_batch_size: samples per walk; None chooses a number that suits the cache.
             seed: seed of paths and signs.
             show_progress: whether to show a progress bar.
@@ -96,7 +96,7 @@ class PathLengthGradient(GradientAttribution):  # type: ignore[misc]  # captum i
             `gradient_norm`, `completeness_error`, `path_count`, `log10_path_count`; sampled: `path_gradient_norm`,
             `path_gradient_norm_stderr`, `total_path_gradient`, `log10_total_path_gradient`, `n_draws`; signs:
             `path_gradient_rms`; `effective_length_low` and `_high` (measure), the shortest interval with 95 % of a
-            measure's total; `gradient` with `keep_maps`; `tail_gradient_norm` where `max_length` cuts.
+            measure's total; `gradient` and `input` with `keep_maps`; `tail_gradient_norm` where `max_length` cuts.
 
         Raises:
             NoResidualBlocksError: if the network has no residual blocks.
@@ -198,7 +198,7 @@ class _Study:
         inputs = {order[node]: value for node, value in self.network.graph.bind(chunk.args).items()}
         walk = BackwardWalk(self.graph, inputs, program.parameters(), dtype=dtype)
         leaves = output_gradients(self.objective, self.network.graph.unflatten(walk.outputs), chunk, dtype)
-        seeds = {at: leaves[leaf] for leaf, at in enumerate(program.outputs) if at is not None and leaf in leaves}
+        seeds = program.at_outputs(leaves)
         lengths = ByLength(self.grading.grades, self.limits, tail=True)
         if "exact" in self.estimators:
             self._exact(chunk, walk.run(seeds, lengths))
@@ -226,13 +226,17 @@ class _Study:
                 raise InputError("keep_maps needs a single input (or tap) whose first dimension is the batch")
             maps = _rows(banks.get(tap), self.grid, reference[tap]).float().cpu().numpy()
             self._keep("gradient", maps.reshape(self._shape(chunk) + maps.shape[2:]))
+            if self.tap is None:
+                self._keep("input", chunk.args[0].float().cpu().numpy())
 
     def _sampled(self, walk: BackwardWalk, seeds: dict[int, Tensor]) -> None:
         norms: list[Array] = []
         for start in range(0, len(self.paths), PATHS_PER_WALK):
             part = self.paths[start : start + PATHS_PER_WALK]
-            banks = walk.run(seeds, AlongPaths([path for _, path in part]))
-            norms.append(self._norms(banks, [(row,) for row in range(len(part))]))
+            routing = AlongPaths([path for _, path in part])
+            keys = [(row,) for row in range(len(part))]
+            scaled = self._norms(walk.run(seeds, routing), keys)
+            norms.append(np.ldexp(scaled, [[routing.exponents.get(key, 0)] for key in keys]))
         self._keep("path_norms", np.concatenate(norms))
 
     def _signed(self, walk: BackwardWalk, seeds: dict[int, Tensor], chunk: Batch) -> None:
@@ -299,11 +303,7 @@ class _Study:
         for name in ("completeness_error", "tail_gradient_norm"):
             if name in self.found:
                 variables[name] = (("sample",), np.concatenate(self.found[name]))
-        if "gradient" in self.found:
-            maps = np.concatenate(self.found["gradient"], axis=len(axes))
-            dims = ("channel", "height", "width") if maps.ndim - len(axes) == 4 else None  # noqa: PLR2004 - [B, C, H, W]
-            inner = dims or tuple(f"input_dim_{at}" for at in range(1, maps.ndim - len(axes)))
-            variables["gradient"] = ((*axes, "sample", *inner), maps)
+        variables |= self._maps()
         totals: dict[str, Array] = {}
         if "gradient_norm" in self.found:
             totals["gradient_norm"] = variables["gradient_norm"][1].mean(axis=-1).ravel()  # type: ignore[union-attr]
@@ -325,6 +325,19 @@ class _Study:
         if "effective_length_low" in variables:
             coords["measure"] = ("measure", list(totals))
         return datasets.build(variables, coords=coords | datasets.block_coords(self.network.blocks), attrs=attrs)
+
+    def _maps(self) -> dict[str, datasets.Entry]:
+        if "gradient" not in self.found:
+            return {}
+        axes = self.grading.axes
+        maps = np.concatenate(self.found["gradient"], axis=len(axes))
+        dims = [f"input_dim_{at}" for at in range(1, maps.ndim - len(axes))]
+        if len(dims) == 3:  # noqa: PLR2004 - images, [B, C, H, W]
+            dims = ["channel", "height", "width"]
+        found: dict[str, datasets.Entry] = {"gradient": ((*axes, "sample", *dims), maps)}
+        if "input" in self.found:
+            found["input"] = (("sample", *dims), np.concatenate(self.found["input"]))
+        return found
 
     def _sampled_variables(self, log_counts: Array, totals: dict[str, Array]) -> dict[str, datasets.Entry]:
         axes = self.grading.axes

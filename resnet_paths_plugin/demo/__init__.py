@@ -5,10 +5,7 @@ Loading only; how the weights were made is `examples/train_demo.py`.
 
 from importlib import metadata
 from importlib.resources import as_file, files
-from os import PathLike
 
-import safetensors.torch
-from safetensors import SafetensorError
 from torch import nn
 
 from resnet_paths_plugin.demo.digits import (
@@ -20,7 +17,8 @@ from resnet_paths_plugin.demo.digits import (
 )
 from resnet_paths_plugin.demo.networks import ARCHITECTURES, PLAIN, RESNET, DigitsPlainNet, DigitsResNet
 from resnet_paths_plugin.description import ModelDescription
-from resnet_paths_plugin.errors import FileError, ModelNotFoundError
+from resnet_paths_plugin.errors import ModelNotFoundError
+from resnet_paths_plugin.weights import load_weights
 
 __all__ = [
     "ARCHITECTURES",
@@ -38,7 +36,6 @@ __all__ = [
     "load_digits",
     "load_network",
     "load_plain_network",
-    "load_weights",
 ]
 
 LIBRARY = "resnet_paths_plugin"
@@ -77,46 +74,11 @@ def build_network(architecture: str, *, pretrained: bool = True) -> nn.Module:
         ModelNotFoundError: for another name.
     """
     if architecture not in ARCHITECTURES:
-        raise ModelNotFoundError(
-            f"{LIBRARY} has no network {architecture!r}: it has {' and '.join(ARCHITECTURES)}."
-        )
+        raise ModelNotFoundError(f"{LIBRARY} has no network {architecture!r}: it has {' and '.join(ARCHITECTURES)}.")
     network = ARCHITECTURES[architecture]()
     if pretrained:
         _load_shipped_weights(network, architecture)
     return network.eval()
-
-
-def load_weights(network: nn.Module, path: str | PathLike[str]) -> None:
-    """Copy every parameter and buffer of a safetensors file into a network, in place.
-
-    Nothing is unpickled: a file in any other format is refused. The network stays as it was on any error.
-
-    Args:
-        network: the network that the file was written for.
-        path: the safetensors file.
-
-    Raises:
-        FileError: if there is no such file, it is no safetensors file, or it holds other names or shapes than
-            the network.
-    """
-    try:
-        tensors = safetensors.torch.load_file(path)
-    except OSError as error:
-        raise FileError(f"The weights {path} cannot be read: {error}.") from error
-    except SafetensorError as error:
-        raise FileError(f"{path} is no complete safetensors file ({error}).") from error
-    expected = {name: tensor.shape for name, tensor in network.state_dict().items()}
-    found = {name: tensor.shape for name, tensor in tensors.items()}
-    # Checked ahead of load_state_dict, which copies what fits before it complains about the rest.
-    if found != expected:
-        differing = sorted(
-            name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)
-        )
-        raise FileError(
-            f"The weights {path} are not those of a {type(network).__name__}: {len(differing)} tensors have "
-            f"another name or shape, the first is {differing[0]!r}."
-        )
-    network.load_state_dict(tensors, strict=True)
 
 
 def describe(model: nn.Module) -> ModelDescription | None:

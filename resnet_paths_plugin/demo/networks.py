@@ -111,9 +111,7 @@ class DigitsPlainNet(nn.Module):
         return logits
 
 
-ARCHITECTURES: Mapping[str, Callable[[], nn.Module]] = MappingProxyType(
-    {RESNET: DigitsResNet, PLAIN: DigitsPlainNet}
-)
+ARCHITECTURES: Mapping[str, Callable[[], nn.Module]] = MappingProxyType({RESNET: DigitsResNet, PLAIN: DigitsPlainNet})
 
 
 def _stage(

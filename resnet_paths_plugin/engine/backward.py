@@ -22,6 +22,9 @@ from resnet_paths_plugin.engine.vjp import Call, Pullback, Slope, linearise
 BANK_BYTES = 4 * 2**20
 """Size of the part of a bank that goes through a segment at a time on a CPU; larger ones leave the cache."""
 
+_SMALL = 1e-6
+"""Largest element of a row below which the row is rescaled, where a routing asks for it."""
+
 Lane = int | None
 """The one node for which rows are meant, or None for all."""
 Part = int | None
@@ -142,6 +145,8 @@ class BackwardWalk:
         if not arrived:
             return
         bank = arrived[None][None].settled()
+        if routing.exponents is not None:
+            bank = _rescaled(bank, routing.exponents)
         edges = self.graph.edges[total.root]
         for term in total.terms:
             ways = [edge for edge in edges if edge.term == term.value and edge.block == term.block]
@@ -331,14 +336,22 @@ def _empty_rows(like: Tensor, count: int) -> Tensor:
     return torch.empty_strided((count, *one.shape), strides, dtype=like.dtype, device=like.device)
 
 
+def _rescaled(bank: Bank, exponents: dict[Key, int]) -> Bank:
+    """Divide small rows by powers of two, which changes no digit of them, and add the exponents to those known."""
+    peaks = bank.rows.abs().flatten(1).amax(1)
+    shifts = torch.where(peaks < _SMALL, torch.frexp(peaks).exponent, 0)
+    for key, shift in zip(bank.keys, shifts.tolist(), strict=True):
+        exponents[key] = exponents.get(key, 0) + shift
+    return Bank(bank.keys, torch.ldexp(bank.rows, -shifts.view(-1, *[1] * (bank.rows.ndim - 1))))
+
+
 def _aligned(parts: Mapping[Part, Bank]) -> tuple[tuple[Key, ...], Any]:
     """Return the rows of a value, or of its parts with the same keys, zeros where a part has no such row."""
     if None in parts:
         return parts[None].keys, parts[None].settled().rows
     keys = _sorted({key for bank in parts.values() for key in bank.keys})
     rows: dict[Part, Tensor] = {}
-    for part, bank in parts.items():
-        bank = bank.settled()
+    for part, bank in ((part, bank.settled()) for part, bank in parts.items()):
         rows[part] = bank.rows
         if bank.keys != keys:
             rows[part] = bank.rows.new_zeros((len(keys), *bank.rows.shape[1:]))

@@ -125,6 +125,15 @@ class Program:
             static[at] = self.operators[at](static, static)
         return static
 
+    def at_outputs(self, gradients: Mapping[int, Tensor | None]) -> dict[int, Tensor]:
+        """Return the gradients of some leaves of the output by position; a value may be a leaf more than once."""
+        found: dict[int, Tensor] = {}
+        for leaf, gradient in gradients.items():
+            at = self.outputs[leaf]
+            if at is not None and gradient is not None:
+                found[at] = found[at] + gradient if at in found else gradient
+        return found
+
     def batch_dim(self, at: int) -> int | None:
         """Return the dimension of a value that is the batch; None where there is none or it is mixed with another."""
         value = self.nodes[at].meta["val"]

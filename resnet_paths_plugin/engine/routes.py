@@ -39,6 +39,10 @@ class Routing(Protocol):
     def by_edge(self) -> bool:
         """Whether edges of one term differ, so that a term that reads several nodes is walked once for each."""
 
+    @property
+    def exponents(self) -> dict[Key, int] | None:
+        """Powers of two that rows were divided by on their way, by key; None where rows are not rescaled."""
+
     def start(self) -> Sequence[Key]:
         """Return the keys of the rows that leave the output."""
 
@@ -63,6 +67,7 @@ class ByLength:
     limits: Lengths | None = None
     tail: bool = True
     by_edge: bool = field(default=False, init=False)
+    exponents: None = field(default=None, init=False)
 
     def start(self) -> Sequence[Key]:
         """One row, of length 0 on each axis."""
@@ -86,11 +91,15 @@ class ByLength:
 class AlongPaths:
     """Gradients of single paths: row `(r,)` goes along path r only.
 
+    A long path's gradient can be smaller than the smallest float32, so rows are rescaled by powers of two.
+
     Attributes:
         paths: the edges of each path.
+        exponents: filled by a walk: the power of two that each row was divided by.
     """
 
     paths: Sequence[frozenset[Edge]]
+    exponents: dict[Key, int] = field(default_factory=dict)
     by_edge: bool = field(default=True, init=False)
 
     def start(self) -> Sequence[Key]:
@@ -120,6 +129,7 @@ class WithSigns:
     lengths: ByLength
     signs: Mapping[Edge, int]
     by_edge: bool = field(default=True, init=False)
+    exponents: None = field(default=None, init=False)
 
     def start(self) -> Sequence[Key]:
         """One row, of length 0."""

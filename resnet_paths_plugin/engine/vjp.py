@@ -190,7 +190,8 @@ def _convolution(call: Call) -> Pullback | None:
     if not call.only_operand() or source.ndim != weight.ndim:
         return None
     defaults = (None, 1, 0, 1, 1)
-    _, stride, padding, dilation, groups = (*call.args[2:], *defaults[len(call.args) - 2 :])
+    given: list[Any] = [*call.args[2:], *defaults[len(call.args) - 2 :]]
+    stride, padding, dilation, groups = given[1:]
     if call.kwargs or isinstance(padding, str):
         return None
     stride, padding, dilation = (

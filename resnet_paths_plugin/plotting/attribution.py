@@ -42,8 +42,8 @@ def plot_path_attribution(
 
     Args:
         ds: result of `PathLengthGradient(...).attribute(..., keep_maps=True)` on images.
-        images: the study's images, one for each of its samples, for a first column; shape `[B, C, H, W]` or
-            `[B, H, W, C]`. Floats outside [0, 1] are stretched to it, image by image.
+        images: the study's images, one for each of its samples, for a first column; by default its `input`. Shape
+            `[B, C, H, W]` or `[B, H, W, C]`. Floats outside [0, 1] are stretched to it, image by image.
         axes: one Axes per panel, row by row; by default those of a figure of its own.
         samples: which samples, counted from 0; by default the first four.
         lengths: which path lengths; by default the first eight.
@@ -61,6 +61,7 @@ def plot_path_attribution(
     shown = known[:MAP_COLUMNS] if lengths is None else list(lengths)
     _check_members("sample", rows, range(maps.shape[1]))
     _check_members("path length", shown, known)
+    images = ds.get("input") if images is None else images
     pictures = None if images is None else _pictures(images, maps.shape[1])
 
     first = 0 if pictures is None else 1
@@ -107,11 +108,7 @@ def _check_members(what: str, asked: list[int], known: Sequence[int]) -> None:
 def _pictures(images: ArrayLike, samples: int) -> NDArray[np.float64]:
     """The images as `[B, H, W, C]` (or `[B, H, W]` with one channel), within [0, 1]."""
     given = np.asarray(images)
-    if (
-        given.ndim != IMAGE_DIMS + 1
-        or len(given) != samples
-        or not {given.shape[1], given.shape[3]} & set(CHANNELS)
-    ):
+    if given.ndim != IMAGE_DIMS + 1 or len(given) != samples or not {given.shape[1], given.shape[3]} & set(CHANNELS):
         raise InputError(
             f"images have shape {given.shape}: expected (B, C, H, W) or (B, H, W, C) with 1 or 3 channels "
             f"and B = {samples}, the samples of the dataset"

@@ -110,9 +110,7 @@ def _draw_counts(ax: Axes, lengths: NDArray[Any], log_counts: FloatArray | None)
     style.percent_axis(ax)
 
 
-def _draw_single_paths(
-    ax: Axes, lengths: NDArray[Any], ds: xr.Dataset, log_counts: FloatArray | None
-) -> None:
+def _draw_single_paths(ax: Axes, lengths: NDArray[Any], ds: xr.Dataset, log_counts: FloatArray | None) -> None:
     ax.set_title("(b) gradient of one path", loc="left")
     if "path_gradient_norm" in ds:
         mean = _positive(ds["path_gradient_norm"].values)
@@ -147,9 +145,7 @@ def _draw_totals(ax: Axes, lengths: NDArray[Any], ds: xr.Dataset, log_counts: Fl
     elif "total_path_gradient" in ds:
         series.append(("sampled", _log10(ds["total_path_gradient"].values), "total_path_gradient", SAMPLED))
     elif "path_gradient_rms" in ds and log_counts is not None:
-        series.append(
-            ("random signs", log_counts + _log10(_root_mean_square(ds)), "path_gradient_rms", SIGNS)
-        )
+        series.append(("random signs", log_counts + _log10(_root_mean_square(ds)), "path_gradient_rms", SIGNS))
     if not series:
         _say_missing(ax, 'gradients by length\n(estimator "exact" or "sampled")')
         return

@@ -223,9 +223,7 @@ def _single_lesions(ds: xr.Dataset) -> SingleLesions:
     Raises:
         InputError: if there are none.
     """
-    deleted = (
-        style.variable(ds, "deleted", "plot_single_lesions").transpose("lesion", "block").values.astype(bool)
-    )
+    deleted = style.variable(ds, "deleted", "plot_single_lesions").transpose("lesion", "block").values.astype(bool)
     names = style.variable(ds, "block", "plot_single_lesions").values
     groups = ds["group"].values if "group" in ds.coords else names
     whole_groups = (deleted[:, None, :] == (groups == np.unique(groups)[:, None])).all(axis=-1).any(axis=-1)

@@ -14,11 +14,14 @@ from matplotlib.figure import Figure
 
 from resnet_paths_plugin import plotting
 from resnet_paths_plugin.analyzers.lesion import BlockLesion
+from resnet_paths_plugin.analyzers.path_length import PathLengthGradient
+from resnet_paths_plugin.cli.preprocessing import InputBatches
 from resnet_paths_plugin.network import UnraveledNetwork
-from resnet_paths_plugin.preprocessing import InputBatches
 
 _WORST_SHOWN = 3
 _SIZES_SHOWN = 5
+_MAPS_SHOWN = 4
+_LONGEST_MAP = 7
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +31,8 @@ class StudyOptions:
     Attributes:
         draws: random lesions of each size.
         max_deleted: largest number of blocks that a random lesion deletes, at most n.
+        path_images: images whose gradients are split by path length, from the first.
+        path_draws: sampled paths of each length.
         seed: seed of every random draw.
         internal_batch_size: samples per forward pass; None lets the analyzer choose.
         show_progress: whether to show progress bars.
@@ -36,6 +41,8 @@ class StudyOptions:
 
     draws: int = 10
     max_deleted: int = 20
+    path_images: int = 8
+    path_draws: int = 20
     seed: int = 0
     internal_batch_size: int | None = None
     show_progress: bool = False
@@ -51,12 +58,14 @@ class Study:
         run: computes its result.
         figures: draws each figure from the result; a figure's name becomes the end of its file's.
         summary: says in a line or a few what the result shows.
+        wanted: whether the user's choices ask for it.
     """
 
     group: str
     run: Callable[[UnraveledNetwork, InputBatches, StudyOptions], xr.Dataset]
     figures: Mapping[str, Callable[[xr.Dataset, StudyOptions], Figure]]
     summary: Callable[[xr.Dataset], Iterable[str]]
+    wanted: Callable[[StudyOptions], bool] = lambda _: True
 
 
 def _single_lesions(network: UnraveledNetwork, images: InputBatches, options: StudyOptions) -> xr.Dataset:
@@ -72,6 +81,29 @@ def _random_lesions(network: UnraveledNetwork, images: InputBatches, options: St
         n_deleted=range(1, min(options.max_deleted, len(network.blocks)) + 1),
         draws=options.draws,
         seed=options.seed,
+        internal_batch_size=options.internal_batch_size,
+        show_progress=options.show_progress,
+    )
+    return result
+
+
+def _path_lengths(network: UnraveledNetwork, images: InputBatches, options: StudyOptions) -> xr.Dataset:
+    result: xr.Dataset = PathLengthGradient(network).attribute(
+        images.head(options.path_images),
+        estimator=("exact", "sampled"),
+        draws=options.path_draws,
+        seed=options.seed,
+        internal_batch_size=options.internal_batch_size,
+        show_progress=options.show_progress,
+    )
+    return result
+
+
+def _path_maps(network: UnraveledNetwork, images: InputBatches, options: StudyOptions) -> xr.Dataset:
+    result: xr.Dataset = PathLengthGradient(network).attribute(
+        images.head(min(options.path_images, _MAPS_SHOWN)),
+        max_length=_LONGEST_MAP,
+        keep_maps=True,
         internal_batch_size=options.internal_batch_size,
         show_progress=options.show_progress,
     )
@@ -99,6 +131,23 @@ def _say_random(result: xr.Dataset) -> Iterable[str]:
     yield f"random blocks deleted: mean error {curve}"
 
 
+def _say_lengths(result: xr.Dataset) -> Iterable[str]:
+    digits = result["log10_path_count"].values
+    # Relative to the largest, since counts of deep networks are beyond the range of floats.
+    counts = 10.0 ** (digits - digits.max())
+    yield f"paths: 10^{digits.max() + np.log10(counts.sum()):.1f}, of length 0 to {len(counts) - 1}"
+    for measure, told in (("gradient_norm", "exact"), ("total_path_gradient", "sampled paths")):
+        low, high = (float(result[f"effective_length_{end}"].sel(measure=measure)) for end in ("low", "high"))
+        if np.isfinite(low):
+            share = counts[int(low) : int(high) + 1].sum() / counts.sum()
+            yield f"95 % of the gradient ({told}): lengths {low:.0f} to {high:.0f}, {share:.1g} of all paths"
+
+
+def _say_maps(result: xr.Dataset) -> Iterable[str]:
+    worst = float(result["completeness_error"].max())
+    yield f"gradients of all lengths add up to the ordinary gradient within {worst:.0e} of its norm"
+
+
 def _pairs(values: xr.DataArray) -> Iterable[tuple[object, float]]:
     """Return the label and the value of each entry of a one-dimensional array."""
     return zip(values[values.dims[0]].values.tolist(), values.values.tolist(), strict=True)
@@ -124,6 +173,20 @@ STUDIES: tuple[Study, ...] = (
             )
         },
         summary=_say_random,
+    ),
+    Study(
+        group="path_lengths",
+        run=_path_lengths,
+        figures={"path-lengths": lambda result, _: _figure(plotting.plot_path_lengths(result)[0])},
+        summary=_say_lengths,
+        wanted=lambda options: options.path_images > 0,
+    ),
+    Study(
+        group="path_maps",
+        run=_path_maps,
+        figures={"path-maps": lambda result, _: _figure(plotting.plot_path_attribution(result)[0, 0])},
+        summary=_say_maps,
+        wanted=lambda options: options.path_images > 0,
     ),
 )
 """The studies, in the order in which they are run."""

@@ -1,55 +1,23 @@
-"""From words on the command line to a model: `library/name` or `module:callable`, its weights, its device.
-
-It builds and loads; what the model computes is no concern of this module.
-"""
+"""From words on the command line to a model: `library/name` or `module:callable`, and its device."""
 
 import importlib
 import re
 import sys
-from collections.abc import Sequence
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import pluggy
-import safetensors
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
 from resnet_paths_plugin import demo, plugins
-from resnet_paths_plugin.description import ModelDescription
-from resnet_paths_plugin.errors import FileError, InputError, ModelNotFoundError, ResnetPathsError
-from resnet_paths_plugin.hookspecs import hookimpl
+from resnet_paths_plugin.errors import InputError, ModelNotFoundError, ResnetPathsError
 
 EMBEDDED = f"{demo.LIBRARY}/{demo.RESNET}"
 """The embedded default, as `library/name`."""
 
 _CALLABLE = re.compile(r"(?P<module>[\w.]+):(?P<name>[\w.]+)")
-_NAMES_SHOWN = 3
-
-
-class EmbeddedNetworks:
-    """The plugin for the networks that come with this package."""
-
-    @hookimpl
-    def resnet_paths_describe_model(self, model: nn.Module) -> ModelDescription | None:
-        """Describe an embedded network."""
-        return demo.describe(model)
-
-    @hookimpl
-    def resnet_paths_load_model(self, spec: str, pretrained: bool) -> nn.Module | None:
-        """Build an embedded network by its name."""
-        library, _, name = spec.partition("/")
-        return demo.build_network(name, pretrained=pretrained) if library == demo.LIBRARY else None
-
-
-def create_manager() -> pluggy.PluginManager:
-    """Return a plugin manager with the installed plugins and the one for the embedded networks."""
-    manager = plugins.create_plugin_manager()
-    manager.register(EmbeddedNetworks(), name=demo.LIBRARY)
-    return manager
 
 
 def build_model(spec: str, *, pretrained: bool, plugin_manager: pluggy.PluginManager) -> nn.Module:
@@ -87,50 +55,6 @@ def build_model(spec: str, *, pretrained: bool, plugin_manager: pluggy.PluginMan
     if not isinstance(model, nn.Module):
         raise InputError(f"{spec} returned a {type(model).__name__}: it must return a torch.nn.Module")
     return model
-
-
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Copy every parameter and buffer of a safetensors file into a model, in place.
-
-    Nothing is unpickled. The names in file and model must be the same; what a model shares under two names
-    needs to be there once.
-
-    Raises:
-        FileError: the file is missing or no safetensors file, or its names or shapes are not the model's.
-    """
-    if not path.is_file():
-        raise FileError(f"there is no file {path}: expected weights in a safetensors file")
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise FileError(
-            f"{path} is no complete safetensors file ({error}). Other formats are not read, since unpickling "
-            "weights can run code: convert them with safetensors.torch.save_file(model.state_dict(), path)"
-        ) from error
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    reshaped = [
-        f"{name} {shape} instead of {expected[name]}"
-        for name, shape in shapes.items()
-        if shape != expected.get(name, shape)
-    ]
-    missing: Sequence[str] = ()
-    unexpected: Sequence[str] = ()
-    if not reshaped:
-        missing, loaded_extra = safetensors.torch.load_model(model, path, strict=False)
-        # What is shared counts as unexpected there where it is in the file under both names.
-        unexpected = [name for name in loaded_extra if name not in expected]
-    problems = [
-        f"{_first(names)} {complaint}"
-        for names, complaint in (
-            (sorted(missing), "missing"),
-            (sorted(unexpected), "unexpected"),
-            (reshaped, "of another shape"),
-        )
-        if names
-    ]
-    if problems:
-        raise FileError(f"the weights {path} are not those of a {type(model).__name__}: {'; '.join(problems)}")
 
 
 def check_device(name: str) -> torch.device:
@@ -178,8 +102,3 @@ def _told(error: BaseException) -> str:
     """Return the first line of an error, which some libraries follow by advice for developers."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-
-
-def _first(names: Sequence[str]) -> str:
-    more = len(names) - _NAMES_SHOWN
-    return ", ".join(names[:_NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")

@@ -10,7 +10,7 @@ import time
 import traceback
 import uuid
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from inspect import getdoc
 from pathlib import Path
 from typing import Any
@@ -24,17 +24,20 @@ import xarray as xr
 from matplotlib.figure import Figure
 from torch import nn
 
-from resnet_paths_plugin import datasets, demo, models, plugins
+from resnet_paths_plugin import datasets, demo, plugins
 from resnet_paths_plugin.analyzers.lesion import BlockLesion
 from resnet_paths_plugin.analyzers.measures import Measures
+from resnet_paths_plugin.analyzers.path_length import PathLengthGradient
+from resnet_paths_plugin.cli import models
+from resnet_paths_plugin.cli.images import ImageArray, LabelledImages, check_targets, read_images, targets_of
+from resnet_paths_plugin.cli.preprocessing import InputBatches, preprocessing_for
+from resnet_paths_plugin.cli.studies import STUDIES, Study, StudyOptions
 from resnet_paths_plugin.description import ModelDescription
 from resnet_paths_plugin.errors import FileError, InputError, ResnetPathsError
-from resnet_paths_plugin.images import ImageArray, LabelledImages, check_targets, read_images, targets_of
 from resnet_paths_plugin.network import UnraveledNetwork, unravel
-from resnet_paths_plugin.preprocessing import InputBatches, preprocessing_for
-from resnet_paths_plugin.studies import STUDIES, StudyOptions
+from resnet_paths_plugin.weights import load_weights
 
-ANALYZERS: Mapping[str, type] = {"BlockLesion": BlockLesion}
+ANALYZERS: Mapping[str, type] = {"BlockLesion": BlockLesion, "PathLengthGradient": PathLengthGradient}
 """The analyzers of this package, by name; plugins offer more."""
 
 _DPI = 150
@@ -86,6 +89,10 @@ class _Command(click.Command):
                 ctx.exit(_EXIT_INTERRUPTED)
 
 
+def _warn(message: str) -> None:
+    warnings.warn(message, stacklevel=2)
+
+
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
     click.echo(f"Warning: {' '.join(str(message).split())}", err=True)
 
@@ -132,7 +139,7 @@ def main() -> None:
 @_weights_option
 def blocks(model: str, input_shape: tuple[int, ...] | None, *, pretrained: bool, weights: Path | None) -> None:
     """Print the table of a MODEL's residual blocks."""
-    manager = models.create_manager()
+    manager = plugins.create_plugin_manager()
     module = _load(model, pretrained, weights, manager)
     example = None
     if input_shape is not None:
@@ -149,7 +156,7 @@ def blocks(model: str, input_shape: tuple[int, ...] | None, *, pretrained: bool,
 @main.command("plugins", cls=_Command, short_help="List plugins and analyzers.")
 def list_plugins() -> None:
     """List the plugins found here, with their hooks, and the analyzers offered."""
-    manager = models.create_manager()
+    manager = plugins.create_plugin_manager()
     for info in plugins.listing(manager):
         click.echo(f"{info}\n    module: {info.module}\n    hooks:  {', '.join(info.hooks) or 'none'}")
     click.echo("\nAnalyzers:")
@@ -190,6 +197,10 @@ def list_plugins() -> None:
               help="Random sets of blocks of each size.")  # fmt: skip
 @click.option("--max-deleted", type=click.IntRange(min=1), default=20, show_default=True,
               help="Most blocks deleted at once; at most all of them.")  # fmt: skip
+@click.option("--path-images", type=click.IntRange(min=0), default=8, show_default=True,
+              help="Images of the study of path lengths, from the first; 0 leaves it out.")  # fmt: skip
+@click.option("--path-draws", type=click.IntRange(min=2), default=20, show_default=True,
+              help="Sampled paths of each length.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True,
               help="Seed of everything random, initial weights included.")  # fmt: skip
 @click.option("--progress/--no-progress", default=None, help="Show progress bars. [default: if run in a terminal]")
@@ -197,11 +208,13 @@ def analyze(
     model: str | None, images: Path | None, output: Path | None, *,
     weights: Path | None, pretrained: bool, device: str, batch_size: int | None,
     mean: tuple[float, ...] | None, std: tuple[float, ...] | None,
-    draws: int, max_deleted: int, seed: int, progress: bool | None,
+    draws: int, max_deleted: int, path_images: int, path_draws: int, seed: int, progress: bool | None,
 ) -> None:  # fmt: skip
-    """Delete blocks of a MODEL, one by one and in random sets, and see what becomes of its answers.
+    """Study a MODEL: lesions of its residual blocks, and its gradients by path length.
 
-    Writes one netCDF file with a group per study, and a figure of each (Figs. 3 and 5a of Veit et al. 2016).
+    Deletes blocks one by one and in random sets to see what becomes of the answers, and splits the input gradient by
+    the length of the paths along which it flows: exactly, and by sampled paths as in the paper. Writes one netCDF file
+    with a group per study, and figures (Figs. 3, 5a and 6 of Veit et al. 2016, and maps of the gradient).
     Older files of these names are replaced. Without MODEL, studies the embedded network of 54 blocks, and
     without --images on the handwritten digits that were held out from its training; this downloads nothing.
     """
@@ -211,14 +224,12 @@ def analyze(
     if output is not None:
         _check_writable(output)
     target_device = models.check_device(device)
-    manager = models.create_manager()
+    manager = plugins.create_plugin_manager()
     torch.manual_seed(seed)
     found = _held_out_digits() if images is None else read_images(images)
-    module = _load(model or models.EMBEDDED, pretrained or model is None, weights, manager)
+    module = _load(model or models.EMBEDDED, pretrained or model is None, weights, manager).to(target_device)
     if model and "/" in model and not pretrained and weights is None:
-        message = f"{model} has random weights: give --pretrained or --weights to study a trained network"
-        warnings.warn(message, stacklevel=1)
-    module = module.to(target_device)
+        _warn(f"{model} has random weights: give --pretrained or --weights to study a trained network")
     description = plugins.describe(module, manager)
     if output is None:
         output = _default_output(module, description)
@@ -226,22 +237,23 @@ def analyze(
     preprocessing, resize = preprocessing_for(description, found, mean, std)
     targets = targets_of(found, description.class_names if description else None)
     batches = InputBatches(found, targets, preprocessing, resize=resize, batch_size=batch_size, dtype=_dtype(module))
-    example, _ = next(iter(batches.head(2)))
-    network = unravel(module, example.to(target_device), plugin_manager=manager)
-    network.require_blocks()
+    network = _unraveled(module, batches, manager)
     n_classes = _check_classes(network, batches)
     click.echo(f"{network.name}: {len(network.blocks)} residual blocks, {len(found)} images of {found.origin}")
     options = StudyOptions(
         draws=draws,
         max_deleted=max_deleted,
+        path_images=path_images,
+        path_draws=path_draws,
         seed=seed,
         internal_batch_size=batch_size,
         show_progress=sys.stderr.isatty() if progress is None else progress,
         chance=1 - 1 / n_classes,
     )
-    results = {study.group: study.run(network, batches, options) for study in STUDIES}
-    written = _write(results, output, options)
-    for study in STUDIES:
+    studies = [study for study in STUDIES if study.wanted(options)]
+    results = {study.group: study.run(network, batches, options) for study in studies}
+    written = _write(results, studies, output, options)
+    for study in studies:
         for line in study.summary(results[study.group]):
             click.echo(line)
     click.echo(f"written: {', '.join(map(str, written))}")
@@ -254,8 +266,17 @@ def _load(spec: str, pretrained: bool, weights: Path | None, manager: pluggy.Plu
         raise InputError("give --pretrained or --weights, not both")
     model = models.build_model(spec, pretrained=pretrained, plugin_manager=manager)
     if weights is not None:
-        models.load_weights(model, weights)
+        load_weights(model, weights)
     return model
+
+
+def _unraveled(model: nn.Module, batches: InputBatches, manager: pluggy.PluginManager) -> UnraveledNetwork:
+    """Unravel the model for the images that it is to be run on."""
+    example, _ = next(iter(batches.head(2)))
+    like = next(model.parameters(), example)
+    network = unravel(model, example.to(like.device), plugin_manager=manager)
+    network.require_blocks()
+    return network
 
 
 def _dtype(model: nn.Module) -> torch.dtype:
@@ -281,10 +302,9 @@ def _check_classes(network: UnraveledNetwork, batches: InputBatches) -> int:
         raise InputError(f"{network.name} does not tell classes apart")
     check_targets(images, batches.targets, n_classes)
     if images.classes and len(images.classes) != n_classes and batches.targets is images.labels:
-        warnings.warn(
+        _warn(
             f"{images.origin} has {len(images.classes)} classes and the model {n_classes}: they are taken "
-            f"for its first ones, in this order: {', '.join(images.classes[:3])}, ...",
-            stacklevel=2,
+            f"for its first ones, in this order: {', '.join(images.classes[:3])}, ..."
         )
     return n_classes
 
@@ -307,11 +327,13 @@ def _check_writable(output: Path) -> None:
             raise FileError(f"{path} is write-protected: choose another name")
 
 
-def _write(results: Mapping[str, xr.Dataset], output: Path, options: StudyOptions) -> list[Path]:
+def _write(
+    results: Mapping[str, xr.Dataset], studies: Sequence[Study], output: Path, options: StudyOptions
+) -> list[Path]:
     """Write the file, then the figures, and return their paths."""
     written = [datasets.save(datasets.build_tree(results), output)]
     mpl.use("agg")  # draws into files only, on a machine without a screen as well
-    for study in STUDIES:
+    for study in studies:
         for name, draw in study.figures.items():
             figure = draw(results[study.group], options)
             written.append(_save_figure(figure, _figure_path(output, name)))

@@ -1,0 +1,52 @@
+"""The subject of the benchmarks: ResNet-56 for 32x32 images, its speed independent of its weights."""
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+
+class Block(nn.Module):
+    def __init__(self, width_in, width, stride):
+        super().__init__()
+        self.conv1 = nn.Conv2d(width_in, width, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.stride, self.pad = stride, (width - width_in) // 2
+
+    def forward(self, x):
+        branch = self.bn2(self.conv2(functional.relu(self.bn1(self.conv1(x)))))
+        if self.stride != 1:
+            x = functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.pad, self.pad))
+        return functional.relu(x + branch)
+
+
+class CifarResNet(nn.Module):
+    """A ResNet of He et al. 2015 with `3 * depth` blocks and option-A shortcuts."""
+
+    def __init__(self, depth):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        widths = [(16, 16, 1), (16, 32, 2), (32, 64, 2)]
+        stages = [
+            nn.Sequential(
+                *(Block(before if at == 0 else width, width, stride if at == 0 else 1) for at in range(depth))
+            )
+            for before, width, stride in widths
+        ]
+        self.layer1, self.layer2, self.layer3 = stages
+        self.linear = nn.Linear(64, 10)
+
+    def forward(self, x):
+        x = functional.relu(self.bn1(self.conv1(x)))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        return self.linear(x.mean((2, 3)))
+
+    def residual_blocks(self):
+        return [*self.layer1, *self.layer2, *self.layer3]
+
+
+def resnet(depth=9):
+    torch.manual_seed(0)
+    return CifarResNet(depth).eval().requires_grad_(requires_grad=False)
