@@ -67,9 +67,7 @@ def build(architecture: str, seed: int) -> nn.Module:
     return network
 
 
-def train(
-    network: nn.Module, inputs: Tensor, labels: Tensor, *, epochs: int, generator: torch.Generator
-) -> None:
+def train(network: nn.Module, inputs: Tensor, labels: Tensor, *, epochs: int, generator: torch.Generator) -> None:
     """Train in place with SGD and a cosine schedule.
 
     There is no weight decay, stochastic depth or dropout: each of them changes what deleting a block does.
@@ -93,9 +91,7 @@ def train(
     for _ in (progress := tqdm(range(epochs), unit="epoch")):
         order = torch.randperm(len(inputs), generator=generator)
         for batch in order[: steps_per_epoch * BATCH_SIZE].view(steps_per_epoch, BATCH_SIZE):
-            loss = nn.functional.cross_entropy(
-                network(randomly_shifted(inputs[batch], generator)), labels[batch]
-            )
+            loss = nn.functional.cross_entropy(network(randomly_shifted(inputs[batch], generator)), labels[batch])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

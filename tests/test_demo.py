@@ -104,10 +104,7 @@ def test_the_error_rises_smoothly_with_deletions_from_near_zero_to_near_chance(h
     rng = np.random.default_rng(0)
     mean_error = [
         np.mean(
-            [
-                error_without_branches(network, rng.choice(blocks, d, replace=False), inputs, labels)
-                for _ in range(10)
-            ]
+            [error_without_branches(network, rng.choice(blocks, d, replace=False), inputs, labels) for _ in range(10)]
         )
         for d in (0, 1, 5, 10, 15, 20)
     ]
@@ -124,9 +121,7 @@ def test_few_single_deletions_hurt_and_those_that_change_the_resolution_stand_ou
         assert stage[0] > 2 * np.median(stage)
 
 
-def test_a_deleted_layer_of_the_plain_network_costs_far_more_than_a_deleted_block(
-    held_out, single_deletion_errors
-):
+def test_a_deleted_layer_of_the_plain_network_costs_far_more_than_a_deleted_block(held_out, single_deletion_errors):
     network = demo.load_plain_network()
     errors = []
     for stage in (network.layer1, network.layer2, network.layer3):

@@ -73,9 +73,7 @@ class TestDistribution:
     def test_the_papers_middle_lengths_hold_98_percent(self):
         assert round(100 * paths.share_of_paths(54, 19, 35), 2) == 98.02
         binomial = stats.binom(54, 0.5)
-        assert paths.share_of_paths(54, 19, 35) == pytest.approx(
-            binomial.cdf(35) - binomial.cdf(18), rel=1e-12
-        )
+        assert paths.share_of_paths(54, 19, 35) == pytest.approx(binomial.cdf(35) - binomial.cdf(18), rel=1e-12)
 
     def test_the_papers_effective_paths_are_half_a_percent_of_all(self):
         assert round(100 * paths.share_of_paths(54, 5, 17), 4) == 0.4537
@@ -178,9 +176,7 @@ class TestEffectiveRange:
     def test_without_a_finite_total_there_is_no_range(self, values):
         assert all(math.isnan(end) for end in paths.effective_range(values))
 
-    @pytest.mark.parametrize(
-        "values", [[-math.inf], [-math.inf, -math.inf], [0.0, math.nan], [math.inf, 0.0]]
-    )
+    @pytest.mark.parametrize("values", [[-math.inf], [-math.inf, -math.inf], [0.0, math.nan], [math.inf, 0.0]])
     def test_without_a_finite_total_in_logarithms_there_is_no_range(self, values):
         assert all(math.isnan(end) for end in paths.effective_range(values, log10=True))
 

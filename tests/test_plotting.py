@@ -124,9 +124,7 @@ class TestSingleLesions:
         assert ax.get_ylabel() == "error (%)"
 
     def test_names_too_long_to_read_give_way_to_indices(self):
-        ds = single_lesions(error=np.zeros(N)).assign_coords(
-            block=[f"a.very.long.block.name.{i}" for i in range(N)]
-        )
+        ds = single_lesions(error=np.zeros(N)).assign_coords(block=[f"a.very.long.block.name.{i}" for i in range(N)])
         assert "index" in plotting.plot_single_lesions(ds).get_xlabel()
 
     def test_fractions_read_as_percent(self):
@@ -209,9 +207,7 @@ class TestRandomLesions:
             corners = patch.get_path().vertices
             assert corners[:, 0].mean() == pytest.approx(number, abs=0.5)
             assert (corners[:, 1].min(), corners[:, 1].max()) == tuple(np.percentile(errors, [25, 75]))
-            drawn = [
-                line.get_ydata() for line in ax.get_lines() if abs(np.mean(line.get_xdata()) - number) < 0.1
-            ]
+            drawn = [line.get_ydata() for line in ax.get_lines() if abs(np.mean(line.get_xdata()) - number) < 0.1]
             assert (np.concatenate(drawn).min(), np.concatenate(drawn).max()) == (min(errors), max(errors))
         assert ax.get_xlabel() == "number of deleted blocks"
         assert legend(ax) == ["quartiles, range", "mean over draws", "intact network"]
@@ -297,9 +293,7 @@ class TestPathLengths:
         ds = path_lengths(estimators=["signs"])
         ds["path_gradient_rms"][2] = 0
         single, total = plotting.plot_path_lengths(ds)[1:]
-        np.testing.assert_array_equal(
-            np.isnan(labelled(single)["random signs"].get_ydata()), np.arange(5) == 2
-        )
+        np.testing.assert_array_equal(np.isnan(labelled(single)["random signs"].get_ydata()), np.arange(5) == 2)
         assert labelled(total)["random signs"].get_ydata()[2] == 0
 
     def test_the_callers_three_axes_are_used(self):

@@ -208,7 +208,7 @@ def test_layer_methods_are_refused(method, chain):
         method(view, view).attribute(x, target=TARGET)
 
 
-def test_hooks_training_and_new_parameters_are_refused(chain):
+def test_hooks_walks_training_and_new_parameters_are_refused(chain):
     view = chain[1].restricted(1)
     for refused in (
         lambda: view.register_forward_hook(print),
@@ -218,6 +218,9 @@ def test_hooks_training_and_new_parameters_are_refused(chain):
         view.train,
         lambda: view.to(torch.float32),
         lambda: view.load_state_dict({}),
+        lambda: view.apply(print),
+        lambda: list(view.children()),
+        lambda: list(view.named_children()),
     ):
         with pytest.raises(UnsupportedMethodError):
             refused()

@@ -7,6 +7,9 @@ from resnet_paths_plugin.engine.routes import Lengths
 from resnet_paths_plugin.errors import InputError
 from resnet_paths_plugin.graph.blocks import ResidualBlock
 from resnet_paths_plugin.network import UnraveledNetwork
+from resnet_paths_plugin.schema import QUANTITIES
+
+IMAGE_DIMS = frozenset({"channel", "height", "width"})
 
 Grade = str | Callable[[ResidualBlock], int | Mapping[str, int]]
 """A name, or a function of a block: how much its branch adds to a path's length, or to its length on each axis."""
@@ -34,7 +37,8 @@ def grading_of(network: UnraveledNetwork, grade: Grade) -> Grading:
             `"stages"` or `"branch_type"` (1 each, on an axis for each stage or type), or a function of a block.
 
     Raises:
-        InputError: if the grade is unknown, or a function returns something else than whole numbers from 0.
+        InputError: if the grade is unknown, if a function returns something else than whole numbers from 0, or if
+            the name of an axis means something else in a result.
     """
     functions: Mapping[str, Callable[[ResidualBlock], int | Mapping[str, int]]] = {
         "blocks": lambda _: 1,
@@ -54,4 +58,8 @@ def grading_of(network: UnraveledNetwork, grade: Grade) -> Grading:
             if not isinstance(value, int) or isinstance(value, bool) or value < 0:
                 raise InputError(f"the grade of {block.name!r} is {value!r}: expected a whole number from 0")
     axes = tuple(dict.fromkeys(axis for values in named for axis in values))
+    taken = QUANTITIES.keys() - {"path_length"} | IMAGE_DIMS
+    for axis in axes:
+        if not isinstance(axis, str) or not axis.isidentifier() or axis in taken:
+            raise InputError(f"an axis of the grade cannot be named {axis!r}: take a word that no result uses yet")
     return Grading(axes, tuple(tuple(int(values.get(axis, 0)) for axis in axes) for values in named))

@@ -162,8 +162,8 @@ class _Study:
         counts = self.graph.counts(self.grading.grades)
         if not counts:
             raise InputError("no path leads from the output back to the tap")
-        if self.max_length is not None and (not isinstance(self.max_length, int) or self.max_length < 0):
-            raise InputError(f"max_length must be a whole number from 0, or None, not {self.max_length!r}")
+        if self.max_length is not None:
+            _whole("max_length", self.max_length)
         longest = tuple(max(length[axis] for length in counts) for axis in range(len(self.grading.axes)))
         limit = self.max_length
         self.limits: Lengths = longest if limit is None else tuple(min(limit, top) for top in longest)
@@ -172,17 +172,18 @@ class _Study:
         self.grid: list[Lengths] = [
             tuple(int(k) for k in index) for index in np.ndindex(*(limit + 1 for limit in self.limits))
         ]
-        generator = np.random.default_rng(self.seed)
+        # One generator each, so that an estimator finds the same alone and beside others.
+        sampling, signing = np.random.default_rng(_whole("seed", self.seed)).spawn(2)
         self.paths: list[tuple[Lengths, frozenset[Edge]]] = []
         self.signs: list[dict[Edge, int]] = []
         if "sampled" in self.estimators:
             self.paths = [
                 (length, path)
                 for length in self.counts
-                for path in self.graph.sample(length, self.draws, self.grading.grades, generator)
+                for path in self.graph.sample(length, self.draws, self.grading.grades, sampling)
             ]
         if "signs" in self.estimators:
-            self.signs = [_signs(self.graph, generator) for _ in range(self.draws)]
+            self.signs = [_signs(self.graph, signing) for _ in range(self.draws)]
 
     def check(self, batch: Batch) -> None:
         """Check a batch's target against the outputs before anything is run."""
@@ -199,18 +200,20 @@ class _Study:
         walk = BackwardWalk(self.graph, inputs, program.parameters(), dtype=dtype)
         leaves = output_gradients(self.objective, self.network.graph.unflatten(walk.outputs), chunk, dtype)
         seeds = program.at_outputs(leaves)
+        if not any(self.graph.read_by(at) for at in seeds):
+            raise InputError("no gradient reaches the tap: the objective does not depend on it")
         lengths = ByLength(self.grading.grades, self.limits, tail=True)
         if "exact" in self.estimators:
             self._exact(chunk, walk.run(seeds, lengths))
         if "sampled" in self.estimators:
-            self._sampled(walk, seeds)
+            self._sampled(walk, seeds, chunk)
         if "signs" in self.estimators:
             self._signed(walk, seeds, chunk)
 
     def _exact(self, chunk: Batch, banks: dict[int, Bank]) -> None:
-        self._keep("gradient_norm", self._norms(banks, self.grid).reshape(self._shape(chunk)))
+        self._keep("gradient_norm", self._norms(banks, self.grid, chunk.size).reshape(self._shape(chunk)))
         if self.cut:
-            self._keep("tail_gradient_norm", self._norms(banks, [TAIL])[0])
+            self._keep("tail_gradient_norm", self._norms(banks, [TAIL], chunk.size)[0])
         reference = self._ordinary(chunk)
         missing = square = torch.zeros(chunk.size, dtype=torch.float64)
         for tap in self.graph.taps:
@@ -229,32 +232,34 @@ class _Study:
             if self.tap is None:
                 self._keep("input", chunk.args[0].float().cpu().numpy())
 
-    def _sampled(self, walk: BackwardWalk, seeds: dict[int, Tensor]) -> None:
+    def _sampled(self, walk: BackwardWalk, seeds: dict[int, Tensor], chunk: Batch) -> None:
         norms: list[Array] = []
         for start in range(0, len(self.paths), PATHS_PER_WALK):
             part = self.paths[start : start + PATHS_PER_WALK]
             routing = AlongPaths([path for _, path in part])
             keys = [(row,) for row in range(len(part))]
-            scaled = self._norms(walk.run(seeds, routing), keys)
+            scaled = self._norms(walk.run(seeds, routing), keys, chunk.size)
             norms.append(np.ldexp(scaled, [[routing.exponents.get(key, 0)] for key in keys]))
         self._keep("path_norms", np.concatenate(norms))
 
     def _signed(self, walk: BackwardWalk, seeds: dict[int, Tensor], chunk: Batch) -> None:
         lengths = ByLength(self.grading.grades, self.limits, tail=False)
-        squares = [self._norms(walk.run(seeds, WithSigns(lengths, signs)), self.grid) ** 2 for signs in self.signs]
+        squares = [
+            self._norms(walk.run(seeds, WithSigns(lengths, signs)), self.grid, chunk.size) ** 2 for signs in self.signs
+        ]
         counts = np.array([float(self.counts.get(length, 0)) for length in self.grid])
         with np.errstate(divide="ignore", invalid="ignore"):
             rms = np.sqrt(np.mean(squares, axis=0) / counts[:, None])
         self._keep("path_gradient_rms", np.where(counts[:, None] > 0, rms, 0.0).reshape(self._shape(chunk)))
 
-    def _norms(self, banks: dict[int, Bank], keys: Sequence[Any]) -> Array:
+    def _norms(self, banks: dict[int, Bank], keys: Sequence[Any], size: int) -> Array:
         """Return the Euclidean norm of each row and sample over all taps, shape `[R, B]` float64."""
         squares: Tensor | None = None
         for tap, bank in banks.items():
             rows = _squares(_rows(bank, keys, bank.rows[0]), 1 + (self._batch_dim(tap) or 0), rows=True)
             squares = rows if squares is None else squares + rows
-        if squares is None:
-            raise InputError("no gradient reaches the tap: the objective does not depend on it")
+        if squares is None:  # none of these paths carries a gradient
+            return np.zeros((len(keys), size))
         result: Array = squares.sqrt().numpy()
         return result
 
@@ -372,8 +377,9 @@ class _Study:
 
 
 def _estimators(estimator: Estimator | Sequence[Estimator]) -> tuple[Estimator, ...]:
-    chosen = (estimator,) if isinstance(estimator, str) else tuple(dict.fromkeys(estimator))
-    if not chosen or any(name not in ESTIMATORS for name in chosen):
+    given = [estimator] if isinstance(estimator, str) or not isinstance(estimator, Iterable) else list(estimator)
+    chosen = tuple(name for name in ESTIMATORS if name in given)
+    if not given or any(name not in ESTIMATORS for name in given):
         raise InputError(f"estimator must be one or several of {', '.join(map(repr, ESTIMATORS))}, not {estimator!r}")
     return chosen
 
@@ -403,6 +409,12 @@ def _signs(graph: PathGraph, generator: np.random.Generator) -> dict[Edge, int]:
     """Draw a sign for every edge; the first way back from each node keeps its own."""
     edges = [edge for ways in (graph.outputs, *graph.edges.values()) for edge in ways[1:]]
     return dict(zip(edges, (2 * generator.integers(0, 2, len(edges)) - 1).tolist(), strict=True))
+
+
+def _whole(name: str, value: object) -> int:
+    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 0:
+        raise InputError(f"{name} must be a whole number from 0, not {value!r}")
+    return int(value)
 
 
 def _beyond(length: Lengths, limits: Lengths) -> bool:

@@ -125,7 +125,11 @@ def signs_against_sampling():
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--threads", type=int, help="threads of torch; one is steadier where others use the machine")
+    options = parser.parse_args()
+    rounds = options.rounds
+    if options.threads:
+        torch.set_num_threads(options.threads)
     cores = os.cpu_count()
     print(
         f"{platform.processor() or platform.machine()}, {cores} cores, {torch.get_num_threads()} threads, torch {torch.__version__}"
