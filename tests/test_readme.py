@@ -1,0 +1,19 @@
+"""The README's Python runs as it stands, one block after the other."""
+
+import re
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+
+README = Path(__file__).parent.parent / "README.md"
+
+
+def test_the_readme_runs(tmp_path, monkeypatch, capsys):
+    blocks = re.findall(r"^```python\n(.*?)^```", README.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    exec(compile("\n".join(blocks), str(README), "exec"), {})  # noqa: S102 - our own README
+    plt.close("all")
+    assert len(blocks) == 3
+    assert "8 residual blocks" in capsys.readouterr().out
+    assert {path.name for path in tmp_path.iterdir()} == {"lengths.nc", "lengths.png"}
