@@ -23,7 +23,6 @@ from captum.attr import (
 )
 from networks import (
     CASES,
-    Case,
     Highway,
     PostActivationBlock,
     PreActivation,
@@ -564,8 +563,3 @@ def test_layer_methods_on_a_view_are_refused(method, options, lesioned):
     view, _, x = lesioned
     with pytest.raises(UnsupportedMethodError, match="layer methods"):
         method(view, view).attribute(x, **options)
-
-
-def test_all_cases_with_blocks_are_compared_by_hand_or_here():
-    assert isinstance(CASES["plain"], Case)
-    assert set(BY_HAND) | {"dual path", "repeated", "highway"} == {n for n, c in CASES.items() if c.blocks}

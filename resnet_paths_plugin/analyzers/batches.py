@@ -1,6 +1,6 @@
 """Inputs and targets as analyzers take them, in batches and in chunks that suit the cache."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from dataclasses import dataclass
 from itertools import chain
 from numbers import Integral
@@ -58,6 +58,10 @@ class Batch:
 class Batches:
     """The batches of one `attribute` call, the first one looked at ahead of time.
 
+    Attributes:
+        first: the first batch.
+        n_samples: how many samples there are in all, as far as is known beforehand.
+
     Args:
         inputs: a tensor, a tuple of tensors (several inputs of one batch), or an iterable of `(inputs, target)`.
         target: the target of a single batch; None with an iterable.
@@ -82,6 +86,7 @@ class Batches:
         if first is None:
             raise InputError("the iterable of batches is empty: nothing to study (is a one-shot iterator used up?)")
         self.first = first
+        self.n_samples: int | None = first.size if isinstance(inputs, Tensor | tuple) else _count(inputs)
         self._batches = chain([first], batches)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -118,6 +123,12 @@ def _columns(target: Target) -> list[int]:
             )
         columns.append(int(index[0]))
     return columns
+
+
+def _count(inputs: Any) -> int | None:
+    """Return the number of samples of a DataLoader over a dataset of known size; None where it is not known."""
+    dataset = getattr(inputs, "dataset", None)
+    return len(dataset) if isinstance(dataset, Sized) else None
 
 
 def _all_tensors(values: tuple[Any, ...]) -> bool:

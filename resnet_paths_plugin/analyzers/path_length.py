@@ -121,7 +121,7 @@ class PathLengthGradient(GradientAttribution):  # type: ignore[misc]  # captum i
             seed=seed,
         )
         size = positive("internal_batch_size", internal_batch_size) or max(1, chunk_size(network) // 8)
-        with tqdm(disable=not show_progress, unit="sample", desc="path length") as progress:
+        with tqdm(total=batches.n_samples, disable=not show_progress, unit="sample", desc="path length") as progress:
             for batch in batches:
                 study.check(batch)
                 for chunk in batch.to(network.device).chunks(size):

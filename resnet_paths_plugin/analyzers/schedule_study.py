@@ -98,7 +98,10 @@ def run_study(
     size = positive("internal_batch_size", internal_batch_size) or chunk_size(network)
     width = positive("perturbations_per_eval", perturbations_per_eval) or 1
     pieces: list[dict[str, np.ndarray[Any, Any]]] = []
-    with torch.no_grad(), tqdm(disable=not show_progress, unit="sample", desc=study.dim) as progress:
+    with (
+        torch.no_grad(),
+        tqdm(total=batches.n_samples, disable=not show_progress, unit="sample", desc=study.dim) as progress,
+    ):
         for batch in batches:
             measured.check(batch)
             for chunk in batch.to(network.device).chunks(size):
@@ -187,7 +190,7 @@ def _numpy(values: Tensor) -> np.ndarray[Any, Any]:
 
 def positive(name: str, value: int | None) -> int | None:
     """Return a positive integer or None as it is; refuse anything else."""
-    if value is not None and (not isinstance(value, int) or value < 1):
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
         raise InputError(f"{name} must be a positive integer or None, not {value!r}")
     return value
 

@@ -89,6 +89,11 @@ class InputBatches:
         resized = "" if self.resize else "not resized, "
         return f"{len(self.targets)} images of {self.images.origin}, {resized}{self.preprocessing}"
 
+    @property
+    def dataset(self) -> NDArray[np.int64]:
+        """What tells how many images there are, as the `dataset` of a `DataLoader` does."""
+        return self.targets
+
     def head(self, count: int) -> "InputBatches":
         """Return the first `count` images, in one batch."""
         return InputBatches(

@@ -21,6 +21,8 @@ from resnet_paths_plugin.engine.vjp import Call, Pullback, Slope, linearise
 
 BANK_BYTES = 4 * 2**20
 """Size of the part of a bank that goes through a segment at a time on a CPU; larger ones leave the cache."""
+BANK_BYTES_ON_DEVICE = 256 * 2**20
+"""The same on other devices, which want much work at once."""
 
 _SMALL = 1e-6
 """Largest element of a row below which the row is rescaled, where a routing asks for it."""
@@ -71,7 +73,7 @@ class BackwardWalk:
         inputs: the value of each input placeholder.
         parameters: the values of parameters, buffers and constants.
         dtype: dtype of the rows; values are converted to it where an operator is linearised.
-        bank_bytes: size of the part of a bank that goes through a segment at a time.
+        bank_bytes: size of the part of a bank that goes through a segment at a time; None chooses by the device.
     """
 
     def __init__(
@@ -81,12 +83,13 @@ class BackwardWalk:
         parameters: Values,
         *,
         dtype: torch.dtype,
-        bank_bytes: int = BANK_BYTES,
+        bank_bytes: int | None = None,
     ) -> None:
         self.graph = graph
         self.program: Program = graph.program
         self.dtype = dtype
-        self.bank_bytes = bank_bytes
+        on_cpu = all(value.device.type == "cpu" for value in inputs.values() if isinstance(value, Tensor))
+        self.bank_bytes = bank_bytes or (BANK_BYTES if on_cpu else BANK_BYTES_ON_DEVICE)
         with torch.no_grad():
             self.static = self.program.prepare(parameters, inputs)
             self._starts, final = self._forward({at: inputs[at] for at in self.program.inputs})

@@ -1,0 +1,47 @@
+"""On a CUDA device everything gives what it gives on the CPU, within float32."""
+
+import pytest
+import torch
+
+import resnet_paths_plugin as rpp
+from tests.benchmarks.subjects import resnet
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+
+
+@pytest.fixture
+def pair():
+    model = resnet(2)
+    return model, torch.randn(4, 3, 32, 32), torch.arange(4)
+
+
+def test_outputs_equal_the_models(pair):
+    model, images, _ = pair
+    model, images = model.cuda(), images.cuda()
+    torch.testing.assert_close(rpp.unravel(model, images)(images), model(images))
+
+
+def test_lesions_are_those_of_the_cpu(pair):
+    model, images, labels = pair
+    expected = rpp.BlockLesion(model).attribute(images, target=labels)
+    for width in (1, 3):
+        found = rpp.BlockLesion(model.cuda()).attribute(images, target=labels, perturbations_per_eval=width)
+        torch.testing.assert_close(
+            torch.tensor(found.loss.values), torch.tensor(expected.loss.values), rtol=1e-3, atol=1e-3
+        )
+        model.cpu()
+
+
+def test_path_gradients_are_those_of_the_cpu_and_complete(pair):
+    model, images, labels = pair
+    options = {"target": labels, "estimator": ("exact", "sampled", "signs"), "draws": 3, "keep_maps": True}
+    expected = rpp.PathLengthGradient(model).attribute(images, **options)
+    found = rpp.PathLengthGradient(model.cuda()).attribute(images, **options)
+    assert found.completeness_error.max() < 1e-4
+    for name in ("gradient_norm", "path_gradient_norm", "path_gradient_rms", "gradient"):
+        torch.testing.assert_close(
+            torch.tensor(found[name].values), torch.tensor(expected[name].values), rtol=1e-2, atol=1e-3
+        )
