@@ -16,7 +16,6 @@ from torch.utils import _pytree as pytree
 
 import resnet_paths_plugin as rpp
 from resnet_paths_plugin import demo
-from resnet_paths_plugin.analyzers.path_length import _signs
 from resnet_paths_plugin.engine.backward import BackwardWalk
 from resnet_paths_plugin.engine.path_graph import PathGraph
 from resnet_paths_plugin.engine.routes import TAIL, AlongPaths, ByLength, Edge, WithSigns
@@ -298,7 +297,7 @@ def test_the_mean_over_all_sign_patterns_is_the_sum_of_squared_path_norms(name):
     lengths = ByLength(ones(name))
     mean = Counter()
     for bits in itertools.product((0, 1), repeat=free):
-        for (length,), gradients in walk(name, WithSigns(lengths, _signs(graph, FixedBits(bits)))).items():
+        for (length,), gradients in walk(name, WithSigns(lengths, graph.draw_signs(FixedBits(bits)))).items():
             mean[length] = mean[length] + squared_norms(gradients) / 2**free
     expected = Counter()
     for path in twin(name).paths:

@@ -97,6 +97,11 @@ class PathGraph:
             node = order.pop(0)
             places = [(self.edges[node], waiting.pop(node, {}))]
 
+    def draw_signs(self, generator: np.random.Generator) -> dict[Edge, int]:
+        """Draw +1 or -1 for every edge but the first way back from each node, which keeps its sign."""
+        edges = [edge for ways in (self.outputs, *self.edges.values()) for edge in ways[1:]]
+        return dict(zip(edges, (2 * generator.integers(0, 2, len(edges)) - 1).tolist(), strict=True))
+
     def enumerate(self) -> Iterator[tuple[Edge, ...]]:
         """Yield every path, as its edges from the output to the tap; there may be very many."""
         pending: list[tuple[Edge, ...]] = [(edge,) for edge in self.outputs]

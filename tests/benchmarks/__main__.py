@@ -9,7 +9,6 @@ import numpy as np
 import torch
 
 import resnet_paths_plugin as rpp
-from resnet_paths_plugin.analyzers.path_length import _signs
 from resnet_paths_plugin.engine.backward import BackwardWalk
 from resnet_paths_plugin.engine.routes import AlongPaths, ByLength, WithSigns
 from tests.benchmarks.subjects import resnet
@@ -106,7 +105,7 @@ def signs_against_sampling():
     sampled = squares(walk.run(seeds, AlongPaths(drawn))[tap], [(at,) for at in range(draws)])
     signed = torch.stack(
         [
-            squares(walk.run(seeds, WithSigns(lengths, _signs(graph, generator)))[tap], [(middle,)])[0]
+            squares(walk.run(seeds, WithSigns(lengths, graph.draw_signs(generator)))[tap], [(middle,)])[0]
             for _ in range(draws)
         ]
     )
