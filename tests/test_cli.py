@@ -220,9 +220,12 @@ def test_the_embedded_network_needs_no_arguments(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     images, labels = cli._held_out_digits().images[:6], cli._held_out_digits().labels[:6]
     monkeypatch.setattr(cli.demo, "load_digit_images", lambda: (images, labels))
-    result = invoke("analyze", "--draws", 1, "--max-deleted", 1)
+    options = ("--draws", 1, "--max-deleted", 1, "--path-images", 2, "--path-draws", 2)
+    result = invoke("analyze", *options)
     assert result.exit_code == 0, result.output
     assert files_of(tmp_path) == [
+        "digits_resnet110-path-lengths.png",
+        "digits_resnet110-path-maps.png",
         "digits_resnet110-random-lesions.png",
         "digits_resnet110-single-lesions.png",
         "digits_resnet110.nc",
@@ -230,6 +233,26 @@ def test_the_embedded_network_needs_no_arguments(tmp_path, monkeypatch):
     tree = rpp.load("digits_resnet110.nc")
     assert tree["single_lesions"].sizes == {"lesion": 54, "block": 54, "sample": 6}
     assert float(tree["single_lesions"]["intact_error"]) == 0
+    assert tree["path_lengths"].sizes["path_length"] == 55
+    assert float(tree["path_lengths"]["completeness_error"].max()) < 1e-5
+    assert tree["path_maps"]["gradient"].shape == (8, 2, 1, 8, 8)
+
+
+def test_the_study_of_path_lengths_equals_the_one_from_python(tmp_path, reference):
+    assert invoke(*analysis("--path-images", 3, "--path-draws", 2, output=tmp_path / "a.nc")).exit_code == 0
+    tree = rpp.load(tmp_path / "a.nc")
+    model, inputs, labels = reference
+    x = inputs[:3].clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(model(x).gather(1, labels[:3, None]).sum(), x)
+    np.testing.assert_allclose(tree["path_maps"]["input"].values, inputs[:3], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(tree["path_maps"]["gradient"].values.sum(0), gradient, rtol=1e-4, atol=1e-5)
+    norms = tree["path_maps"]["gradient"].astype(float).values.reshape(4, 3, -1)
+    np.testing.assert_allclose(tree["path_lengths"]["gradient_norm"].values, np.linalg.norm(norms, axis=-1), rtol=1e-4)
+
+
+def test_the_study_of_path_lengths_can_be_left_out(tmp_path):
+    assert invoke(*analysis("--path-images", 0, output=tmp_path / "a.nc")).exit_code == 0
+    assert set(rpp.load(tmp_path / "a.nc").children) == {"single_lesions", "random_lesions"}
 
 
 # blocks, plugins, help

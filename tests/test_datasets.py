@@ -98,7 +98,7 @@ def test_every_variable_of_the_design_is_known_with_its_dtype_and_units():
         return dict.fromkeys(names.split(), np.dtype(expected))
 
     expected = (
-        dtype("target_score target_score_drop loss kl_divergence gradient", "f4")
+        dtype("target_score target_score_drop loss kl_divergence gradient input", "f4")
         | dtype("correct prediction_changed deleted", "?")
         | dtype("prediction n_deleted draw order n_swaps block_index stage depth position path_length", "i4")
         | dtype("sample n_draws", "i8")

@@ -540,6 +540,12 @@ def test_unknown_blocks_and_groups_are_refused_with_near_names():
         rpp.BlockLesion(net).attribute(x, level="group", lesions=[1])
 
 
+@pytest.mark.parametrize("lesions", ["blocks.0", 3])
+def test_one_block_that_is_no_list_is_refused_with_the_way_to_write_it(lesions):
+    with pytest.raises(InputError, match=r"such as \["):
+        study(lesions=lesions)
+
+
 def test_a_model_without_blocks_is_refused():
     case = CASES["plain"]
     with pytest.raises(NoResidualBlocksError, match="Plain has no residual blocks"):

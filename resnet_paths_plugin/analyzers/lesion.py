@@ -95,7 +95,7 @@ class BlockLesion(ScheduleAnalyzer):
                 raise InputError("give either lesions (explicit sets) or n_deleted (random sets), not both")
             chosen = _random_sets(units, n_deleted, draws, seed)
         elif lesions is not None:
-            chosen = [_Set(tuple(_unit_names(network, units, level, lesion)), 0) for lesion in lesions]
+            chosen = [_Set(tuple(_unit_names(network, units, level, lesion)), 0) for lesion in _sets(lesions)]
         else:
             chosen = [_Set((name,), 0) for name in units]
         if not chosen:
@@ -141,6 +141,14 @@ def _units(network: UnraveledNetwork, level: Level) -> dict[str, tuple[ResidualB
             groups[block.group] = (*groups.get(block.group, ()), block)
         return groups
     raise InputError(f"level must be 'block' or 'group', not {level!r}")
+
+
+def _sets(lesions: object) -> Iterable[Lesion]:
+    if isinstance(lesions, str | ResidualBlock) or not isinstance(lesions, Iterable):
+        raise InputError(
+            f"lesions must be a list of blocks or of sets of blocks, such as [{lesions!r}], not {lesions!r}"
+        )
+    return lesions
 
 
 def _unit_names(
