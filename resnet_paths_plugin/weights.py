@@ -18,8 +18,8 @@ _NAMES_SHOWN = 3
 def load_weights(model: nn.Module, path: str | PathLike[str]) -> None:
     """Copy every parameter and buffer of a safetensors file into a model, in place.
 
-    The names in file and model must be the same; what a model shares under two names needs to be there once. After
-    an error the model is as it was.
+    The names in file and model must be the same; what a model shares under two names needs to be there once, and batch
+    norm's count of training batches, which older files lack, not at all. After an error the model is as it was.
 
     Raises:
         FileError: the file is missing or no safetensors file, or its names or shapes are not the model's.
@@ -44,10 +44,20 @@ def load_weights(model: nn.Module, path: str | PathLike[str]) -> None:
 def _problems(model: nn.Module, shapes: dict[str, tuple[int, ...]]) -> list[str]:
     """Say what does not fit, before anything is copied."""
     state = model.state_dict()
+    counters = {
+        f"{path}.num_batches_tracked".removeprefix(".")
+        for path, module in model.named_modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm)  # noqa: SLF001 - the root of torch's batch norms
+    }
     shared: dict[tuple[object, ...], list[str]] = defaultdict(list)
     for name, tensor in state.items():
         shared[tensor.data_ptr() or name, tensor.shape, tensor.stride()].append(name)
-    missing = [name for names in shared.values() if not any(name in shapes for name in names) for name in names]
+    missing = [
+        name
+        for names in shared.values()
+        if not any(name in shapes or name in counters for name in names)
+        for name in names
+    ]
     unexpected = [name for name in shapes if name not in state]
     reshaped = [
         f"{name} {shape} instead of {tuple(state[name].shape)}"

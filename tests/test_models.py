@@ -211,3 +211,13 @@ def test_a_device_that_is_not_here_is_refused(name):
 
 def test_the_cpu_is_a_device():
     assert check_device("cpu") == torch.device("cpu")
+
+
+def test_weights_without_the_counters_of_batch_norm_are_loaded(tmp_path):
+    source, target = (nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)) for _ in range(2))
+    nn.init.normal_(source[1].running_mean)
+    state = {name: tensor for name, tensor in source.state_dict().items() if "num_batches" not in name}
+    save_file(state, tmp_path / "weights.safetensors")
+    load_weights(target, tmp_path / "weights.safetensors")
+    for name, tensor in state.items():
+        assert torch.equal(target.state_dict()[name], tensor), name
