@@ -46,3 +46,7 @@ class UnsupportedMethodError(ResnetPathsError, TypeError):
 
 class NonFiniteOutputWarning(UserWarning):
     """The intact network's outputs hold NaN or infinity, so measures of them mean little."""
+
+
+class StochasticModelWarning(UserWarning):
+    """The model draws random numbers even in eval mode, so two runs of it differ."""

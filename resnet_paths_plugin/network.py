@@ -53,7 +53,7 @@ class UnraveledNetwork(NetworkView):
         self.plugin_names = tuple(plugin_names)
         self.program = Program(graph, self.blocks)
         self._engine = ForwardEngine(self.program)
-        self._path_graphs: dict[int | None, PathGraph] = {}
+        self._path_graphs: dict[tuple[int, ...], PathGraph] = {}
         self._intact = Schedule.identity(self)
         self._by_name = {block.name: block for block in self.blocks}
 
@@ -106,6 +106,18 @@ class UnraveledNetwork(NetworkView):
         )
         for place, leaves in runs:
             yield place, self.graph.unflatten(leaves)
+
+    def fits(self, args: tuple[Any, ...]) -> bool:
+        """Whether the network was captured for arguments of this kind, and for the dtype that the model has now."""
+        try:
+            self.graph.bind(args)
+        except InputError:
+            return False
+        return all(
+            value.dtype == node.meta["val"].dtype
+            for node, value in self.graph.live_tensors().items()
+            if isinstance(value, Tensor) and isinstance(node.meta.get("val"), Tensor)
+        )
 
     def block(self, block: BlockLike) -> ResidualBlock:
         """Return a block by name, index (from 0) or object.
@@ -172,14 +184,19 @@ class UnraveledNetwork(NetworkView):
         counts = self.path_graph().counts([(1,)] * len(self.blocks))
         return [counts.get((length,), 0) for length in range(max(counts, default=(0,))[0] + 1)]
 
-    def path_graph(self, tap: ResidualBlock | None = None) -> PathGraph:
-        """Return the graph of paths that end at the inputs, or at the source of a block."""
-        position = None if tap is None else self.program.branches[tap.index].source
-        if position not in self._path_graphs:
-            taps = self.program.inputs if position is None else (position,)
+    def path_graph(self, tap: ResidualBlock | None = None, n_inputs: int | None = None) -> PathGraph:
+        """Return the graph of paths that end at the source of a block, or at the inputs.
+
+        Args:
+            tap: the block; None for the inputs.
+            n_inputs: how many of the model's arguments are inputs, from the first; None for all.
+        """
+        inputs = self.program.inputs[:n_inputs]
+        taps = inputs if tap is None else (self.program.branches[tap.index].source,)
+        if taps not in self._path_graphs:
             carried = [at for at in taps if self.program.nodes[at] in self.program.flow.data]
-            self._path_graphs[position] = PathGraph(self.program, carried)
-        return self._path_graphs[position]
+            self._path_graphs[taps] = PathGraph(self.program, carried)
+        return self._path_graphs[taps]
 
     def table(self) -> pd.DataFrame:
         """Return the blocks' facts, one row per block."""

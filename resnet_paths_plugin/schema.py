@@ -35,6 +35,7 @@ QUANTITIES: Mapping[str, Quantity] = {
     "lesion": Quantity("blocks whose branches are deleted, joined by '+'", np.str_),
     "deleted": Quantity("whether the lesion deletes the block's branch", np.bool_),
     "n_deleted": Quantity("number of deleted blocks", np.int32),
+    "n_deleted_units": Quantity("number of deleted blocks, or groups at level 'group'", np.int32),
     "draw": Quantity("number of the random draw among lesions of the same size, from 0", np.int32),
     # reorderings
     "reordering": Quantity("order of the blocks", np.str_),

@@ -64,8 +64,18 @@ class NetworkView(nn.Module):
             "unravel it again"
         )
 
+    def _refuse_copy(self, *_: Any) -> NoReturn:
+        raise UnsupportedMethodError(
+            f"{type(self).__name__} holds a captured graph, which cannot be copied or pickled: copy the model "
+            "and unravel the copy"
+        )
+
     apply = _refuse
     children = _refuse
+    modules = _refuse
+    named_modules = _refuse
+    __deepcopy__ = _refuse_copy
+    __reduce_ex__ = _refuse_copy
     named_children = _refuse
     _apply = _refuse
     load_state_dict = _refuse

@@ -9,11 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional
 
 import resnet_paths_plugin as rpp
+from resnet_paths_plugin.cli import main
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "cifar10"
 pytestmark = pytest.mark.skipif(
@@ -95,3 +97,17 @@ def test_blocks_of_resnet56_that_change_resolution_are_among_the_worst(batch):
     projections = set(result["block"].values[result["skip_kind"].values == "projection"])
     assert projections == {"layer2.0", "layer3.0"}
     assert projections <= set(worst)
+
+
+def test_the_command_line_finds_the_same(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    monkeypatch.setattr("test_cifar.build", lambda: CifarResNet(20), raising=False)
+    arguments = ["analyze", "test_cifar:build", "--weights", DATA / "resnet20.safetensors"]
+    arguments += ["--images", DATA / "test1000.npz", "--mean", "0.485,0.456,0.406", "--std", "0.229,0.224,0.225"]
+    arguments += ["--max-deleted", 1, "--draws", 1, "--path-images", 0, "--output", tmp_path / "a.nc"]
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert result.exit_code == 0, result.output
+    single = rpp.load(tmp_path / "a.nc")["single_lesions"]
+    assert round(float(single["intact_error"]) * 1000) == 85
+    errors = single["error"].values * 1000
+    np.testing.assert_allclose(errors, [230, 211, 371, 633, 224, 154, 615, 276, 385], atol=1.5)

@@ -100,7 +100,9 @@ def test_every_variable_of_the_design_is_known_with_its_dtype_and_units():
     expected = (
         dtype("target_score target_score_drop loss kl_divergence gradient input", "f4")
         | dtype("correct prediction_changed deleted", "?")
-        | dtype("prediction n_deleted draw order n_swaps block_index stage depth position path_length", "i4")
+        | dtype(
+            "prediction n_deleted n_deleted_units draw order n_swaps block_index stage depth position path_length", "i4"
+        )
         | dtype("sample n_draws", "i8")
         | dtype("error kendall_tau kendall_tau_all_blocks gradient_norm completeness_error path_count", "f8")
         | dtype("log10_path_count path_gradient_norm path_gradient_norm_stderr total_path_gradient", "f8")

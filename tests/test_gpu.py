@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from benchmarks.subjects import resnet
 
 import resnet_paths_plugin as rpp
-from tests.benchmarks.subjects import resnet
 
 pytestmark = [
     pytest.mark.gpu,

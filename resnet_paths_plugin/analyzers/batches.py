@@ -6,6 +6,7 @@ from itertools import chain
 from numbers import Integral
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
@@ -60,6 +61,7 @@ class Batches:
 
     Attributes:
         first: the first batch.
+        n_inputs: how many of the model's arguments are inputs; the others are additional ones.
         n_samples: how many samples there are in all, as far as is known beforehand.
 
     Args:
@@ -71,6 +73,8 @@ class Batches:
     def __init__(self, inputs: Any, target: Target, additional_forward_args: Any) -> None:
         extra = additional_forward_args
         self._extra = () if extra is None else extra if isinstance(extra, tuple) else (extra,)
+        if isinstance(inputs, np.ndarray):
+            raise InputError("inputs is a NumPy array: convert it with torch.from_numpy")
         if isinstance(inputs, Tensor) or (isinstance(inputs, tuple) and _all_tensors(inputs)):
             batches: Iterator[Batch] = iter([self._batch(inputs, target)])
         elif isinstance(inputs, Iterable) and not isinstance(inputs, str | bytes):
@@ -86,6 +90,7 @@ class Batches:
         if first is None:
             raise InputError("the iterable of batches is empty: nothing to study (is a one-shot iterator used up?)")
         self.first = first
+        self.n_inputs = len(pytree.tree_leaves(first.args)) - len(pytree.tree_leaves(self._extra))
         self.n_samples: int | None = first.size if isinstance(inputs, Tensor | tuple) else _count(inputs)
         self._batches = chain([first], batches)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from numbers import Integral
 
 from resnet_paths_plugin.engine.routes import Lengths
 from resnet_paths_plugin.errors import InputError
@@ -55,7 +56,7 @@ def grading_of(network: UnraveledNetwork, grade: Grade) -> Grading:
     named = [{"path_length": value} if not isinstance(value, Mapping) else value for value in given]
     for block, values in zip(network.blocks, named, strict=True):
         for value in values.values():
-            if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            if not isinstance(value, Integral) or isinstance(value, bool) or int(value) < 0:
                 raise InputError(f"the grade of {block.name!r} is {value!r}: expected a whole number from 0")
     axes = tuple(dict.fromkeys(axis for values in named for axis in values))
     taken = QUANTITIES.keys() - {"path_length"} | IMAGE_DIMS

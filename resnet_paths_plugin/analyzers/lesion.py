@@ -62,7 +62,7 @@ class BlockLesion(ScheduleAnalyzer):
             additional_forward_args: further arguments of the model, after the inputs.
             lesions: sets of blocks to delete, each given by name, index or object, or by several of them in a list.
             n_deleted: how many blocks (or groups) random lesions delete; one number or several.
-            draws: random lesions of each size.
+            draws: random lesions of each size, drawn independently: two may be the same set.
             level: delete single blocks, or groups: all blocks of one owning module, such as a transformer layer.
             measures: further measures by name, `function(outputs, target) -> [B]`; needed where outputs are not
                 `[B, classes]`.
@@ -74,7 +74,8 @@ class BlockLesion(ScheduleAnalyzer):
         Returns:
             A Dataset with dims `lesion`, `sample`, `block`: `target_score`, `target_score_drop`, `loss` and
             `kl_divergence` (nats), `correct`, `prediction`, `prediction_changed` (lesion, sample); `error` (lesion), a
-            fraction; `deleted` (lesion, block), `n_deleted`, `draw` (lesion); the intact network's as `intact_...`.
+            fraction; `deleted` (lesion, block), `n_deleted` (blocks), `n_deleted_units` (blocks or groups, by the
+            level), `draw` (lesion); the intact network's as `intact_...`.
             What needs targets is absent without them.
 
         Raises:
@@ -198,6 +199,7 @@ def _study(
         variables={
             "deleted": (("lesion", "block"), deleted),
             "n_deleted": (("lesion",), deleted.sum(axis=1)),
+            "n_deleted_units": (("lesion",), [len(lesion.names) for lesion in chosen]),
             "draw": (("lesion",), [lesion.draw for lesion in chosen]),
         },
     )

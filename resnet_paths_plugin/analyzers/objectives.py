@@ -65,7 +65,9 @@ def ordinary_gradient(model: nn.Module, objective: Objective, batch: Batch) -> l
         for leaf in leaves
     ]
     with eval_mode(model), torch.enable_grad():
-        outputs = model(*pytree.tree_unflatten(tracked, spec))
+        # Copies, as a model may work in place on its input.
+        given = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in tracked]
+        outputs = model(*pytree.tree_unflatten(given, spec))
         total = per_sample(objective, outputs, batch).sum()
     places = [at for at, leaf in enumerate(tracked) if isinstance(leaf, Tensor) and leaf.requires_grad]
     found = dict(

@@ -66,7 +66,7 @@ class PathLengthGradient(GradientAttribution):  # type: ignore[misc]  # captum i
             max_length: longest length told apart (on every axis); the rest goes into `tail_gradient_norm`.
             grade: what a branch adds to the length: `"blocks"`, `"layers"`, `"stages"`, `"branch_type"`, or a function
                 of a block that returns a number, or a number for each named axis.
-            draws: sampled paths for each length; walks with random signs.
+            draws: sampled paths for each length, the same ones for all samples; walks with random signs.
             tap: where gradients are taken: the `"input"`, the `"stem"` (source of the first block), or the source of
                 a block.
             keep_maps: whether to keep `G_k` itself, as `gradient`, and the inputs beside it.
@@ -75,11 +75,13 @@ class PathLengthGradient(GradientAttribution):  # type: ignore[misc]  # captum i
             show_progress: whether to show a progress bar.
 
         Returns:
-            A Dataset with dims `path_length` and `sample` (one dim per axis where the grade has several):
+            A Dataset with dims `path_length` and `sample` (one dim per axis where the grade has several), over the
+            paths from all of the model's outputs:
             `gradient_norm`, `completeness_error`, `path_count`, `log10_path_count`; sampled: `path_gradient_norm`,
             `path_gradient_norm_stderr`, `total_path_gradient`, `log10_total_path_gradient`, `n_draws`; signs:
             `path_gradient_rms`; `effective_length_low` and `_high` (measure), the shortest interval with 95 % of a
-            measure's total; `gradient` and `input` with `keep_maps`; `tail_gradient_norm` where `max_length` cuts.
+            measure's total, absent where `max_length` cuts, as then there is `tail_gradient_norm`; `gradient` and
+            `input` with `keep_maps`.
 
         Raises:
             NoResidualBlocksError: if the network has no residual blocks.
@@ -100,6 +102,7 @@ class PathLengthGradient(GradientAttribution):  # type: ignore[misc]  # captum i
             max_length=max_length,
             draws=positive("draws", draws) or 1,
             tap=_tap(network, tap),
+            n_inputs=batches.n_inputs,
             keep_maps=keep_maps,
             seed=seed,
         )

@@ -45,12 +45,13 @@ class PathStudy:
     max_length: int | None
     draws: int
     tap: ResidualBlock | None
+    n_inputs: int
     keep_maps: bool
     seed: int
     found: dict[str, list[Array]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.graph: PathGraph = self.network.path_graph(self.tap)
+        self.graph: PathGraph = self.network.path_graph(self.tap, self.n_inputs)
         _check_taps(self.network, self.graph, self.tap)
         counts = self.graph.counts(self.grading.grades)
         if not counts:
@@ -65,6 +66,10 @@ class PathStudy:
         self.grid: list[Lengths] = [
             tuple(int(k) for k in index) for index in np.ndindex(*(limit + 1 for limit in self.limits))
         ]
+        if self.keep_maps and "exact" not in self.estimators:
+            raise InputError("keep_maps keeps the exact gradients: add 'exact' to estimator")
+        if self.keep_maps and (len(self.graph.taps) > 1 or self._batch_dim(self.graph.taps[0]) != 0):
+            raise InputError("keep_maps needs a single input (or tap) whose first dimension is the batch")
         # One generator each, so that an estimator finds the same alone and beside others.
         sampling, signing = np.random.default_rng(_whole("seed", self.seed)).spawn(2)
         self.paths: list[tuple[Lengths, frozenset[Edge]]] = []
@@ -118,8 +123,6 @@ class PathStudy:
         self._keep("completeness_error", torch.where((missing == 0) & (square == 0), 0.0, error).numpy())
         if self.keep_maps:
             tap = self.graph.taps[0]
-            if len(self.graph.taps) > 1 or self._batch_dim(tap) != 0:
-                raise InputError("keep_maps needs a single input (or tap) whose first dimension is the batch")
             maps = _rows(banks.get(tap), self.grid, reference[tap]).float().cpu().numpy()
             self._keep("gradient", maps.reshape(self._shape(chunk) + maps.shape[2:]))
             if self.tap is None:
@@ -140,10 +143,11 @@ class PathStudy:
         squares = [
             self._norms(walk.run(seeds, WithSigns(lengths, signs)), self.grid, chunk.size) ** 2 for signs in self.signs
         ]
-        counts = np.array([float(self.counts.get(length, 0)) for length in self.grid])
+        log_counts = paths.log10_counts([self.counts.get(length, 0) for length in self.grid])[:, None]
         with np.errstate(divide="ignore", invalid="ignore"):
-            rms = np.sqrt(np.mean(squares, axis=0) / counts[:, None])
-        self._keep("path_gradient_rms", np.where(counts[:, None] > 0, rms, 0.0).reshape(self._shape(chunk)))
+            # In logarithms, since counts of deep networks are beyond the range of floats.
+            rms = 10 ** ((np.log10(np.mean(squares, axis=0)) - log_counts) / 2)
+        self._keep("path_gradient_rms", np.where(np.isneginf(log_counts), 0.0, rms).reshape(self._shape(chunk)))
 
     def _norms(self, banks: dict[int, Bank], keys: Sequence[Any], size: int) -> Array:
         """Return the Euclidean norm of each row and sample over all taps, shape `[R, B]` float64."""
@@ -176,8 +180,9 @@ class PathStudy:
         with torch.enable_grad():
             static = program.prepare(program.parameters(), inputs)
             values = dict(inputs)
-            for at in program.dynamic:
-                values[at] = program.operators[at](static, values)
+            for at in (*program.inputs, *program.dynamic):
+                if at not in values:
+                    values[at] = program.operators[at](static, values)
                 if at == tap:
                     values[at] = values[at].detach().requires_grad_()
             leaves = [values.get(at, static.get(at)) if at is not None else None for at in program.outputs]
@@ -207,7 +212,7 @@ class PathStudy:
             totals["gradient_norm"] = variables["gradient_norm"][1].mean(axis=-1).ravel()  # type: ignore[union-attr]
         if "path_norms" in self.found:
             variables |= self._sampled_variables(log_counts, totals)
-        if len(axes) == 1 and totals:
+        if len(axes) == 1 and totals and not self.cut:  # of a part, the interval would say something else
             ranges = {
                 name: paths.effective_range(values, log10=name == "total_path_gradient")
                 for name, values in totals.items()

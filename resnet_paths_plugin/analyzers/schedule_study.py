@@ -59,6 +59,8 @@ def network_for(model: nn.Module, network: UnraveledNetwork | None, batches: Bat
     Raises:
         NoResidualBlocksError: if it has no residual blocks.
     """
+    if network is not None and network is not model and not network.fits(batches.first.to(network.device).args):
+        network = None  # the module has another dtype by now, or gets inputs of another shape
     if network is None:
         like = next(model.parameters(), None)
         first = batches.first if like is None else batches.first.to(like.device)

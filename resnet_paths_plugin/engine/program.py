@@ -214,10 +214,12 @@ class Program:
             if missing:
                 raise PluginError(f"block {block.name!r} names values that the graph does not have: {missing}")
             closed.setdefault(by_name[block.sum], []).append(block)
+        # What a block names as skip or branch is one term, also where a plugin dropped the block that it closes.
+        named = {by_name[name] for block in self.blocks for name in (block.skip, block.branch)}
         sums: list[Sum] = []
         for root, blocks in sorted(closed.items(), key=lambda item: order[item[0]]):
             branches = {by_name[block.branch]: block.index for block in blocks}
-            stops = frozenset(closed) - {root}
+            stops = (frozenset(closed) | named) - {root}
             terms = tuple(
                 SumTerm(order[term.node], term.scale, branches.pop(term.node, None)) for term in sum_terms(root, stops)
             )

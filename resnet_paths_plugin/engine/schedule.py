@@ -119,6 +119,10 @@ class Schedule:
         Raises:
             ScheduleError: if a weight is not finite, or a branch does not fit its place; both blocks are named.
         """
+        n = len(net.blocks)
+        strange = {at for place, row in rows.items() for at in (place, *(j for j, _ in row)) if not 0 <= at < n}
+        if strange:
+            raise ScheduleError(f"rows name blocks {sorted(strange)}: {net.name} has {n} blocks, counted from 0")
         for place, row in rows.items():
             for branch, weight in row:
                 if not np.isfinite(weight):

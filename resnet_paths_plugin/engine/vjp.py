@@ -135,6 +135,8 @@ def _by_autograd(call: Call) -> Pullback:
 def _batched_grad(outputs: list[Tensor], leaves: list[Tensor], seeds: list[Bank]) -> tuple[Tensor | None, ...]:
     try:
         return torch.autograd.grad(outputs, leaves, seeds, retain_graph=True, allow_unused=True, is_grads_batched=True)
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError:
         # An operator without a batching rule: row by row.
         rows = [

@@ -4,6 +4,7 @@ The graph reads the model's own parameters and buffers each time it is bound; it
 """
 
 import random
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,8 +17,9 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
-from resnet_paths_plugin.errors import CaptureError, InputError
+from resnet_paths_plugin.errors import CaptureError, InputError, StochasticModelWarning
 from resnet_paths_plugin.graph.functional import functional_program
+from resnet_paths_plugin.graph.operators import draws_at_random
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,6 +133,13 @@ def capture(model: nn.Module, example_inputs: tuple[Any, ...], program: Exported
     if program is None:
         program = _export(model, widened(example_inputs))
     program = functional_program(program)
+    if any(draws_at_random(node) for node in program.graph.nodes):
+        warnings.warn(
+            f"{type(model).__name__} draws random numbers in eval mode, as in a dropout that is always on: each run "
+            "differs, and studies that compare runs mean little",
+            StochasticModelWarning,
+            stacklevel=3,
+        )
     return _graph_of(model, program)
 
 
@@ -164,18 +173,24 @@ def batch_size(args: tuple[Any, ...]) -> int:
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Clear the training flag of every module, and put each back as it was.
+    """Clear the training flag of every module, and put each module's attributes back as they were.
 
-    The flags are set directly, as a model's own `train` may do more than set flags.
+    The flags are set directly, as a model's own `train` may do more than set flags; what a forward pass stores on its
+    module is gone afterwards.
     """
-    flags = [(module, module.training) for module in model.modules()]
-    for module, _ in flags:
+    kept = [
+        (held, dict(held))
+        for module in model.modules()
+        for held in (vars(module), module._parameters, module._buffers, module._modules)  # noqa: SLF001
+    ]
+    for module in model.modules():
         module.training = False
     try:
         yield
     finally:
-        for module, training in flags:
-            module.training = training
+        for held, before in kept:
+            held.clear()
+            held.update(before)
 
 
 def _export(model: nn.Module, example_inputs: tuple[Any, ...]) -> ExportedProgram:
@@ -197,7 +212,10 @@ def _export(model: nn.Module, example_inputs: tuple[Any, ...]) -> ExportedProgra
             _kept_generators(),
             torch.random.fork_rng(devices=devices),
             torch.enable_grad(),
+            warnings.catch_warnings(),
         ):
+            # What the model stores on itself is put back, so there is nothing to warn of.
+            warnings.filterwarnings("ignore", message="The tensor attribute", category=UserWarning)
             return torch.export.export(model, example_inputs, dynamic_shapes=shapes, strict=False)
     except Exception as error:
         raise CaptureError(

@@ -96,6 +96,18 @@ SPLITS = _overloads(
 PARTS = SPLITS | frozenset({aten.slice.Tensor, aten.narrow.default, operator.getitem})
 
 
+_DROPOUT = _overloads("dropout", "native_dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")
+_RANDOM = _overloads(
+    "bernoulli", "bernoulli_", "rand", "rand_like", "randn", "randn_like", "randint", "randint_like", "randperm",
+    "normal", "normal_", "uniform", "uniform_", "multinomial", "poisson", "exponential", "exponential_",
+)  # fmt: skip
+
+
+def draws_at_random(node: fx.Node) -> bool:
+    """Whether an operator draws random numbers: a dropout that is on, or a generator."""
+    return node.target in _RANDOM or (node.target in _DROPOUT and node.args[2] is True)
+
+
 def holds_tensor(node: fx.Node) -> bool:
     """Whether the node's value is a tensor, or a list or tuple that holds one."""
     value = node.meta.get("val")

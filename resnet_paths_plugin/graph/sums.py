@@ -56,13 +56,16 @@ def addition_above(node: fx.Node) -> fx.Node | None:
 
 
 def sum_terms(root: fx.Node, stops: AbstractSet[fx.Node] = _NOTHING) -> list[Term]:
-    """Return the terms of the sum that ends in `root`, in the order of its operands.
+    """Return the terms of the sum that ends in `root`, in the order of its operands; one for a value added twice.
 
     Args:
         root: an addition or a subtraction.
         stops: additions that are terms of their own, though only this sum reads them.
     """
-    return list(_terms(root, 1.0, stops))
+    scales: dict[fx.Node, float] = {}
+    for term in _terms(root, 1.0, stops):
+        scales[term.node] = scales.get(term.node, 0.0) + term.scale
+    return [Term(node, scale) for node, scale in scales.items()]
 
 
 def brackets(root: fx.Node, stops: AbstractSet[fx.Node] = _NOTHING) -> list[fx.Node]:

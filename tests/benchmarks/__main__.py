@@ -4,6 +4,7 @@ import argparse
 import os
 import platform
 import resource
+import time
 
 import numpy as np
 import torch
@@ -119,6 +120,16 @@ def signs_against_sampling():
     )
 
 
+def deep():
+    """600 blocks, with a bank that is cut: the memory must not grow with the number of paths."""
+    net = rpp.unravel(resnet(200), torch.randn(2, 3, 32, 32))
+    start = time.perf_counter()
+    found = rpp.PathLengthGradient(net).attribute(torch.randn(1, 3, 32, 32), target=0, max_length=40)
+    seconds = time.perf_counter() - start
+    assert found.completeness_error.max() < 1e-5
+    yield f"{len(net.blocks)} blocks, max_length=40, one image", "seconds", seconds, ""
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
@@ -137,6 +148,7 @@ def main():
         path_gradients(rounds, 8, 8),
         path_gradients(rounds, 64, 8),
         signs_against_sampling(),
+        deep(),
     ):
         for what, ratio_of, measured, bound in rows:
             print(f"| {what:44} | {ratio_of:32} | {measured:8.2f} | {bound} |", flush=True)
