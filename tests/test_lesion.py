@@ -105,7 +105,8 @@ def test_the_divergence_of_an_intact_network_from_itself_is_zero():
 def test_without_targets_what_needs_them_is_absent():
     result = study(target=None)
     assert set(result.data_vars) == {
-        "prediction", "prediction_changed", "kl_divergence", "intact_prediction", "deleted", "n_deleted", "draw",
+        "prediction", "prediction_changed", "kl_divergence", "intact_prediction", "deleted", "n_deleted",
+        "n_deleted_units", "draw",
     }  # fmt: skip
     assert_same_values(result, study(), ["kl_divergence", "prediction"])
 
