@@ -141,7 +141,7 @@ def _all_tensors(values: tuple[Any, ...]) -> bool:
 
 
 def _pair(item: Any) -> tuple[Any, Target]:
-    if isinstance(item, list | tuple) and len(item) == 2:  # noqa: PLR2004 - a pair
+    if isinstance(item, list | tuple) and len(item) == 2:
         inputs, target = item
         return (tuple(inputs) if isinstance(inputs, list) else inputs), target
     if isinstance(item, Tensor):

@@ -79,7 +79,7 @@ class Measures:
 def _classes(network: UnraveledNetwork) -> int | None:
     """Return the number of classes where the output is one tensor `[B, classes]`."""
     leaves = [getattr(leaf, "meta", {}).get("val") for leaf in network.graph.outputs]
-    if len(leaves) == 1 and isinstance(leaves[0], Tensor) and leaves[0].ndim == 2:  # noqa: PLR2004
+    if len(leaves) == 1 and isinstance(leaves[0], Tensor) and leaves[0].ndim == 2:
         # A single column is a score of something, and no distribution over classes.
         return int(leaves[0].shape[1]) if leaves[0].shape[1] > 1 else None
     return None

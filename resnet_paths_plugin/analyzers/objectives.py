@@ -35,7 +35,7 @@ def per_sample(objective: Objective, outputs: Any, batch: Batch) -> Tensor:
         return _score(outputs, batch)
     if objective == "cross_entropy":
         labels = batch.labels()
-        if labels is None or outputs.ndim != 2:  # noqa: PLR2004 - [B, classes]
+        if labels is None or outputs.ndim != 2:
             raise InputError("objective 'cross_entropy' needs outputs of shape (B, classes) and one label per sample")
         return functional.cross_entropy(outputs, labels.to(outputs.device), reduction="none")
     raise InputError(f"objective must be 'score', 'cross_entropy' or a function, not {objective!r}")

@@ -86,7 +86,7 @@ class PathStudy:
     def check(self, batch: Batch) -> None:
         """Check a batch's target against the outputs before anything is run."""
         leaves = [getattr(leaf, "meta", {}).get("val") for leaf in self.network.graph.outputs]
-        if len(leaves) == 1 and isinstance(leaves[0], Tensor) and leaves[0].ndim == 2:  # noqa: PLR2004
+        if len(leaves) == 1 and isinstance(leaves[0], Tensor) and leaves[0].ndim == 2:
             check_target(batch.target, int(leaves[0].shape[1]))
 
     def add(self, chunk: Batch) -> None:
@@ -235,7 +235,7 @@ class PathStudy:
         axes = self.grading.axes
         maps = np.concatenate(self.found["gradient"], axis=len(axes))
         dims = [f"input_dim_{at}" for at in range(1, maps.ndim - len(axes))]
-        if len(dims) == 3:  # noqa: PLR2004 - images, [B, C, H, W]
+        if len(dims) == 3:
             dims = ["channel", "height", "width"]
         found: dict[str, datasets.Entry] = {"gradient": ((*axes, "sample", *dims), maps)}
         if "input" in self.found:
@@ -316,4 +316,4 @@ def _squares(values: Tensor, batch_dim: int | None, *, rows: bool = False) -> Te
 
 def _as_floats(counts: Sequence[int]) -> Array:
     """Return counts as float64, infinite where they are beyond its range."""
-    return np.array([float(count) if count.bit_length() < 1024 else np.inf for count in counts])  # noqa: PLR2004
+    return np.array([float(count) if count.bit_length() < 1024 else np.inf for count in counts])

@@ -150,7 +150,7 @@ def _dataset(
 ) -> xr.Dataset:
     variables: dict[str, datasets.Entry] = dict(study.variables)
     for name, array in values.items():
-        variables[name] = ((study.dim, "sample") if array.ndim == 2 else ("sample",), array)  # noqa: PLR2004
+        variables[name] = ((study.dim, "sample") if array.ndim == 2 else ("sample",), array)
     if "correct" in values:
         variables["error"] = ((study.dim,), 1 - values["correct"].mean(axis=-1))
         variables["intact_error"] = ((), 1 - values["intact_correct"].mean())

@@ -177,7 +177,7 @@ def _sum_to(bank: Bank, shape: torch.Size) -> Bank:
 
 def _layout(value: Tensor) -> torch.memory_format:
     """Return the layout in which gradients of a value are fastest: images on a CPU have their channels last."""
-    image = value.ndim == 4 and value.device.type == "cpu"  # noqa: PLR2004 - [N, C, H, W]
+    image = value.ndim == 4 and value.device.type == "cpu"
     return torch.channels_last if image else torch.contiguous_format
 
 
@@ -229,7 +229,7 @@ def _convolution(call: Call) -> Pullback | None:
 
 
 def _linear(call: Call) -> Pullback | None:
-    matrix = call.args[1].ndim == 2  # noqa: PLR2004 - a vector for weight drops a dimension
+    matrix = call.args[1].ndim == 2
     return (lambda bank: [bank @ call.args[1]]) if matrix and call.only_operand() else None
 
 
@@ -320,7 +320,7 @@ def _division(call: Call) -> Pullback | None:
 def _matmul(call: Call) -> Pullback | None:
     """Products of stacks of matrices; the rows of the bank join the matrices' own rows or columns."""
     left, right = call.args[:2]
-    matrices = min(left.ndim, right.ndim) >= 2  # noqa: PLR2004
+    matrices = min(left.ndim, right.ndim) >= 2
     if not matrices or left.shape[:-2] != right.shape[:-2] or call.node.args[0] is call.node.args[1]:
         return None
 
@@ -363,8 +363,8 @@ def _getitem(call: Call) -> Pullback | None:
 
 def _layer_norm(call: Call) -> Pullback | None:
     source, shape = call.args[:2]
-    weight = call.args[2] if len(call.args) > 2 else None  # noqa: PLR2004
-    epsilon = call.args[4] if len(call.args) > 4 else 1e-5  # noqa: PLR2004
+    weight = call.args[2] if len(call.args) > 2 else None
+    epsilon = call.args[4] if len(call.args) > 4 else 1e-5
     if not call.only_operand():
         return None
     dims = tuple(range(-len(shape), 0))

@@ -167,7 +167,7 @@ def _slice_step(node: fx.Node, operand: fx.Node) -> SkipStep:
     """A slice that keeps every element is an identity, one with a stride subsamples, another picks a part."""
     if same_shape(operand, node):
         return "identity"
-    step: Any = node.kwargs.get("step", node.args[4] if len(node.args) > 4 else 1)  # noqa: PLR2004 - slice's signature
+    step: Any = node.kwargs.get("step", node.args[4] if len(node.args) > 4 else 1)
     return "projection" if node.target is aten.slice.Tensor and step != 1 else "slice"
 
 

@@ -35,7 +35,7 @@ def is_subtraction(node: fx.Node) -> bool:
 
 def stacked_terms(node: fx.Node) -> list[fx.Node] | None:
     """Return the terms of `stack(...).sum(...)`, or None for any other node."""
-    if node.target is not aten.sum.dim_IntList or len(node.args) != 2:  # noqa: PLR2004 - no keepdim
+    if node.target is not aten.sum.dim_IntList or len(node.args) != 2:
         return None
     stack, dims = node.args
     if not isinstance(stack, fx.Node) or stack.target is not aten.stack.default or len(stack.users) != 1:
