@@ -156,7 +156,7 @@ def _(value: np.generic) -> str:
 
 
 @_notation.register
-def _(value: partial) -> str:  # type: ignore[type-arg]
+def _(value: partial) -> str:  # type: ignore[type-arg]  # a class to dispatch on
     given = [
         *map(_notation, value.args),
         *(f"{name}={_notation(item)}" for name, item in value.keywords.items()),
@@ -165,7 +165,7 @@ def _(value: partial) -> str:  # type: ignore[type-arg]
 
 
 @_notation.register
-def _(value: Mapping) -> str:  # type: ignore[type-arg]
+def _(value: Mapping) -> str:  # type: ignore[type-arg]  # a class to dispatch on
     return "{" + ", ".join(f"{_notation(key)}: {_notation(item)}" for key, item in value.items()) + "}"
 
 

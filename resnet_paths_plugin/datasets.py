@@ -327,7 +327,7 @@ def _check_schema(file: netCDF4.Dataset, path: Path) -> None:
 
 def _read(group: netCDF4.Dataset) -> dict[str, xr.Dataset]:
     """Read a group and those below it into memory, by path, taking every value as it is."""
-    store = xr.backends.NetCDF4DataStore(group)  # type: ignore[no-untyped-call]
+    store = xr.backends.NetCDF4DataStore(group)  # type: ignore[no-untyped-call]  # xarray's
     dataset = xr.open_dataset(store, mask_and_scale=False, decode_times=False)
     found = {group.path: dataset.load().drop_encoding()}
     for child in group.groups.values():

@@ -97,7 +97,7 @@ def _input_shape(model: nn.Module, config: Mapping[str, Any]) -> tuple[int, ...]
 def _preprocessing(config: Mapping[str, Any], input_shape: tuple[int, ...] | None) -> Preprocessing | None:
     if input_shape is None:
         return None
-    data = resolve_data_config(pretrained_cfg=dict(config))  # type: ignore[no-untyped-call]
+    data = resolve_data_config(pretrained_cfg=dict(config))  # type: ignore[no-untyped-call]  # timm's
     if len(data["mean"]) != input_shape[0]:  # statistics of colours say nothing about other channels
         return None
     interpolation = data["interpolation"]

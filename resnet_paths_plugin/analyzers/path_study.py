@@ -209,7 +209,7 @@ class PathStudy:
         variables |= self._maps()
         totals: dict[str, Array] = {}
         if "gradient_norm" in self.found:
-            totals["gradient_norm"] = variables["gradient_norm"][1].mean(axis=-1).ravel()  # type: ignore[union-attr]
+            totals["gradient_norm"] = variables["gradient_norm"][1].mean(axis=-1).ravel()  # type: ignore[union-attr]  # an array, set above
         if "path_norms" in self.found:
             variables |= self._sampled_variables(log_counts, totals)
         if len(axes) == 1 and totals and not self.cut:  # of a part, the interval would say something else

@@ -250,7 +250,7 @@ def _elementwise(call: Call) -> Pullback | None:
         return None
     source = _leaf(call.args[0])
     with torch.enable_grad():
-        value = call.node.target(source, *call.args[1:], **call.kwargs)  # type: ignore[operator]
+        value = call.node.target(source, *call.args[1:], **call.kwargs)  # type: ignore[operator]  # a call_function node
     (slope,) = torch.autograd.grad(value, source, torch.ones_like(value))
     return Slope(slope.contiguous(memory_format=_layout(slope)))
 

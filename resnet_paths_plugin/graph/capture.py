@@ -81,7 +81,7 @@ class CapturedGraph:
             if owner is None:
                 owner = modules[owner_path] = self.model.get_submodule(owner_path)
             # Looked up in the registries, since a getattr may run the user's code.
-            held: dict[str, Any] = {**owner._buffers, **owner._parameters}  # noqa: SLF001
+            held: dict[str, Any] = {**owner._buffers, **owner._parameters}  # noqa: SLF001 - see above
             tensor = held.get(attribute)
             values[node] = self._exported_state[path] if tensor is None else tensor
         return values
@@ -181,7 +181,7 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
     kept = [
         (held, dict(held))
         for module in model.modules()
-        for held in (vars(module), module._parameters, module._buffers, module._modules)  # noqa: SLF001
+        for held in (vars(module), module._parameters, module._buffers, module._modules)  # noqa: SLF001 - torch's registries
     ]
     for module in model.modules():
         module.training = False
