@@ -1,8 +1,10 @@
 """Residual networks as collections of paths: lesions, reorderings and path gradients of any model, unmodified."""
 
-from resnet_paths_plugin import hookspecs, paths, plotting
+from resnet_paths_plugin import hookspecs, paths, plotting, schedules
 from resnet_paths_plugin.analyzers.lesion import BlockLesion
 from resnet_paths_plugin.analyzers.path_length import PathLengthGradient
+from resnet_paths_plugin.analyzers.reordering import BlockReordering
+from resnet_paths_plugin.analyzers.schedules import BlockSchedules
 from resnet_paths_plugin.datasets import load, save
 from resnet_paths_plugin.description import ModelDescription, Preprocessing
 from resnet_paths_plugin.engine.schedule import Schedule
@@ -14,6 +16,8 @@ from resnet_paths_plugin.plugins import PluginWarning, create_plugin_manager, lo
 
 __all__ = [
     "BlockLesion",
+    "BlockReordering",
+    "BlockSchedules",
     "ModelDescription",
     "ModelNotFoundError",
     "PathLengthGradient",
@@ -31,5 +35,6 @@ __all__ = [
     "paths",
     "plotting",
     "save",
+    "schedules",
     "unravel",
 ]

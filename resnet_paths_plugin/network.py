@@ -3,10 +3,10 @@
 import difflib
 import hashlib
 import html
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from numbers import Integral
-from typing import Any
+from typing import Any, Literal, get_args
 
 import pandas as pd
 import pluggy
@@ -17,13 +17,18 @@ from resnet_paths_plugin import plugins
 from resnet_paths_plugin.description import ModelDescription
 from resnet_paths_plugin.engine.forward import ForwardEngine
 from resnet_paths_plugin.engine.path_graph import PathGraph
-from resnet_paths_plugin.engine.program import Program
+from resnet_paths_plugin.engine.program import Program, Values
 from resnet_paths_plugin.engine.schedule import Schedule
 from resnet_paths_plugin.errors import InputError, NoResidualBlocksError, UnknownBlockError
 from resnet_paths_plugin.graph.blocks import BlockLike, ResidualBlock, listed
 from resnet_paths_plugin.graph.capture import CapturedGraph, capture, eval_mode, widened
 from resnet_paths_plugin.graph.detection import detect_blocks
+from resnet_paths_plugin.graph.layers import detect_layers
+from resnet_paths_plugin.training import SamplingNetwork
 from resnet_paths_plugin.views import NetworkView, RestrictedNetwork, ScheduledNetwork
+
+Units = Literal["blocks", "layers"]
+_NOUNS: Mapping[Units, str] = {"blocks": "residual blocks", "layers": "layers that can be deleted"}
 
 
 class UnraveledNetwork(NetworkView):
@@ -37,6 +42,7 @@ class UnraveledNetwork(NetworkView):
         description: what plugins know of the model, or None.
         program: graph and blocks, ready to run in parts.
         plugin_names: the plugins that were asked, with their versions.
+        units: what `blocks` are: residual `"blocks"`, or `"layers"` of any network.
     """
 
     def __init__(
@@ -45,12 +51,17 @@ class UnraveledNetwork(NetworkView):
         blocks: Sequence[ResidualBlock],
         description: ModelDescription | None = None,
         plugin_names: Sequence[str] = (),
+        *,
+        units: Units = "blocks",
+        plugin_manager: pluggy.PluginManager | None = None,
     ) -> None:
         super().__init__(graph.model)
         self.graph = graph
         self.blocks = tuple(blocks)
         self.description = description
         self.plugin_names = tuple(plugin_names)
+        self.units = units
+        self._plugin_manager = plugin_manager
         self.program = Program(graph, self.blocks)
         self._engine = ForwardEngine(self.program)
         self._path_graphs: dict[tuple[int, ...], PathGraph] = {}
@@ -85,7 +96,12 @@ class UnraveledNetwork(NetworkView):
         return next(self.outputs([self._intact], args))[1]
 
     def outputs(
-        self, schedules: Sequence[Schedule], args: tuple[Any, ...], *, perturbations_per_eval: int = 1
+        self,
+        schedules: Sequence[Schedule],
+        args: tuple[Any, ...],
+        *,
+        perturbations_per_eval: int = 1,
+        statistics: Mapping[int, Any] | None = None,
     ) -> Iterator[tuple[int, Any]]:
         """Yield `(position in schedules, output)` for each schedule, in the order of completion.
 
@@ -95,17 +111,30 @@ class UnraveledNetwork(NetworkView):
             schedules: schedules of this network.
             args: the arguments that the model takes, tensors with batch `B`.
             perturbations_per_eval: schedules run side by side in one larger batch, as in Captum.
+            statistics: batch-norm statistics to use instead of the model's, from `engine.recalibration`.
+
+        Raises:
+            InputError: if the arguments do not fit what was captured.
+        """
+        parameters = {**self.program.parameters(), **(statistics or {})}
+        runs = self._engine.run(
+            schedules, self.inputs(args), parameters, perturbations_per_eval=perturbations_per_eval
+        )
+        for place, leaves in runs:
+            yield place, self.graph.unflatten(leaves)
+
+    def branches(self, blocks: Sequence[int], args: tuple[Any, ...]) -> dict[int, Tensor]:
+        """Return the values of some branches in the intact network, as they are added, by the index of the block."""
+        return self._engine.branches(blocks, self.inputs(args), self.program.parameters())
+
+    def inputs(self, args: tuple[Any, ...]) -> Values:
+        """Return the model's arguments by the position of the input that each is.
 
         Raises:
             InputError: if the arguments do not fit what was captured.
         """
         order = self.program.flow.order
-        inputs = {order[node]: value for node, value in self.graph.bind(args).items()}
-        runs = self._engine.run(
-            schedules, inputs, self.program.parameters(), perturbations_per_eval=perturbations_per_eval
-        )
-        for place, leaves in runs:
-            yield place, self.graph.unflatten(leaves)
+        return {order[node]: value for node, value in self.graph.bind(args).items()}
 
     def fits(self, args: tuple[Any, ...]) -> bool:
         """Whether the network was captured for arguments of this kind, and for the dtype that the model has now."""
@@ -148,12 +177,30 @@ class UnraveledNetwork(NetworkView):
         Raises:
             NoResidualBlocksError: if there are none.
         """
+        if not self.blocks and self.units == "layers":
+            raise NoResidualBlocksError(
+                f"{self.name} has no layer that can be deleted: no weighted operation in it has an output of its "
+                "input's shape"
+            )
         if not self.blocks:
             raise NoResidualBlocksError(
                 f"{self.name} has no residual blocks: no sum in it adds a value to what was computed from that same "
-                "value through weighted operations. Study a residual network, or teach the detector with a plugin's "
-                "'resnet_paths_detect_blocks' hook"
+                "value through weighted operations. Study a residual network, teach the detector with a plugin's "
+                "'resnet_paths_detect_blocks' hook, or delete layers: unravel(model, ..., units='layers')"
             )
+
+    def require_paths(self) -> None:
+        """Refuse a study of paths where there are none to tell apart.
+
+        Raises:
+            NoResidualBlocksError: if the network has no residual blocks, or was unraveled into layers.
+        """
+        if self.units == "layers":
+            raise NoResidualBlocksError(
+                f"{self.name} was unraveled into layers, which have no skips and so no paths: unravel it with "
+                "units='blocks'"
+            )
+        self.require_blocks()
 
     def lesioned(self, blocks: BlockLike | Iterable[BlockLike]) -> "ScheduledNetwork":
         """Return the network without the branches of some blocks, as a module.
@@ -176,11 +223,52 @@ class UnraveledNetwork(NetworkView):
         """
         return RestrictedNetwork(self, list(lengths) if isinstance(lengths, Iterable) else [lengths])
 
+    def sampling(
+        self,
+        n_active: int | None = None,
+        *,
+        survival: float | Sequence[float] | None = None,
+        include_projections: bool = False,
+        scale_in_eval: bool = True,
+        generator: torch.Generator | None = None,
+    ) -> SamplingNetwork:
+        """Return the model as a module for training, in which each batch runs a random subset of the blocks.
+
+        The model is captured again, in training mode; nothing of it is changed. See `SamplingNetwork`.
+
+        Args:
+            n_active: run exactly so many of the sampled blocks (Veit et al. 2016, Sec. 5).
+            survival: stochastic depth (Huang et al. 2016): each sampled block runs with a probability of its own. A
+                number is that of the last one, to which the probabilities fall linearly; a sequence has one each.
+            include_projections: whether blocks whose skip is a projection are sampled too; they always run if not.
+            scale_in_eval: whether to multiply branches in eval mode by the probability that they ran in training.
+            generator: draws the subsets, on the CPU; None draws from torch's global one.
+
+        Raises:
+            NoResidualBlocksError: if the network has no residual blocks.
+            InputError: if a number does not fit, or not exactly one of `n_active` and `survival` is given.
+            CaptureError: if the model cannot be captured in training mode.
+        """
+        return SamplingNetwork(
+            self,
+            n_active,
+            survival=survival,
+            include_projections=include_projections,
+            scale_in_eval=scale_in_eval,
+            generator=generator,
+        )
+
+    def find_blocks(self, graph: CapturedGraph) -> tuple[ResidualBlock, ...]:
+        """Return the residual blocks of another capture of the model, found as this network's were."""
+        return _blocks_of(graph, self.description, self._plugin_manager)
+
     def path_counts(self) -> list[int]:
         """Return how many paths of each length 0, 1, ... lead from the output to the inputs, exactly.
 
         They are counted on the graph; for a chain of n blocks, and only there, they are the binomials C(n, k).
         """
+        if self.units == "layers":
+            self.require_paths()
         counts = self.path_graph().counts([(1,)] * len(self.blocks))
         return [counts.get((length,), 0) for length in range(max(counts, default=(0,))[0] + 1)]
 
@@ -221,36 +309,48 @@ class UnraveledNetwork(NetworkView):
         return f"sha256:{digest.hexdigest()}"
 
     def __repr__(self) -> str:
-        table = self.table().to_string(index_names=False) if self.blocks else "(no residual blocks)"
+        table = self.table().to_string(index_names=False) if self.blocks else f"(no {_NOUNS[self.units]})"
         return f"{self._headline()}\n{table}"
 
     def _repr_html_(self) -> str:
-        table = self.table().to_html(border=0, escape=True) if self.blocks else "<p>no residual blocks</p>"
+        table = self.table().to_html(border=0, escape=True) if self.blocks else f"<p>no {_NOUNS[self.units]}</p>"
         return f"<p><b>{html.escape(self._headline())}</b></p>{table}"
 
     def _headline(self) -> str:
         kinds = pd.Series([block.skip_kind for block in self.blocks], dtype=str).value_counts(sort=False)
         counts = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
         library = f" ({self.description.library})" if self.description else ""
-        return f"{self.name}{library}: {len(self.blocks)} residual blocks" + (f", skips: {counts}" if counts else "")
+        skips = f", skips: {counts}" if counts and self.units == "blocks" else ""
+        return f"{self.name}{library}: {len(self.blocks)} {_NOUNS[self.units]}{skips}"
 
     def _known(self, name: str) -> str:
         close = difflib.get_close_matches(name, self._by_name, n=3)
         if close:
             return f"Did you mean {', '.join(map(repr, close))}?"
         names = ", ".join(map(repr, list(self._by_name)[:4]))
-        return f"Its {len(self.blocks)} blocks are named {names}, ..." if self.blocks else "It has no residual blocks"
+        return (
+            f"Its {len(self.blocks)} blocks are named {names}, ..."
+            if self.blocks
+            else f"It has no {_NOUNS[self.units]}"
+        )
 
 
 def unravel(
-    model: nn.Module, example_inputs: Any = None, *, plugin_manager: pluggy.PluginManager | None = None
+    model: nn.Module,
+    example_inputs: Any = None,
+    *,
+    units: Units = "blocks",
+    plugin_manager: pluggy.PluginManager | None = None,
 ) -> UnraveledNetwork:
-    """Capture a model and find its residual blocks.
+    """Capture a model and find its residual blocks, or the layers of any network that can be deleted.
 
     Args:
         model: any module that `torch.export` can follow; it is not changed. An unraveled network is returned as is.
         example_inputs: a tensor, or a tuple of the positional arguments of one call, with a batch. None takes the
             input shape from a plugin's description of the model.
+        units: `"blocks"`, the residual blocks; or `"layers"`, in any network, the weighted operations (each with the
+            norm and the activation behind it) whose output has their input's shape: deleted, such a layer becomes
+            the identity (the plain network of Fig. 3). Path gradients need blocks.
         plugin_manager: whom to ask; None asks the installed plugins.
 
     Returns:
@@ -261,7 +361,13 @@ def unravel(
         CaptureError: if the model cannot be captured.
         PluginError: if a plugin answers what its hook does not allow.
     """
+    if units not in get_args(Units):
+        raise InputError(f"units must be one of {', '.join(map(repr, get_args(Units)))}, not {units!r}")
     if isinstance(model, UnraveledNetwork):
+        if model.units != units:
+            raise InputError(
+                f"{model.name} was unraveled into {model.units}: unravel the model itself again with units={units!r}"
+            )
         return model
     if not isinstance(model, nn.Module):
         raise InputError(f"a model must be a torch.nn.Module, not {type(model).__name__}")
@@ -272,12 +378,21 @@ def unravel(
     with eval_mode(model):
         program = plugins.capture(model, args, plugin_manager)
     graph = capture(model, args, program)
-    blocks = plugins.detect_blocks(model, graph, plugin_manager)
+    names = [str(plugin) for plugin in plugins.listing(plugin_manager)]
+    if units == "layers":
+        graph, layers = detect_layers(graph)
+        return UnraveledNetwork(graph, with_stages(layers, description), description, names, units=units)
+    blocks = _blocks_of(graph, description, plugin_manager)
+    return UnraveledNetwork(graph, blocks, description, names, plugin_manager=plugin_manager)
+
+
+def _blocks_of(
+    graph: CapturedGraph, description: ModelDescription | None, plugin_manager: pluggy.PluginManager | None
+) -> tuple[ResidualBlock, ...]:
+    blocks = plugins.detect_blocks(graph.model, graph, plugin_manager)
     if blocks is None:
         blocks = detect_blocks(graph)
-    blocks = plugins.review_blocks(model, with_stages(blocks, description), plugin_manager)
-    names = [str(plugin) for plugin in plugins.listing(plugin_manager)]
-    return UnraveledNetwork(graph, blocks, description, names)
+    return plugins.review_blocks(graph.model, with_stages(blocks, description), plugin_manager)
 
 
 def with_stages(blocks: Sequence[ResidualBlock], description: ModelDescription | None) -> tuple[ResidualBlock, ...]:

@@ -120,7 +120,7 @@ class RestrictedNetwork(NetworkView):
 
     def __init__(self, network: "UnraveledNetwork", lengths: Sequence[int]) -> None:
         super().__init__(network.model)
-        network.require_blocks()
+        network.require_paths()
         known = network.path_counts()
         self._network = (network,)
         strange = [length for length in lengths if not _is_length(length, known)]

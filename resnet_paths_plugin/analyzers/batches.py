@@ -40,6 +40,19 @@ class Batch:
             target = self.target[piece] if isinstance(self.target, Tensor | list) else self.target
             yield Batch(args, target, piece.stop - piece.start)
 
+    def take(self, samples: Tensor) -> "Batch":
+        """Return a batch of some samples, in the order of their indices."""
+        index = samples.tolist()
+        args = pytree.tree_map(
+            lambda leaf: leaf[samples.to(leaf.device)] if self._per_sample(leaf) else leaf, self.args
+        )
+        target = self.target
+        if isinstance(target, Tensor):
+            target = target[samples.to(target.device)]
+        elif isinstance(target, list):
+            target = [target[at] for at in index]
+        return Batch(args, target, len(index))
+
     def to(self, device: torch.device) -> "Batch":
         """Move the tensors to a device."""
         args = pytree.tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, self.args)
@@ -71,6 +84,7 @@ class Batches:
     """
 
     def __init__(self, inputs: Any, target: Target, additional_forward_args: Any) -> None:
+        self._given = (inputs, target, additional_forward_args)
         extra = additional_forward_args
         self._extra = () if extra is None else extra if isinstance(extra, tuple) else (extra,)
         if isinstance(inputs, np.ndarray):
@@ -96,6 +110,22 @@ class Batches:
 
     def __iter__(self) -> Iterator[Batch]:
         return self._batches
+
+    def again(self, reference: Any = None) -> "Batches":
+        """Return the batches once more, or those of a reference instead, with the same further arguments.
+
+        Raises:
+            InputError: if they come from an iterator, which can be read once only.
+        """
+        inputs, target, extra = self._given
+        if reference is not None:
+            return Batches(reference, None, extra)
+        if isinstance(inputs, Iterator):
+            raise InputError(
+                "this takes two passes over the inputs, and a one-shot iterator allows one: pass a list of batches or "
+                "a DataLoader, or give a reference"
+            )
+        return Batches(inputs, target, extra)
 
     def _batch(self, inputs: Any, target: Target) -> Batch:
         args = (*inputs, *self._extra) if isinstance(inputs, tuple) else (inputs, *self._extra)

@@ -3,13 +3,15 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import xarray as xr
 from captum.log import log_usage
 
 from resnet_paths_plugin.analyzers.batches import Batches, Target
+from resnet_paths_plugin.analyzers.conditions import Ablation, BatchNorm, Conditions
+from resnet_paths_plugin.analyzers.levels import Level, Units, unit_names, units_of
 from resnet_paths_plugin.analyzers.measures import Measure
 from resnet_paths_plugin.analyzers.schedule_study import (
     ScheduleAnalyzer,
@@ -19,11 +21,10 @@ from resnet_paths_plugin.analyzers.schedule_study import (
     study_attrs,
 )
 from resnet_paths_plugin.engine.schedule import Schedule
-from resnet_paths_plugin.errors import InputError, UnknownBlockError
+from resnet_paths_plugin.errors import InputError
 from resnet_paths_plugin.graph.blocks import BlockLike, ResidualBlock, listed
 from resnet_paths_plugin.network import UnraveledNetwork
 
-Level = Literal["block", "group"]
 Lesion = BlockLike | Iterable[BlockLike]
 
 
@@ -45,6 +46,9 @@ class BlockLesion(ScheduleAnalyzer):
         n_deleted: int | Iterable[int] | None = None,
         draws: int = 1,
         level: Level = "block",
+        ablation: Ablation = "zero",
+        batch_norm: BatchNorm = "frozen",
+        reference: Any = None,
         measures: Mapping[str, Measure] | None = None,
         internal_batch_size: int | None = None,
         perturbations_per_eval: int | None = None,
@@ -64,11 +68,18 @@ class BlockLesion(ScheduleAnalyzer):
             n_deleted: how many blocks (or groups) random lesions delete; one number or several.
             draws: random lesions of each size, drawn independently: two may be the same set.
             level: delete single blocks, or groups: all blocks of one owning module, such as a transformer layer.
+            ablation: what stands in for a deleted branch: nothing (`"zero"`); its `"mean"` over the samples of the
+                reference, at each position; or, with `"resample"`, its value on another sample of the same batch,
+                drawn at random.
+            batch_norm: `"frozen"` statistics, as in the paper, or `"recalibrated"` for each lesion: the averages over
+                batches (of at most 256 samples) of the reference's statistics in the lesioned network. The intact
+                network keeps its own.
+            reference: data for means and statistics, as `inputs`; None takes the inputs themselves.
             measures: further measures by name, `function(outputs, target) -> [B]`; needed where outputs are not
                 `[B, classes]`.
             internal_batch_size: samples per forward pass; None chooses a number that suits the cache.
             perturbations_per_eval: lesions per forward pass, in one larger batch; None chooses.
-            seed: seed of the random lesions.
+            seed: seed of the random lesions, and of the other samples.
             show_progress: whether to show a progress bar.
 
         Returns:
@@ -87,29 +98,30 @@ class BlockLesion(ScheduleAnalyzer):
         self._network = network = network_for(self.forward_func, self._network, batches)
         arguments = {
             "inputs": inputs, "target": target, "additional_forward_args": additional_forward_args,
-            "lesions": lesions, "n_deleted": n_deleted, "draws": draws, "level": level, "measures": measures,
+            "lesions": lesions, "n_deleted": n_deleted, "draws": draws, "level": level, "ablation": ablation,
+            "batch_norm": batch_norm, "reference": reference, "measures": measures,
             "internal_batch_size": internal_batch_size, "perturbations_per_eval": perturbations_per_eval,
         }  # fmt: skip
-        units = _units(network, level)
+        units = units_of(network, level)
         if n_deleted is not None:
             if lesions is not None:
                 raise InputError("give either lesions (explicit sets) or n_deleted (random sets), not both")
             chosen = _random_sets(units, n_deleted, draws, seed)
         elif lesions is not None:
-            chosen = [_Set(tuple(_unit_names(network, units, level, lesion)), 0) for lesion in _sets(lesions)]
+            chosen = [_Set(_named(network, units, level, lesion), 0) for lesion in _sets(lesions)]
         else:
             chosen = [_Set((name,), 0) for name in units]
         if not chosen:
             raise InputError("there is no lesion to run: lesions or n_deleted is empty")
+        conditions = Conditions(
+            network, batches, ablation=ablation, batch_norm=batch_norm, reference=reference, seed=seed
+        )
         attrs = study_attrs(
             network,
             analyzer=type(self).__name__,
             title=f"Lesion study of {network.name}",
-            summary=(
-                "Outputs of a residual network after deleting the branches of residual blocks, their skips left in "
-                "place, next to the intact network's (intact_...). Batch-norm statistics are frozen."
-            ),
-            seed=seed if n_deleted is not None else None,
+            summary=_summary(network, ablation, batch_norm),
+            seed=seed if n_deleted is not None or ablation == "resample" else None,
             arguments=arguments,
         )
         return run_study(
@@ -117,11 +129,28 @@ class BlockLesion(ScheduleAnalyzer):
             _study(network, units, chosen),
             batches,
             attrs,
+            conditions=conditions,
             measures=measures,
             internal_batch_size=internal_batch_size,
             perturbations_per_eval=perturbations_per_eval,
             show_progress=show_progress,
         )
+
+
+def _summary(network: UnraveledNetwork, ablation: Ablation, batch_norm: BatchNorm) -> str:
+    deleted = "residual blocks, their skips left in place" if network.units == "blocks" else "layers"
+    substitute = {
+        "zero": "",
+        "mean": " and adding their means over samples",
+        "resample": " and adding their values on another sample",
+    }
+    what = (
+        f"deleting the branches of {deleted}" if network.units == "blocks" else f"replacing {deleted} by the identity"
+    )
+    return (
+        f"Outputs of a network after {what}{substitute[ablation]}, next to the intact network's (intact_...). "
+        f"Batch-norm statistics are {batch_norm}."
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,18 +161,6 @@ class _Set:
     draw: int
 
 
-def _units(network: UnraveledNetwork, level: Level) -> dict[str, tuple[ResidualBlock, ...]]:
-    """Return what is deleted as one, by name, in execution order."""
-    if level == "block":
-        return {block.name: (block,) for block in network.blocks}
-    if level == "group":
-        groups: dict[str, tuple[ResidualBlock, ...]] = {}
-        for block in network.blocks:
-            groups[block.group] = (*groups.get(block.group, ()), block)
-        return groups
-    raise InputError(f"level must be 'block' or 'group', not {level!r}")
-
-
 def _sets(lesions: object) -> Iterable[Lesion]:
     if isinstance(lesions, str | ResidualBlock) or not isinstance(lesions, Iterable):
         raise InputError(
@@ -152,23 +169,13 @@ def _sets(lesions: object) -> Iterable[Lesion]:
     return lesions
 
 
-def _unit_names(
-    network: UnraveledNetwork, units: Mapping[str, Sequence[ResidualBlock]], level: Level, lesion: Lesion
-) -> list[str]:
-    names: set[str] = set()
-    for member in listed(lesion):
-        if level == "block":
-            names.add(network.block(member).name)
-        elif isinstance(member, str) and member in units:
-            names.add(member)
-        elif isinstance(member, Integral):
-            raise UnknownBlockError(f"at level 'group' a lesion names groups or blocks of them, not {member}")
-        else:
-            names.add(network.block(member).group)
-    return [name for name in units if name in names]
+def _named(network: UnraveledNetwork, units: Units, level: Level, lesion: Lesion) -> tuple[str, ...]:
+    """Return the units of a lesion, each once, in execution order."""
+    names = set(unit_names(network, units, level, listed(lesion)))
+    return tuple(name for name in units if name in names)
 
 
-def _random_sets(units: Mapping[str, object], n_deleted: int | Iterable[int], draws: int, seed: int) -> list[_Set]:
+def _random_sets(units: Units, n_deleted: int | Iterable[int], draws: int, seed: int) -> list[_Set]:
     sizes = list(n_deleted) if isinstance(n_deleted, Iterable) else [n_deleted]
     if not isinstance(draws, int) or draws < 1:
         raise InputError(f"draws must be a positive integer, not {draws!r}")
@@ -185,9 +192,7 @@ def _random_sets(units: Mapping[str, object], n_deleted: int | Iterable[int], dr
     return sets
 
 
-def _study(
-    network: UnraveledNetwork, units: Mapping[str, Sequence[ResidualBlock]], chosen: Sequence[_Set]
-) -> ScheduleStudy:
+def _study(network: UnraveledNetwork, units: Units, chosen: Sequence[_Set]) -> ScheduleStudy:
     blocks = [[block for name in lesion.names for block in units[name]] for lesion in chosen]
     deleted = np.zeros((len(chosen), len(network.blocks)), dtype=bool)
     for row, gone in zip(deleted, blocks, strict=True):

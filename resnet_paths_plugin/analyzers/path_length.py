@@ -89,6 +89,7 @@ class PathLengthGradient(GradientAttribution):  # type: ignore[misc]  # captum i
         """
         batches = Batches(inputs, target, additional_forward_args)
         self._network = network = network_for(self.forward_func, self._network, batches)
+        network.require_paths()
         arguments = {
             "inputs": inputs, "target": target, "additional_forward_args": additional_forward_args,
             "estimator": estimator, "objective": objective, "max_length": max_length, "grade": grade, "draws": draws,

@@ -1,7 +1,7 @@
 """The study that lesions, reorderings and schedules share: run schedules over batches, measure, build a Dataset."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 
 from resnet_paths_plugin import attributes, datasets
 from resnet_paths_plugin.analyzers.batches import Batch, Batches
+from resnet_paths_plugin.analyzers.conditions import Conditions
 from resnet_paths_plugin.analyzers.measures import Measure, Measures
 from resnet_paths_plugin.engine.schedule import Schedule
 from resnet_paths_plugin.errors import InputError, NonFiniteOutputWarning
@@ -75,6 +76,7 @@ def run_study(
     batches: Batches,
     attrs: Mapping[str, object],
     *,
+    conditions: Conditions,
     measures: Mapping[str, Measure] | None,
     internal_batch_size: int | None,
     perturbations_per_eval: int | None,
@@ -87,6 +89,7 @@ def run_study(
         study: the schedules and their labels.
         batches: inputs and targets, read once.
         attrs: global attributes of the result.
+        conditions: what the schedules run under.
         measures: the user's measures.
         internal_batch_size: samples per forward pass; None chooses a number that suits the cache.
         perturbations_per_eval: schedules per forward pass; None chooses.
@@ -99,6 +102,8 @@ def run_study(
     measured = Measures(network, measures)
     size = positive("internal_batch_size", internal_batch_size) or chunk_size(network)
     width = positive("perturbations_per_eval", perturbations_per_eval) or 1
+    measured.check(batches.first)
+    conditions.prepare(study.schedules)
     pieces: list[dict[str, np.ndarray[Any, Any]]] = []
     with (
         torch.no_grad(),
@@ -106,8 +111,8 @@ def run_study(
     ):
         for batch in batches:
             measured.check(batch)
-            for chunk in batch.to(network.device).chunks(size):
-                pieces.append(_run_chunk(network, study.schedules, chunk, measured, width))
+            for chunk, schedules in conditions.chunks(batch.to(network.device), study.schedules, size):
+                pieces.append(_run_chunk(network, conditions.outputs(schedules, chunk, width), chunk, measured))
                 progress.update(chunk.size)
     names = set(pieces[0])
     if any(set(piece) != names for piece in pieces):
@@ -124,22 +129,20 @@ def chunk_size(network: UnraveledNetwork) -> int:
 
 
 def _run_chunk(
-    network: UnraveledNetwork, schedules: Sequence[Schedule], chunk: Batch, measures: Measures, width: int
+    network: UnraveledNetwork, runs: Iterator[tuple[int, Any]], chunk: Batch, measures: Measures
 ) -> dict[str, np.ndarray[Any, Any]]:
-    """Return the measures of one chunk: `[schedule, sample]`, and `intact_...` as `[sample]`."""
+    """Return the measures of one chunk: `[schedule, sample]`, and of the intact network `intact_...` as `[sample]`."""
     intact = network(*chunk.args)
     reference = measures.of(intact, chunk)
     _warn_if_not_finite(network, intact)
-    table: dict[str, Tensor] = {}
-    for place, outputs in network.outputs(schedules, chunk.args, perturbations_per_eval=width):
-        values = measures.of(outputs, chunk)
-        measures.against(outputs, values, intact, reference)
-        for name, row in values.items():
-            if name not in table:
-                table[name] = torch.empty((len(schedules), chunk.size), dtype=row.dtype, device=row.device)
-            table[name][place] = row
-    found = {name: _numpy(values) for name, values in table.items()}
-    return found | {f"intact_{name}": _numpy(values) for name, values in reference.items()}
+    rows: dict[int, dict[str, Tensor]] = {}
+    for place, outputs in runs:
+        rows[place] = measures.of(outputs, chunk)
+        measures.against(outputs, rows[place], intact, reference)
+    found = {name: _numpy(torch.stack([rows[place][name] for place in sorted(rows)])) for name in rows[0]}
+    found |= {f"intact_{name}": _numpy(values) for name, values in reference.items()}
+    labels = chunk.labels() if measures.n_classes is not None else None
+    return found if labels is None else found | {"label": _numpy(labels)}
 
 
 def _dataset(
@@ -168,7 +171,7 @@ def study_attrs(
     arguments: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Return the provenance of a study of this network."""
-    return attributes.provenance(
+    facts = attributes.provenance(
         title=title,
         summary=summary,
         analyzer=analyzer,
@@ -181,6 +184,7 @@ def study_attrs(
         seed=seed,
         arguments=arguments,
     )
+    return {**facts, "units": network.units}
 
 
 def _numpy(values: Tensor) -> np.ndarray[Any, Any]:

@@ -17,6 +17,8 @@ from resnet_paths_plugin.engine.demand import Demand, DemandAnalysis
 from resnet_paths_plugin.engine.program import Operator, Program, Sum, Values, mask_of, positions_of
 from resnet_paths_plugin.engine.schedule import Schedule
 
+_ROUNDING = 1e-12
+
 Step = tuple[Operator, int, tuple[int, ...]]
 
 
@@ -72,6 +74,22 @@ class ForwardEngine:
         values += [total.root for total in program.sums]
         values += [at for at in program.outputs if at is not None]
         return all(program.batch_dim(at) is not None for at in values)
+
+    def branches(self, blocks: Sequence[int], inputs: Values, parameters: Values) -> dict[int, Tensor]:
+        """Return the values of some branches in the intact network, as they are added, by the index of the block."""
+        program = self.program
+        wanted = mask_of(program.branches[block].value for block in blocks)
+        needed = wanted
+        for at in reversed(program.dynamic):
+            if needed >> at & 1:
+                needed |= program.reads[at]
+        values = {at: inputs[at] for at in program.inputs}
+        _execute(self.steps_among(program.dynamic, needed, wanted), program.prepare(parameters, inputs), values)
+        found = ((block, program.branches[block]) for block in blocks)
+        return {
+            block: values[branch.value] if branch.scale == 1 else branch.scale * values[branch.value]
+            for block, branch in found
+        }
 
     def steps(self, segment: int, needed: int, live: int) -> list[Step]:
         """Return the operators to run in a segment, each with the values that nobody reads after it."""
@@ -203,7 +221,8 @@ class _Run:
         for term in sorted(total.terms, key=lambda term: term.block is not None):
             if term.block is None:
                 operand = values[term.value] if term.value in values else static[term.value]
-                result = _add(result, operand, term.scale)
+                weights = _skip_weights(schedules, total, term.scale)
+                result = self._add_weighted(result, operand, weights, total)
                 continue
             for block, weights in _columns(schedules, term.block).items():
                 operand = self.branch(block, term.block, total, values, static, schedules)
@@ -240,18 +259,26 @@ class _Run:
 
     def _add_weighted(self, result: Any, operand: Any, weights: Sequence[float], total: Sum) -> Any:
         if len(set(weights)) == 1:
-            return _add(result, operand, weights[0])
+            return _add(result, operand, weights[0]) if weights[0] else result
         scale = self._per_copy(weights, operand, total)
+        if result is None:
+            result = torch.zeros_like(operand)
+        # Not just a product with 0, which would let infinities of a deleted branch through.
         return torch.where(scale != 0, result + scale * operand, result)
 
     def _add_constants(self, result: Any, schedules: Sequence[Schedule], block: int, total: Sum) -> Any:
         constants = [schedule.constants.get(block) for schedule in schedules]
-        if all(constant is constants[0] for constant in constants):
-            return result if constants[0] is None else result + constants[0]
         for constant in {id(c): c for c in constants if c is not None}.values():
-            share = self._per_copy([float(other is constant) for other in constants], result, total)
-            result = result + share * constant
+            tiled = self._tiled(constant, result, total)
+            result = self._add_weighted(result, tiled, [float(other is constant) for other in constants], total)
         return result
+
+    def _tiled(self, constant: Tensor, like: Tensor, total: Sum) -> Tensor:
+        """Repeat a constant that has a value for each sample for each copy of the batch."""
+        dim = self.program.batch_dim(total.root)
+        if dim is None or constant.ndim < like.ndim - dim or constant.shape[dim - like.ndim] in {1, like.shape[dim]}:
+            return constant
+        return torch.cat([constant] * (like.shape[dim] // self.batch), dim - like.ndim)
 
     def _per_copy(self, weights: Sequence[float], like: Tensor, total: Sum) -> Tensor:
         """Lay one weight per copy out along the batch dimension of a sum."""
@@ -274,6 +301,15 @@ def _add(result: Any, operand: Any, scale: float) -> Any:
     if result is None:
         return operand if scale == 1 else operand * scale
     return result + operand if scale == 1 else torch.add(result, operand, alpha=scale)
+
+
+def _skip_weights(schedules: Sequence[Schedule], total: Sum, scale: float) -> list[float]:
+    """Return the weight of a term that is no branch, under each schedule."""
+    if not total.is_layer:
+        return [scale] * len(schedules)
+    taken = (sum(weight for _, weight in schedule.row(total.blocks[0])) for schedule in schedules)
+    # Weights such as three thirds leave a rest that is only rounding.
+    return [0.0 if abs(1 - weight) < _ROUNDING else 1 - weight for weight in taken]
 
 
 def _by_key(members: Sequence[Member], at: int) -> list[list[Member]]:

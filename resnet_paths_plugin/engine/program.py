@@ -6,15 +6,20 @@ Values are addressed by their position in the graph; sets of values are bit mask
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, reduce
 from itertools import pairwise
+from operator import or_
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, fx
 
 from resnet_paths_plugin.errors import PluginError, ScheduleError
 from resnet_paths_plugin.graph.blocks import ResidualBlock, why_not
 from resnet_paths_plugin.graph.capture import CapturedGraph
+from resnet_paths_plugin.graph.layers import layer_output
 from resnet_paths_plugin.graph.operators import aten
 from resnet_paths_plugin.graph.sums import brackets, sum_terms
 from resnet_paths_plugin.graph.values import DataFlow
@@ -36,7 +41,7 @@ class SumTerm:
 
 @dataclass(frozen=True, slots=True)
 class Sum:
-    """A sum that closes one or more residual blocks.
+    """A sum that closes one or more residual blocks, or the output of a layer of a plain network.
 
     Attributes:
         root: position of the sum's value.
@@ -44,6 +49,8 @@ class Sum:
         terms: its terms in the order of the operands; skip and trunk terms have no block.
         blocks: indices of the blocks that it closes.
         dtype: dtype of its value.
+        is_layer: whether it is a layer's output, `y_i = (1 - sum_j w_ij) x_i + sum_j w_ij f_j(x_i)`: the term that is
+            no branch is the layer's input, which only stands in for what is deleted.
     """
 
     root: int
@@ -51,6 +58,7 @@ class Sum:
     terms: tuple[SumTerm, ...]
     blocks: tuple[int, ...]
     dtype: torch.dtype
+    is_layer: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +66,7 @@ class Branch:
     """Where a block's branch lies in the graph.
 
     Attributes:
+        index: which block's it is.
         source: position of the block's input.
         value: position of the branch's value.
         scale: constant factor of the branch in its sum.
@@ -65,6 +74,7 @@ class Branch:
         region: positions of the values computed from the source that the branch is computed from, in order.
     """
 
+    index: int
     source: int
     value: int
     scale: float
@@ -152,32 +162,54 @@ class Program:
         """Check that a block's branch can run at the place of another block.
 
         Raises:
-            ScheduleError: if it cannot, naming both blocks and the reason.
+            ScheduleError: if it cannot, naming both blocks, their shapes and the reason.
         """
-        if block == place:
-            return
-        moved, target = self.blocks[block], self.blocks[place]
-        reason = why_not(moved, target) or self._why_not(block, place)
+        reason = self.why_not(block, place)
         if reason is not None:
-            raise ScheduleError(f"the branch of {moved.name!r} cannot run at the place of {target.name!r}: {reason}")
+            moved, target = (
+                f"{one.name!r} ({list(one.source_shape)} to {list(one.sum_shape)})"
+                for one in (self.blocks[block], self.blocks[place])
+            )
+            raise ScheduleError(f"the branch of {moved} cannot run at the place of {target}: {reason}")
 
-    def _why_not(self, block: int, place: int) -> str | None:
+    def why_not(self, block: int, place: int) -> str | None:
+        """Say why a block's branch cannot run at the place of another block; None if it can."""
+        if block == place:
+            return None
+        reason = why_not(self.blocks[block], self.blocks[place])
+        if reason is not None:
+            return reason
         branch, target = self.branches[block], self.branches[place]
         if self.sums[branch.sum].dtype != self.sums[target.sum].dtype:
             return f"dtypes {self.sums[branch.sum].dtype} and {self.sums[target.sum].dtype} differ"
         for inner, outer in ((branch, target), (target, branch)):
-            if self.sums[inner.sum].root in outer.region:
+            if self._regions[outer.index] >> self.sums[inner.sum].root & 1:
                 return "one of them lies inside the other"
-        region = mask_of(branch.region)
-        outside = 0
-        for at in branch.region:
-            outside |= self.reads[at]
-        outside &= ~region & ~(1 << branch.source)
-        late = outside >> self.sums[target.sum].root
+        late = self._read_from_outside[block] >> self.sums[target.sum].root
         if late:
-            name = self.nodes[outside.bit_length() - 1].name
+            name = self.nodes[self._read_from_outside[block].bit_length() - 1].name
             return f"it also reads the value {name!r}, which is not computed yet at that place"
         return None
+
+    @cached_property
+    def fits(self) -> NDArray[np.bool_]:
+        """Whether the branch of one block can run at the place of another, shape `(n, n)`: `[branch, place]`."""
+        indices = range(len(self.blocks))
+        return np.array([[self.why_not(block, place) is None for place in indices] for block in indices], dtype=bool)
+
+    @cached_property
+    def _regions(self) -> tuple[int, ...]:
+        """For each branch, the mask of its region."""
+        return tuple(mask_of(branch.region) for branch in self.branches)
+
+    @cached_property
+    def _read_from_outside(self) -> tuple[int, ...]:
+        """For each branch, the mask of the values other than its source that it reads from outside its region."""
+        found = []
+        for branch, region in zip(self.branches, self._regions, strict=True):
+            reads = reduce(or_, (self.reads[at] for at in branch.region), 0)
+            found.append(reads & ~region & ~(1 << branch.source))
+        return tuple(found)
 
     def bytes_per_sample(self) -> int:
         """Return the size in bytes of the largest value, for one sample."""
@@ -218,6 +250,9 @@ class Program:
         named = {by_name[name] for block in self.blocks for name in (block.skip, block.branch)}
         sums: list[Sum] = []
         for root, blocks in sorted(closed.items(), key=lambda item: order[item[0]]):
+            if root.target is layer_output:
+                sums.append(self._layer(root, blocks[0]))
+                continue
             branches = {by_name[block.branch]: block.index for block in blocks}
             stops = (frozenset(closed) | named) - {root}
             terms = tuple(
@@ -230,6 +265,11 @@ class Program:
             indices = tuple(block.index for block in blocks)
             sums.append(Sum(order[root], inner, terms, indices, root.meta["val"].dtype))
         return tuple(sums)
+
+    def _layer(self, root: fx.Node, layer: ResidualBlock) -> Sum:
+        source, value = (self.flow.order[node] for node in root.all_input_nodes)
+        terms = (SumTerm(source, 1.0, None), SumTerm(value, 1.0, layer.index))
+        return Sum(self.flow.order[root], (), terms, (layer.index,), root.meta["val"].dtype, is_layer=True)
 
     def _segments(self) -> tuple[tuple[int, ...], ...]:
         bounds = [-1, *(total.root for total in self.sums), len(self.nodes)]
@@ -247,7 +287,7 @@ class Program:
             term = next(term for term in total.terms if term.block == block.index)
             source, value = by_name[block.source], by_name[block.branch]
             region = tuple(self.flow.order[node] for node in self.flow.between(source, value))
-            branches.append(Branch(self.flow.order[source], term.value, term.scale, at, region))
+            branches.append(Branch(block.index, self.flow.order[source], term.value, term.scale, at, region))
         return tuple(branches)
 
 

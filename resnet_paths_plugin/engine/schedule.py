@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +41,16 @@ class Schedule:
     def changes(self, block: int) -> bool:
         """Whether block `i` differs from the intact network."""
         return block in self.rows or block in self.constants
+
+    def substituted(self, constants: Mapping[int, Tensor]) -> "Schedule":
+        """Return this schedule with constants added where a branch is deleted; other constants are not used."""
+        added = {block: constants[block] for block in self.deleted if block in constants}
+        return Schedule(self.n_blocks, self.rows, {**self.constants, **added}) if added else self
+
+    @property
+    def deleted(self) -> tuple[int, ...]:
+        """The blocks at whose sums no branch is added."""
+        return tuple(block for block, row in self.rows.items() if not row)
 
     @property
     def weights(self) -> NDArray[np.float64]:
@@ -92,6 +102,44 @@ class Schedule:
         """Multiply the branches of some blocks, by default of all, by a factor."""
         chosen = net.blocks if blocks is None else net.select(blocks)
         return cls.from_rows(net, {block.index: ((block.index, float(factor)),) for block in chosen})
+
+    @classmethod
+    def repeated(cls, net: "UnraveledNetwork", block: BlockLike, places: BlockLike | Iterable[BlockLike]) -> "Schedule":
+        """Run the branch of one block at the places of several.
+
+        Raises:
+            ScheduleError: if it does not fit one of the places.
+        """
+        branch = net.block(block).index
+        rows = {place.index: ((branch, 1.0),) for place in net.select(places)}
+        return cls.from_rows(net, {place: row for place, row in rows.items() if place != branch})
+
+    @classmethod
+    def parallel(
+        cls,
+        net: "UnraveledNetwork",
+        blocks: Iterable[BlockLike],
+        *,
+        reduction: Literal["mean", "sum"] = "mean",
+    ) -> "Schedule":
+        """Run the branches of several blocks side by side, all on the source of the first of them.
+
+        Args:
+            net: the network.
+            blocks: the blocks; their branches' mean or sum is added at the first one's sum, and nothing at the others'.
+            reduction: `"mean"` of the branches, or their `"sum"`.
+
+        Raises:
+            ScheduleError: if a branch does not fit the first one's place, or there is no block.
+        """
+        if reduction not in {"mean", "sum"}:
+            raise ScheduleError(f"reduction must be 'mean' or 'sum', not {reduction!r}")
+        chosen = [block.index for block in net.select(blocks)]
+        if not chosen:
+            raise ScheduleError("there is no block to run in parallel: name at least one")
+        weight = 1 / len(chosen) if reduction == "mean" else 1.0
+        rows: dict[int, Row] = dict.fromkeys(chosen[1:], ())
+        return cls.from_rows(net, {chosen[0]: tuple((branch, weight) for branch in chosen), **rows})
 
     @classmethod
     def from_weights(cls, net: "UnraveledNetwork", weights: NDArray[np.floating]) -> "Schedule":

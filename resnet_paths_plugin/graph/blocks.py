@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from numbers import Integral
 from typing import Literal, cast
 
-SkipKind = Literal["identity", "scaled", "projection", "gated"]
+SkipKind = Literal["identity", "scaled", "projection", "gated", "none"]
+"""`"none"` is a layer of a plain network, which has no skip: deleted, it becomes the identity."""
 BranchType = Literal["convolution", "attention", "mlp", "pooling", "other"]
 
 

@@ -47,7 +47,7 @@ def blocks_of(graph: CapturedGraph, flow: DataFlow, readings: Sequence[Reading])
         ((reading, branch) for reading in readings for branch in reading.branches),
         key=lambda pair: (flow.order[pair[0].root], flow.order[pair[1].node]),
     )
-    owners = [_owner(reading.root) for reading, _ in found]
+    owners = [owner_of(reading.root) for reading, _ in found]
     per_owner = Counter(owners)
     calls: dict[str, set[str]] = {}
     for (reading, _), owner in zip(found, owners, strict=True):
@@ -67,7 +67,7 @@ def blocks_of(graph: CapturedGraph, flow: DataFlow, readings: Sequence[Reading])
                 module=owner,
                 group=owner,
                 skip_kind=reading.kind,
-                branch_type=_branch_type(region, flow),
+                branch_type=branch_type(region, flow),
                 stage=None,
                 depth=flow.depth(region),
                 source_shape=graph.sample_shape(reading.source),
@@ -78,10 +78,11 @@ def blocks_of(graph: CapturedGraph, flow: DataFlow, readings: Sequence[Reading])
                 sum=reading.root.name,
             )
         )
-    return _with_stages(_with_unique_names(blocks))
+    return with_stages_by_shape(with_unique_names(blocks))
 
 
-def _owner(node: fx.Node) -> str:
+def owner_of(node: fx.Node) -> str:
+    """Return the path of the module whose code made a value."""
     stack = list(node.meta.get("nn_module_stack", {}).values())
     return str(stack[-1][0]) if stack else ""
 
@@ -116,7 +117,8 @@ def _callable_child(model: nn.Module, owner: str, parts: Sequence[str]) -> str:
     return ".".join(child)
 
 
-def _branch_type(region: Sequence[fx.Node], flow: DataFlow) -> BranchType:
+def branch_type(region: Sequence[fx.Node], flow: DataFlow) -> BranchType:
+    """Return what the operators of a branch make it."""
     weighted = [node for node in region if node.target in WEIGHTED]
     if any(node.target in ATTENTION or _mixes_data(node, flow) for node in weighted):
         return "attention"
@@ -139,7 +141,8 @@ def _is_pointwise(node: fx.Node) -> bool:
     return isinstance(kernel, fx.Node) and all(size == 1 for size in kernel.meta["val"].shape[2:])
 
 
-def _with_unique_names(blocks: Sequence[ResidualBlock]) -> list[ResidualBlock]:
+def with_unique_names(blocks: Sequence[ResidualBlock]) -> list[ResidualBlock]:
+    """Number blocks of one name: a module that runs several times."""
     uses = Counter(block.name for block in blocks)
     seen: Counter[str] = Counter()
     unique: list[ResidualBlock] = []
@@ -150,7 +153,7 @@ def _with_unique_names(blocks: Sequence[ResidualBlock]) -> list[ResidualBlock]:
     return unique
 
 
-def _with_stages(blocks: Sequence[ResidualBlock]) -> tuple[ResidualBlock, ...]:
+def with_stages_by_shape(blocks: Sequence[ResidualBlock]) -> tuple[ResidualBlock, ...]:
     """Number the runs of blocks whose sums have one shape; a plugin's description may know better."""
     staged: list[ResidualBlock] = []
     stage = -1

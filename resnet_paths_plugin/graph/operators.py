@@ -71,8 +71,12 @@ _KEEPING = RESHAPING | COPYING | _overloads(
 _DIVISIONS = _overloads("div", "true_divide", "divide")
 _SCALING = _DIVISIONS | _overloads("mul", "multiply", "neg", "negative")
 _SHIFTING = _overloads("add", "sub", "subtract")
-_BATCH_NORM = _overloads(
+BATCH_NORM = _overloads(
     "batch_norm", "_native_batch_norm_legit_no_training", "cudnn_batch_norm", "native_batch_norm",
+)  # fmt: skip
+NORMS = BATCH_NORM | _overloads(
+    "layer_norm", "native_layer_norm", "group_norm", "native_group_norm", "instance_norm", "rms_norm",
+    "_fused_rms_norm",
 )  # fmt: skip
 _RESAMPLING = (
     AVERAGE_POOLING
@@ -87,7 +91,7 @@ POINTWISE = _overloads(
     "relu", "relu6", "leaky_relu", "elu", "celu", "selu", "gelu", "silu", "mish", "hardswish", "hardsigmoid",
     "hardtanh", "sigmoid", "tanh", "softplus", "clamp", "clamp_min",
 )  # fmt: skip
-_ACTIVATIONS = POINTWISE | _overloads("prelu")
+ACTIVATIONS = POINTWISE | _overloads("prelu")
 _SLICES = _overloads("slice", "narrow", "select", "index_select")
 SPLITS = _overloads(
     "split", "split_with_sizes", "chunk", "unbind", "tensor_split", "unsafe_split", "unsafe_chunk",
@@ -96,7 +100,7 @@ SPLITS = _overloads(
 PARTS = SPLITS | frozenset({aten.slice.Tensor, aten.narrow.default, operator.getitem})
 
 
-_DROPOUT = _overloads("dropout", "native_dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")
+DROPOUT = _overloads("dropout", "native_dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")
 _RANDOM = _overloads(
     "bernoulli", "bernoulli_", "rand", "rand_like", "randn", "randn_like", "randint", "randint_like", "randperm",
     "normal", "normal_", "uniform", "uniform_", "multinomial", "poisson", "exponential", "exponential_",
@@ -105,7 +109,7 @@ _RANDOM = _overloads(
 
 def draws_at_random(node: fx.Node) -> bool:
     """Whether an operator draws random numbers: a dropout that is on, or a generator."""
-    return node.target in _RANDOM or (node.target in _DROPOUT and node.args[2] is True)
+    return node.target in _RANDOM or (node.target in DROPOUT and node.args[2] is True)
 
 
 def holds_tensor(node: fx.Node) -> bool:
@@ -138,13 +142,13 @@ def skip_step(node: fx.Node, data: set[fx.Node]) -> tuple[SkipStep, fx.Node] | N
 def pre_activation(node: fx.Node, data: set[fx.Node]) -> tuple[SkipStep, fx.Node] | None:
     """Return the value that an activation function is applied to; None where the node is another operator."""
     operands = [other for other in node.all_input_nodes if other in data]
-    return ("activation", operands[0]) if node.target in _ACTIVATIONS and len(operands) == 1 else None
+    return ("activation", operands[0]) if node.target in ACTIVATIONS and len(operands) == 1 else None
 
 
 def _getitem_step(node: fx.Node, operand: fx.Node) -> SkipStep | None:
     if operand.target in SPLITS:
         return "slice"
-    return "identity" if operand.target in _BATCH_NORM | MAX_POOLING and node.args[1] == 0 else None
+    return "identity" if operand.target in BATCH_NORM | MAX_POOLING and node.args[1] == 0 else None
 
 
 def _product_step(node: fx.Node, operand: fx.Node) -> SkipStep | None:
@@ -181,7 +185,7 @@ _JUDGES: dict[Any, Callable[[fx.Node, fx.Node], SkipStep | None]] = {
     **dict.fromkeys(_KEEPING, _always("identity")),
     **dict.fromkeys(_SCALING, _scaling_step),
     **dict.fromkeys(_SHIFTING, _shifting_step),
-    **dict.fromkeys(_BATCH_NORM, _always("scaled")),
+    **dict.fromkeys(BATCH_NORM, _always("scaled")),
     **dict.fromkeys(_SLICES, _slice_step),
     **dict.fromkeys(SPLITS, _always("slice")),
     **dict.fromkeys(_RESAMPLING, _always("projection")),

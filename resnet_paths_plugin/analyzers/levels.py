@@ -1,0 +1,52 @@
+"""What a study changes as one: single blocks, or groups of blocks such as whole transformer layers."""
+
+from collections.abc import Iterable, Mapping
+from numbers import Integral
+from typing import Literal
+
+from resnet_paths_plugin.errors import InputError, UnknownBlockError
+from resnet_paths_plugin.graph.blocks import BlockLike, ResidualBlock
+from resnet_paths_plugin.network import UnraveledNetwork
+
+Level = Literal["block", "group"]
+"""`"block"`, or `"group"`: all blocks of one owning module."""
+
+Units = Mapping[str, tuple[ResidualBlock, ...]]
+"""The blocks of each unit by its name, in execution order."""
+
+
+def units_of(network: UnraveledNetwork, level: Level) -> Units:
+    """Return what is changed as one, by name, in execution order.
+
+    Raises:
+        InputError: if there is no such level.
+    """
+    if level == "block":
+        return {block.name: (block,) for block in network.blocks}
+    if level == "group":
+        groups: dict[str, tuple[ResidualBlock, ...]] = {}
+        for block in network.blocks:
+            groups[block.group] = (*groups.get(block.group, ()), block)
+        return groups
+    raise InputError(f"level must be 'block' or 'group', not {level!r}")
+
+
+def unit_names(network: UnraveledNetwork, units: Units, level: Level, members: Iterable[BlockLike]) -> list[str]:
+    """Return the names of the units that are given by name, or by blocks of them, as they are given.
+
+    Raises:
+        UnknownBlockError: if the network has no such block or group.
+    """
+    names: list[str] = []
+    for member in members:
+        if level == "block":
+            names.append(network.block(member).name)
+        elif isinstance(member, str) and member in units:
+            names.append(member)
+        elif isinstance(member, Integral):
+            raise UnknownBlockError(
+                f"at level 'group', groups are given by name or by a block of them, not by {member}"
+            )
+        else:
+            names.append(network.block(member).group)
+    return names

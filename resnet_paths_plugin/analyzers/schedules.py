@@ -1,0 +1,169 @@
+"""BlockSchedules: any changes of which branches run where, by name; lesions and reorderings are special cases of it."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from captum.log import log_usage
+
+from resnet_paths_plugin import datasets
+from resnet_paths_plugin.analyzers.batches import Batches, Target
+from resnet_paths_plugin.analyzers.conditions import BatchNorm, Conditions
+from resnet_paths_plugin.analyzers.measures import Measure
+from resnet_paths_plugin.analyzers.schedule_study import (
+    ScheduleAnalyzer,
+    ScheduleStudy,
+    network_for,
+    run_study,
+    study_attrs,
+)
+from resnet_paths_plugin.engine.schedule import Schedule
+from resnet_paths_plugin.errors import InputError
+from resnet_paths_plugin.network import UnraveledNetwork
+from resnet_paths_plugin.schedules import Family
+
+GIVEN = "given"
+"""The family of schedules that the user made."""
+
+
+class BlockSchedules(ScheduleAnalyzer):
+    """Run a network under any schedules: swapped, reversed, repeated, parallel, scaled or skipped branches.
+
+    Args:
+        model: a module, captured at the first `attribute` from its first batch, or an unraveled network.
+    """
+
+    @log_usage()  # type: ignore[untyped-decorator]  # captum is untyped
+    def attribute(
+        self,
+        inputs: Any,
+        target: Target = None,
+        additional_forward_args: Any = None,
+        *,
+        schedules: Mapping[str, Schedule] | Family | Iterable[Family],
+        batch_norm: BatchNorm = "frozen",
+        reference: Any = None,
+        measures: Mapping[str, Measure] | None = None,
+        internal_batch_size: int | None = None,
+        perturbations_per_eval: int | None = None,
+        show_progress: bool = False,
+    ) -> xr.Dataset:
+        """Run the network under named schedules.
+
+        Args:
+            inputs: a tensor with batch `B`, a tuple of tensors, or an iterable of `(inputs, target)` batches.
+            target: which output to measure, as in Captum; for outputs `[B, classes]` an integer is the label too.
+            additional_forward_args: further arguments of the model, after the inputs.
+            schedules: schedules by name; or one or several families of `resnet_paths_plugin.schedules`, functions from
+                the network to such a mapping.
+            batch_norm: `"frozen"` statistics, as in the paper, or `"recalibrated"` for each schedule.
+            reference: data whose batches give the recalibrated statistics; None takes the inputs themselves.
+            measures: further measures by name, `function(outputs, target) -> [B]`; needed where outputs are not
+                `[B, classes]`.
+            internal_batch_size: samples per forward pass; None chooses a number that suits the cache.
+            perturbations_per_eval: schedules per forward pass, in one larger batch; None chooses.
+            show_progress: whether to show a progress bar.
+
+        Returns:
+            A Dataset with dims `schedule`, `sample`, `block`, `entry`: `family` (schedule), `changed` (schedule,
+            block), whether the schedule changes what is added at a block's sum, `n_changed` (schedule); the weights of the
+            changed sums that are not 0, as a list: at the sum of block `entry_place`, the branch of block
+            `entry_branch` is added `entry_weight` times in schedule `entry_schedule` (entry); and the measures of a
+            lesion study, those of the intact network as `intact_...`.
+
+        Raises:
+            NoResidualBlocksError: if the network has no residual blocks.
+            ScheduleError: if a family moves a branch to where it does not fit.
+            InputError: if inputs, targets, measures, schedules or options do not fit.
+        """
+        batches = Batches(inputs, target, additional_forward_args)
+        self._network = network = network_for(self.forward_func, self._network, batches)
+        arguments = {
+            "inputs": inputs, "target": target, "additional_forward_args": additional_forward_args,
+            "schedules": schedules, "batch_norm": batch_norm, "reference": reference, "measures": measures,
+            "internal_batch_size": internal_batch_size, "perturbations_per_eval": perturbations_per_eval,
+        }  # fmt: skip
+        chosen = _named(network, schedules)
+        conditions = Conditions(network, batches, batch_norm=batch_norm, reference=reference)
+        attrs = study_attrs(
+            network,
+            analyzer=type(self).__name__,
+            title=f"Schedule study of {network.name}",
+            summary=(
+                "Outputs of a network whose branches are added elsewhere, or with other weights, their skips left in "
+                f"place, next to the intact network's (intact_...). Batch-norm statistics are {batch_norm}."
+            ),
+            seed=None,
+            arguments=arguments,
+        )
+        return run_study(
+            network,
+            _study(network, chosen),
+            batches,
+            attrs,
+            conditions=conditions,
+            measures=measures,
+            internal_batch_size=internal_batch_size,
+            perturbations_per_eval=perturbations_per_eval,
+            show_progress=show_progress,
+        )
+
+
+Named = Sequence[tuple[str, str, Schedule]]
+"""Family, name and schedule."""
+
+
+def _named(network: UnraveledNetwork, schedules: object) -> Named:
+    """Return the schedules of every family with their names."""
+    if isinstance(schedules, Mapping):
+        chosen = [(GIVEN, str(name), schedule) for name, schedule in schedules.items()]
+    else:
+        families = list(schedules) if isinstance(schedules, Iterable) else [schedules]
+        chosen = []
+        for family in families:
+            if not callable(family):
+                raise InputError(
+                    "schedules must be a mapping from names to schedules, or functions of "
+                    f"resnet_paths_plugin.schedules, not {type(family).__name__}"
+                )
+            chosen += [(_family_name(family), name, schedule) for name, schedule in family(network).items()]
+    for _, name, schedule in chosen:
+        if not isinstance(schedule, Schedule) or schedule.n_blocks != len(network.blocks):
+            raise InputError(f"schedule {name!r} is not one for the {len(network.blocks)} blocks of {network.name}")
+    if not chosen:
+        raise InputError(
+            f"there is no schedule to run: none was given, or none of them fits the blocks of {network.name}"
+        )
+    return chosen
+
+
+def _family_name(family: Callable[..., Any]) -> str:
+    function = getattr(family, "func", family)  # a functools.partial
+    return str(getattr(function, "__name__", type(function).__name__))
+
+
+def _study(network: UnraveledNetwork, chosen: Named) -> ScheduleStudy:
+    changed = np.zeros((len(chosen), len(network.blocks)), dtype=bool)
+    entries: list[tuple[int, int, int, float]] = []
+    for which, (_, _, schedule) in enumerate(chosen):
+        for place in range(len(network.blocks)):
+            changed[which, place] = schedule.changes(place)
+            if changed[which, place]:
+                entries += [(which, place, branch, weight) for branch, weight in schedule.row(place)]
+    columns: list[tuple[Any, ...]] = list(zip(*entries, strict=True)) or [()] * 4
+    names = ("entry_schedule", "entry_place", "entry_branch", "entry_weight")
+    listed: dict[str, datasets.Entry] = {
+        name: (("entry",), column) for name, column in zip(names, columns, strict=True)
+    }
+    return ScheduleStudy(
+        dim="schedule",
+        labels=[name for _, name, _ in chosen],
+        schedules=[schedule for _, _, schedule in chosen],
+        variables={
+            "family": (("schedule",), [family for family, _, _ in chosen]),
+            "changed": (("schedule", "block"), changed),
+            "n_changed": (("schedule",), changed.sum(axis=1)),
+            **listed,
+        },
+    )
