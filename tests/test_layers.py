@@ -1,0 +1,181 @@
+"""Layers of plain networks: which can be deleted, and that deleting one makes it the identity."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from networks import Dense, Plain, assert_same_state, randomised, state_of
+from torch import nn
+from torch.nn import functional
+
+import resnet_paths_plugin as rpp
+from resnet_paths_plugin import demo
+from resnet_paths_plugin.errors import InputError, NoResidualBlocksError
+
+LABELS = torch.tensor([0, 3, 1, 4])
+
+
+def images(*shape):
+    return torch.randn(4, *shape, generator=torch.Generator().manual_seed(1))
+
+
+def vgg():
+    torch.manual_seed(0)
+    return randomised(torchvision.models.vgg11_bn(num_classes=7)).eval()
+
+
+def with_identity(model, *paths):
+    changed = copy.deepcopy(model)
+    for path in paths:
+        changed.set_submodule(path, nn.Identity())
+    return changed
+
+
+def test_the_layers_of_vgg_that_keep_their_shape_are_found():
+    # Configuration A of Simonyan and Zisserman 2015, and the second of three linear layers.
+    net = rpp.unravel(vgg(), images(3, 32, 32), units="layers")
+    assert [layer.name for layer in net.blocks] == [
+        "features.11", "features.18", "features.22", "features.25", "classifier.3",
+    ]  # fmt: skip
+    assert {layer.skip_kind for layer in net.blocks} == {"none"}
+    assert [layer.branch_type for layer in net.blocks] == ["convolution"] * 4 + ["mlp"]
+
+
+def test_outputs_are_the_models_bit_for_bit():
+    model, x = vgg(), images(3, 32, 32)
+    net = rpp.unravel(model, x, units="layers")
+    with torch.no_grad():
+        assert torch.equal(net(x), model(x))
+
+
+@pytest.mark.parametrize("first", [11, 18, 22, 25])
+def test_a_deleted_layer_is_an_identity(first):
+    model, x = vgg(), images(3, 32, 32)
+    net = rpp.unravel(model, x, units="layers")
+    without = with_identity(model, *(f"features.{at}" for at in range(first, first + 3)))  # norm and ReLU with it
+    with torch.no_grad():
+        np.testing.assert_allclose(net.lesioned(f"features.{first}")(x), without(x), rtol=1e-5, atol=1e-6)
+
+
+def test_all_layers_are_deleted_at_once_and_side_by_side():
+    model, x = vgg(), images(3, 32, 32)
+    net = rpp.unravel(model, x, units="layers")
+    paths = [f"features.{first + at}" for first in (11, 18, 22, 25) for at in range(3)]
+    sets = [[0], [1, 2], [0, 1, 2, 3], []]
+    for width in (1, 4):
+        found = rpp.BlockLesion(net).attribute(x, LABELS, lesions=sets, perturbations_per_eval=width)
+        with torch.no_grad():
+            logits = with_identity(model, *paths)(x)
+            np.testing.assert_allclose(
+                found.loss[2], functional.cross_entropy(logits, LABELS, reduction="none"), rtol=1e-4
+            )
+        np.testing.assert_allclose(found.loss[3], found.intact_loss, rtol=1e-5)
+
+
+def test_layers_of_one_shape_trade_places_and_run_in_parallel():
+    model, x = vgg(), images(3, 32, 32)
+    net = rpp.unravel(model, x, units="layers")
+    swapped = copy.deepcopy(model)
+    for at in range(3):
+        one, other = swapped.features[22 + at], swapped.features[25 + at]
+        swapped.features[22 + at], swapped.features[25 + at] = other, one
+    layers = [nn.Sequential(*model.features[first : first + 3]) for first in (22, 25)]
+    with torch.no_grad():
+        order = rpp.Schedule.order(net, [0, 1, 3, 2, 4])
+        np.testing.assert_allclose(net.scheduled(order)(x), swapped(x), rtol=1e-5, atol=1e-6)
+        h = model.features[:22](x)
+        h = model.features[28]((layers[0](h) + layers[1](h)) / 2)
+        expected = model.classifier(torch.flatten(model.avgpool(h), 1))
+        parallel = net.scheduled(rpp.Schedule.parallel(net, [2, 3]))(x)
+        np.testing.assert_allclose(parallel, expected, rtol=1e-4, atol=1e-5)
+
+
+class Activations(nn.Module):
+    """Layers whose norm or activation is not theirs alone, or changes the shape."""
+
+    def __init__(self):
+        super().__init__()
+        self.shared = nn.Linear(6, 6)
+        self.normed = nn.Linear(6, 6)
+        self.norm = nn.LayerNorm(6)
+        self.wide = nn.Linear(6, 12)
+        self.narrow = nn.Linear(12, 5)
+
+    def forward(self, x):
+        h = self.shared(x)
+        h = functional.relu(h) * h
+        h = functional.dropout(functional.gelu(self.norm(self.normed(h))), training=self.training)
+        return self.narrow(self.wide(h))
+
+
+def test_a_layer_ends_where_its_value_is_read_twice():
+    torch.manual_seed(0)
+    model = Activations().eval()
+    x = images(6)
+    net = rpp.unravel(model, x, units="layers")
+    assert [layer.name for layer in net.blocks] == ["shared", "normed"]
+    with torch.no_grad():
+        h = functional.relu(x) * x
+        np.testing.assert_allclose(
+            net.lesioned("shared")(x), model.narrow(model.wide(functional.gelu(model.norm(model.normed(h))))), rtol=1e-5
+        )
+        h = model.shared(x)
+        h = functional.relu(h) * h
+        np.testing.assert_allclose(net.lesioned("normed")(x), model.narrow(model.wide(h)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("model", [Plain, Dense])
+def test_networks_without_blocks_have_layers_or_are_refused(model):
+    x = images(3, 6, 6)
+    net = rpp.unravel(randomised(model()).eval(), x, units="layers")
+    for layer in net.blocks:
+        assert layer.source_shape == layer.sum_shape
+    if not net.blocks:
+        with pytest.raises(NoResidualBlocksError, match="no layer that can be deleted"):
+            rpp.BlockLesion(net).attribute(x, LABELS)
+
+
+def test_the_plain_net_of_the_demo_falls_apart_and_the_residual_one_does_not():
+    x, y = demo.load_digits("held_out")
+    plain = rpp.BlockLesion(rpp.unravel(demo.load_plain_network(), units="layers")).attribute(x, y)
+    residual = rpp.BlockLesion(demo.load_network()).attribute(x, y)
+    assert plain.sizes["lesion"] == 11
+    assert float(plain.intact_error) < 0.05
+    assert float(plain.error.min()) > 0.5
+    assert float(residual.error.median()) < 0.05
+    assert plain.attrs["units"] == "layers"
+    assert residual.attrs["units"] == "blocks"
+
+
+def test_layers_have_no_paths():
+    x = images(3, 32, 32)
+    net = rpp.unravel(vgg(), x, units="layers")
+    for call in (
+        net.path_counts,
+        lambda: net.restricted(1),
+        lambda: rpp.PathLengthGradient(net).attribute(x, target=LABELS),
+    ):
+        with pytest.raises(NoResidualBlocksError, match="units='blocks'"):
+            call()
+
+
+def test_units_are_told_apart():
+    x = images(3, 32, 32)
+    net = rpp.unravel(vgg(), x, units="layers")
+    assert "5 layers that can be deleted" in repr(net)
+    with pytest.raises(InputError, match="unravel the model itself"):
+        rpp.unravel(net, x)
+    assert rpp.unravel(net, units="layers") is net
+    with pytest.raises(InputError, match="units must be"):
+        rpp.unravel(vgg(), x, units="modules")
+    with pytest.raises(InputError, match="ablation"):
+        rpp.BlockLesion(net).attribute(x, LABELS, ablation="mean")
+
+
+def test_the_model_is_as_it_was():
+    model = vgg().train()
+    before = state_of(model)
+    rpp.BlockLesion(rpp.unravel(model, images(3, 32, 32), units="layers")).attribute(images(3, 32, 32), LABELS)
+    assert_same_state(before, state_of(model))
