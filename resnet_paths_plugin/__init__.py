@@ -1,6 +1,7 @@
 """Residual networks as collections of paths: lesions, reorderings and path gradients of any model, unmodified."""
 
 from resnet_paths_plugin import hookspecs, paths, plotting, schedules
+from resnet_paths_plugin.analyzers.influence import BlockInfluence
 from resnet_paths_plugin.analyzers.lesion import BlockLesion
 from resnet_paths_plugin.analyzers.path_length import PathLengthGradient
 from resnet_paths_plugin.analyzers.reordering import BlockReordering
@@ -15,6 +16,7 @@ from resnet_paths_plugin.network import UnraveledNetwork, unravel
 from resnet_paths_plugin.plugins import PluginWarning, create_plugin_manager, load_model
 
 __all__ = [
+    "BlockInfluence",
     "BlockLesion",
     "BlockReordering",
     "BlockSchedules",

@@ -78,7 +78,7 @@ def told(*arguments, code=2):
 
 
 def files_of(folder):
-    return sorted(path.name for path in folder.iterdir() if path.suffix in {".nc", ".png", ".tmp"})
+    return sorted(path.name for path in folder.iterdir() if path.suffix in {".nc", ".png", ".html", ".tmp"})
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -107,9 +107,10 @@ def analysis(*arguments, output):
 
 @pytest.fixture(scope="module")
 def analyzed():
-    result = invoke(*analysis("--draws", 4, "--max-deleted", 2, "--seed", 3, output="analyzed.nc"))
+    options = ("--draws", 4, "--max-deleted", 2, "--max-swaps", 2, "--seed", 3)
+    result = invoke(*analysis(*options, output="analyzed.nc"))
     assert result.exit_code == 0, result.output
-    return rpp.load("analyzed.nc"), result.output
+    return rpp.load("analyzed.nc"), " ".join(result.output.split())
 
 
 @pytest.fixture(scope="module")
@@ -143,31 +144,55 @@ def test_the_file_holds_what_block_lesion_computes_for_random_sets(analyzed, ref
     assert_same_results(found, expected)
 
 
+def test_the_file_holds_what_block_reordering_computes(analyzed, reference):
+    model, inputs, labels = reference
+    expected = rpp.BlockReordering(model).attribute(inputs, labels, n_swaps=[1, 2], draws=4, seed=3)
+    assert_same_results(analyzed[0]["reorderings"].to_dataset(), expected)
+
+
+def test_the_file_holds_what_block_influence_computes(analyzed, reference):
+    model, inputs, labels = reference
+    lesions = analyzed[0]["single_lesions"].to_dataset()
+    expected = rpp.BlockInfluence(model).attribute(inputs, labels, lesions=lesions)
+    assert_same_results(analyzed[0]["influence"].to_dataset(), expected)
+
+
 def test_the_intact_error_is_the_models_own(analyzed, reference):
     model, inputs, labels = reference
     error = float((model(inputs).argmax(1) != labels).double().mean())
     assert 0 < error < 1
     assert float(analyzed[0]["single_lesions"]["intact_error"]) == pytest.approx(error)
-    assert f"{error:.1%} ({round(error * len(labels))} of {len(labels)})" in analyzed[1]
+    assert f"({round(error * len(labels))} of {len(labels)} samples) in the intact network" in analyzed[1]
 
 
-def test_the_summary_names_the_worst_block_and_the_files(analyzed):
+def test_what_is_printed_names_the_worst_block_and_the_files(analyzed):
     tree, output = analyzed
     errors = tree["single_lesions"]["error"]
-    ranked = sorted(zip(errors.values.tolist(), errors["lesion"].values.tolist(), strict=True), reverse=True)
-    assert len({error for error, _ in ranked}) == 3
-    assert "; worst " + ", ".join(f"{name} {error:.1%}" for error, name in ranked) in output
-    assert "written: analyzed.nc, analyzed-single-lesions.png, analyzed-random-lesions.png" in output
-    means = tree["random_lesions"]["error"].values.reshape(2, 4).mean(axis=1)
-    assert f"1: {means[0]:.1%}, 2: {means[1]:.1%}" in output
+    worst = errors["lesion"].values[errors.values.argmax()]
+    assert f"highest without {worst} ({100 * float(errors.max()):.1f} %)" in output
+    names = ["single-lesions", "single-lesions-by-class", "random-lesions", "reorderings"]
+    assert f"written: analyzed.nc, {', '.join(f'analyzed-{name}.png' for name in names)}" in output
+    assert "analyzed.html" in output
 
 
 @pytest.mark.usefixtures("analyzed")
 def test_each_figure_lies_beside_the_file(place):
-    for figure in ("single-lesions", "random-lesions"):
+    for figure in ("single-lesions", "random-lesions", "reorderings", "influence", "path-lengths"):
         with Image.open(place / f"analyzed-{figure}.png") as image:
             assert image.size > (500, 300)
             assert len(image.convert("L").getcolors()) > 10
+
+
+@pytest.mark.usefixtures("analyzed")
+def test_the_report_is_made_again_from_the_file(place, tmp_path):
+    first = (place / "analyzed.html").read_text(encoding="utf-8")
+    assert "blocks.2" in first
+    result = invoke("report", place / "analyzed.nc", "--output", tmp_path / "again.html")
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "again.html").read_text(encoding="utf-8") == first
+    assert "missing" in told("report", tmp_path / "none.nc")
+    (tmp_path / "hostile.nc").write_bytes(b"CDF nothing of the kind")
+    assert "damaged or no netCDF file" in told("report", tmp_path / "hostile.nc")
 
 
 def test_provenance_says_where_the_images_came_from(analyzed):
@@ -199,16 +224,16 @@ def test_a_folder_gives_what_the_same_images_in_an_npz_file_give(analyzed, tmp_p
 
 def watched(monkeypatch, run):
     """Put one study in the place of all others."""
-    study = Study(group="single_lesions", run=run, figures={}, summary=lambda _: [])
+    study = Study(group="single_lesions", run=run)
     monkeypatch.setattr(cli, "STUDIES", (study,))
 
 
 def test_progress_is_shown_on_demand_only(tmp_path, monkeypatch):
     shown = []
 
-    def run(network, images, options):
+    def run(network, images, options, results):
         shown.append(options.show_progress)
-        return STUDIES[0].run(network, images, replace(options, show_progress=False))
+        return STUDIES[0].run(network, images, replace(options, show_progress=False), results)
 
     watched(monkeypatch, run)
     for options in ([], ["--progress"], ["--no-progress"]):
@@ -220,19 +245,26 @@ def test_the_embedded_network_needs_no_arguments(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     images, labels = cli._held_out_digits().images[:6], cli._held_out_digits().labels[:6]
     monkeypatch.setattr(cli.demo, "load_digit_images", lambda: (images, labels))
-    options = ("--draws", 1, "--max-deleted", 1, "--path-images", 2, "--path-draws", 2)
+    options = ("--draws", 1, "--max-deleted", 2, "--max-swaps", 1, "--path-images", 2, "--path-draws", 2)
     result = invoke("analyze", *options)
     assert result.exit_code == 0, result.output
     assert files_of(tmp_path) == [
+        "digits_resnet110-influence-proxies.png",
+        "digits_resnet110-influence.png",
+        "digits_resnet110-path-lengths-survival.png",
         "digits_resnet110-path-lengths.png",
         "digits_resnet110-path-maps.png",
         "digits_resnet110-random-lesions.png",
+        "digits_resnet110-reorderings.png",
+        "digits_resnet110-single-lesions-by-class.png",
         "digits_resnet110-single-lesions.png",
+        "digits_resnet110.html",
         "digits_resnet110.nc",
     ]
     tree = rpp.load("digits_resnet110.nc")
     assert tree["single_lesions"].sizes == {"lesion": 54, "block": 54, "sample": 6}
     assert float(tree["single_lesions"]["intact_error"]) == 0
+    assert tree["plain_single_lesions"].sizes == {"lesion": 11, "block": 11, "sample": 6}
     assert tree["path_lengths"].sizes["path_length"] == 55
     assert float(tree["path_lengths"]["completeness_error"].max()) < 1e-5
     assert tree["path_maps"]["gradient"].shape == (8, 2, 1, 8, 8)
@@ -251,8 +283,8 @@ def test_the_study_of_path_lengths_equals_the_one_from_python(tmp_path, referenc
 
 
 def test_the_study_of_path_lengths_can_be_left_out(tmp_path):
-    assert invoke(*analysis("--path-images", 0, output=tmp_path / "a.nc")).exit_code == 0
-    assert set(rpp.load(tmp_path / "a.nc").children) == {"single_lesions", "random_lesions"}
+    assert invoke(*analysis("--path-images", 0, "--max-swaps", 0, output=tmp_path / "a.nc")).exit_code == 0
+    assert set(rpp.load(tmp_path / "a.nc").children) == {"single_lesions", "random_lesions", "influence"}
 
 
 # blocks, plugins, help
@@ -391,11 +423,13 @@ def test_an_interrupted_run_says_so_and_leaves_nothing(tmp_path, monkeypatch):
 
 
 def test_a_figure_that_cannot_be_written_leaves_no_part_of_it(tmp_path, monkeypatch):
-    def full(_, path, **__):
-        path.write_bytes(b"half")
+    write = Path.write_bytes
+
+    def full(path, _):
+        write(path, b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("matplotlib.figure.Figure.savefig", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     result = invoke(*analysis("--draws", 1, output=tmp_path / "a.nc"))
     assert result.exit_code == 2
     assert result.output.splitlines()[-1].endswith("a-single-lesions.png: No space left on device")

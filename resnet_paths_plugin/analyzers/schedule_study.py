@@ -24,6 +24,9 @@ from resnet_paths_plugin.network import UnraveledNetwork, unravel
 CACHE_BYTES = 4 * 2**20
 """Size that the largest value of a chunk should have on a CPU; larger ones leave the cache."""
 
+MOST_CLASS_NAMES = 200
+"""Longer lists of class names are not stored with a result."""
+
 
 @dataclass(frozen=True, eq=False, slots=True)
 class ScheduleStudy:
@@ -118,7 +121,7 @@ def run_study(
     if any(set(piece) != names for piece in pieces):
         raise InputError("some batches have targets and others have none: give all batches targets, or none")
     values = {name: np.concatenate([piece[name] for piece in pieces], axis=-1) for name in pieces[0]}
-    return _dataset(network, study, values, attrs)
+    return _dataset(network, study, values, {**attrs, **_classes(network, measured)})
 
 
 def chunk_size(network: UnraveledNetwork) -> int:
@@ -159,6 +162,15 @@ def _dataset(
         variables["intact_error"] = ((), 1 - values["intact_correct"].mean())
     coords = {study.dim: (study.dim, list(study.labels)), **datasets.block_coords(network.blocks)}
     return datasets.build(variables, coords=coords, attrs=attrs)
+
+
+def _classes(network: UnraveledNetwork, measured: Measures) -> dict[str, object]:
+    """Say how many classes the outputs tell apart, and what they are called where this is known and not too long."""
+    if measured.n_classes is None:
+        return {}
+    names = network.description.class_names if network.description else None
+    told = names is not None and len(names) == measured.n_classes <= MOST_CLASS_NAMES
+    return {"n_classes": measured.n_classes} | ({"class_names": list(names or ())} if told else {})
 
 
 def study_attrs(

@@ -10,34 +10,38 @@ import time
 import traceback
 import uuid
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from inspect import getdoc
 from pathlib import Path
 from typing import Any
 
 import click
 import matplotlib as mpl
-import matplotlib.pyplot as plt
 import pluggy
 import torch
 import xarray as xr
-from matplotlib.figure import Figure
 from torch import nn
 
-from resnet_paths_plugin import datasets, demo, plugins
+from resnet_paths_plugin import datasets, demo, plugins, report
+from resnet_paths_plugin.analyzers.influence import BlockInfluence
 from resnet_paths_plugin.analyzers.lesion import BlockLesion
 from resnet_paths_plugin.analyzers.measures import Measures
 from resnet_paths_plugin.analyzers.path_length import PathLengthGradient
+from resnet_paths_plugin.analyzers.reordering import BlockReordering
+from resnet_paths_plugin.analyzers.schedules import BlockSchedules
 from resnet_paths_plugin.cli import models
 from resnet_paths_plugin.cli.images import ImageArray, LabelledImages, check_targets, read_images, targets_of
 from resnet_paths_plugin.cli.preprocessing import InputBatches, preprocessing_for
-from resnet_paths_plugin.cli.studies import STUDIES, Study, StudyOptions
+from resnet_paths_plugin.cli.studies import STUDIES, StudyOptions
 from resnet_paths_plugin.description import ModelDescription
 from resnet_paths_plugin.errors import FileError, InputError, ResnetPathsError
 from resnet_paths_plugin.network import UnraveledNetwork, unravel
 from resnet_paths_plugin.weights import load_weights
 
-ANALYZERS: Mapping[str, type] = {"BlockLesion": BlockLesion, "PathLengthGradient": PathLengthGradient}
+ANALYZERS: Mapping[str, type] = {
+    analyzer.__name__: analyzer
+    for analyzer in (BlockInfluence, BlockLesion, BlockReordering, BlockSchedules, PathLengthGradient)
+}
 """The analyzers of this package, by name; plugins offer more."""
 
 _DPI = 150
@@ -177,7 +181,7 @@ def list_plugins() -> None:
 @_pretrained_option
 @click.option(
     "--output", type=click.Path(path_type=Path), metavar="FILE.nc",
-    help="File to write; figures come beside it. [default: named after the model, in the current folder]",
+    help="File to write; report and figures come beside it. [default: named after the model, in the current folder]",
 )  # fmt: skip
 @click.option("--device", default="cpu", show_default=True, help="Device to run on, such as cuda.")
 @click.option(
@@ -194,9 +198,11 @@ def list_plugins() -> None:
     help="Standard deviation of each channel, likewise. [default: the model's own]",
 )  # fmt: skip
 @click.option("--draws", type=click.IntRange(min=1), default=10, show_default=True,
-              help="Random sets of blocks of each size.")  # fmt: skip
+              help="Random sets of blocks of each size, and random orders of each number of swaps.")  # fmt: skip
 @click.option("--max-deleted", type=click.IntRange(min=1), default=20, show_default=True,
               help="Most blocks deleted at once; at most all of them.")  # fmt: skip
+@click.option("--max-swaps", type=click.IntRange(min=0), default=10, show_default=True,
+              help="Most swaps of two blocks in one order; 0 leaves reorderings out.")  # fmt: skip
 @click.option("--path-images", type=click.IntRange(min=0), default=8, show_default=True,
               help="Images of the study of path lengths, from the first; 0 leaves it out.")  # fmt: skip
 @click.option("--path-draws", type=click.IntRange(min=2), default=20, show_default=True,
@@ -208,17 +214,19 @@ def analyze(
     model: str | None, images: Path | None, output: Path | None, *,
     weights: Path | None, pretrained: bool, device: str, batch_size: int | None,
     mean: tuple[float, ...] | None, std: tuple[float, ...] | None,
-    draws: int, max_deleted: int, path_images: int, path_draws: int, seed: int, progress: bool | None,
+    draws: int, max_deleted: int, max_swaps: int, path_images: int, path_draws: int, seed: int, progress: bool | None,
 ) -> None:  # fmt: skip
-    """Study a MODEL: lesions of its residual blocks, and its gradients by path length.
+    """Study a MODEL: lesions and reorderings of its residual blocks, and its gradients by path length.
 
-    Deletes blocks one by one and in random sets to see what becomes of the answers, and splits the input gradient by
-    the length of the paths along which it flows: exactly, and by sampled paths as in the paper. Writes one netCDF file
-    with a group per study, and figures (Figs. 3, 5a and 6 of Veit et al. 2016, and maps of the gradient).
+    Deletes blocks one by one and in random sets, and lets them trade places, to see what becomes of the answers;
+    compares the effect of deleting a block with what foretells it; and splits the input gradient by the length of the
+    paths along which it flows: exactly, and by sampled paths as in the paper. Writes one netCDF file with a group per
+    study, its figures (Figs. 3, 5, 6 and 7 of Veit et al. 2016, and more), and a report of all of it as one HTML page.
     Older files of these names are replaced. Without MODEL, studies the embedded network of 54 blocks, and
     without --images on the handwritten digits that were held out from its training; this downloads nothing.
     """
     started = time.perf_counter()
+    mpl.use("agg")  # draws into files only, on a machine without a screen as well
     if images is None and model is not None:
         raise InputError("a MODEL needs --images: an npz file, or a folder with a folder per class")
     if output is not None:
@@ -238,26 +246,45 @@ def analyze(
     targets = targets_of(found, description.class_names if description else None)
     batches = InputBatches(found, targets, preprocessing, resize=resize, batch_size=batch_size, dtype=_dtype(module))
     network = _unraveled(module, batches, manager)
-    n_classes = _check_classes(network, batches)
+    _check_classes(network, batches)
     click.echo(f"{network.name}: {len(network.blocks)} residual blocks, {len(found)} images of {found.origin}")
     options = StudyOptions(
+        embedded=model is None and images is None,
         draws=draws,
         max_deleted=max_deleted,
+        max_swaps=max_swaps,
         path_images=path_images,
         path_draws=path_draws,
         seed=seed,
         internal_batch_size=batch_size,
         show_progress=sys.stderr.isatty() if progress is None else progress,
-        chance=1 - 1 / n_classes,
     )
-    studies = [study for study in STUDIES if study.wanted(options)]
-    results = {study.group: study.run(network, batches, options) for study in studies}
-    written = _write(results, studies, output, options)
-    for study in studies:
-        for line in study.summary(results[study.group]):
-            click.echo(line)
+    results: dict[str, xr.Dataset] = {}
+    for study in STUDIES:
+        if study.wanted(network, options):
+            results[study.group] = study.run(network, batches, options, results)
+    tree = datasets.build_tree(results)
+    written = [datasets.save(tree, output)]
+    figures = report.figures(tree)
+    for figure in figures:
+        click.echo(_told(figure))
+    written += [_save_figure(figure, _figure_path(output, figure.name)) for figure in figures]
+    written.append(report.write_report(tree, _report_path(output)))
     click.echo(f"written: {', '.join(map(str, written))}")
     click.echo(f"{time.perf_counter() - started:.1f} s")
+
+
+@main.command("report", cls=_Command, short_help="Make the report of a file again.")
+@click.argument("file", type=click.Path(path_type=Path), metavar="FILE.nc")
+@click.option(
+    "--output", type=click.Path(path_type=Path), metavar="FILE.html",
+    help="Page to write. [default: beside FILE.nc, with its name]",
+)  # fmt: skip
+def make_report(file: Path, output: Path | None) -> None:
+    """Make one self-contained HTML page from FILE.nc: what the model is, its blocks, every figure, the provenance."""
+    mpl.use("agg")
+    result = datasets.load(file)
+    click.echo(f"written: {report.write_report(result, output or _report_path(file))}")
 
 
 def _load(spec: str, pretrained: bool, weights: Path | None, manager: pluggy.PluginManager) -> nn.Module:
@@ -294,8 +321,8 @@ def _default_output(model: nn.Module, description: ModelDescription | None) -> P
     return Path(re.sub(r"[^\w.+-]+", "-", name) + ".nc")
 
 
-def _check_classes(network: UnraveledNetwork, batches: InputBatches) -> int:
-    """Check all labels against the network's outputs before the long run, and return the number of these."""
+def _check_classes(network: UnraveledNetwork, batches: InputBatches) -> None:
+    """Check all labels against the network's outputs before the long run."""
     images = batches.images
     n_classes = Measures(network, None).n_classes
     if n_classes is None:  # Measures has refused such a network
@@ -306,7 +333,10 @@ def _check_classes(network: UnraveledNetwork, batches: InputBatches) -> int:
             f"{images.origin} has {len(images.classes)} classes and the model {n_classes}: they are taken "
             f"for its first ones, in this order: {', '.join(images.classes[:3])}, ..."
         )
-    return n_classes
+
+
+def _report_path(output: Path) -> Path:
+    return output.with_suffix(".html")
 
 
 def _figure_path(output: Path, figure: str) -> Path:
@@ -320,32 +350,25 @@ def _check_writable(output: Path) -> None:
         raise FileError(f"the output folder {folder} does not exist: create it first")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise FileError(f"the output folder {folder} cannot be written to: choose another one")
-    for path in (output, *(_figure_path(output, figure) for study in STUDIES for figure in study.figures)):
+    for path in (output, _report_path(output)):
         if path.is_dir():
             raise FileError(f"{path} is a folder: give the name of a file, such as {path / 'result.nc'}")
         if path.exists() and not os.access(path, os.W_OK):
             raise FileError(f"{path} is write-protected: choose another name")
 
 
-def _write(
-    results: Mapping[str, xr.Dataset], studies: Sequence[Study], output: Path, options: StudyOptions
-) -> list[Path]:
-    """Write the file, then the figures, and return their paths."""
-    written = [datasets.save(datasets.build_tree(results), output)]
-    mpl.use("agg")  # draws into files only, on a machine without a screen as well
-    for study in studies:
-        for name, draw in study.figures.items():
-            figure = draw(results[study.group], options)
-            written.append(_save_figure(figure, _figure_path(output, name)))
-            plt.close(figure)
-    return written
+def _told(figure: report.ReportFigure) -> str:
+    """Return a figure's title and what there is to see in it, for a terminal."""
+    # Terminals that are no UTF-8 do not have the minus sign.
+    sentence = figure.sentence.replace("\N{MINUS SIGN}", "-")
+    return f"{figure.title}\n{click.wrap_text(sentence, 100, '    ', '    ')}"
 
 
-def _save_figure(figure: Figure, path: Path) -> Path:
+def _save_figure(figure: report.ReportFigure, path: Path) -> Path:
     """Write a figure whole or not at all."""
     temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
-        figure.savefig(temporary, format="png", dpi=_DPI)
+        temporary.write_bytes(figure.png(_DPI))
         temporary.replace(path)
     except OSError as error:
         raise FileError(f"cannot write {path}: {error.strerror or error}") from error

@@ -1,27 +1,26 @@
-"""What `resnet-paths analyze` runs: its studies, their figures and what it says of them.
+"""What `resnet-paths analyze` runs: its studies, each of which becomes a group of the file.
 
-Each study is one entry of `STUDIES`; the mathematics is in the analyzers, the drawing in `plotting`.
+The mathematics is in the analyzers; what the results look like and what they say is in `report`.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import cast
 
-import numpy as np
 import xarray as xr
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-from resnet_paths_plugin import plotting
+from resnet_paths_plugin import demo
+from resnet_paths_plugin.analyzers.influence import BlockInfluence
 from resnet_paths_plugin.analyzers.lesion import BlockLesion
 from resnet_paths_plugin.analyzers.path_length import PathLengthGradient
+from resnet_paths_plugin.analyzers.reordering import BlockReordering
 from resnet_paths_plugin.cli.preprocessing import InputBatches
-from resnet_paths_plugin.network import UnraveledNetwork
+from resnet_paths_plugin.network import UnraveledNetwork, unravel
 
-_WORST_SHOWN = 3
-_SIZES_SHOWN = 5
 _MAPS_SHOWN = 4
 _LONGEST_MAP = 7
+
+Results = Mapping[str, xr.Dataset]
+"""The results of the studies before, by group."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,24 +28,26 @@ class StudyOptions:
     """What the user chose for all studies.
 
     Attributes:
-        draws: random lesions of each size.
+        embedded: whether the embedded network is studied on the images that it comes with.
+        draws: random lesions of each size, and random orders of each number of swaps.
         max_deleted: largest number of blocks that a random lesion deletes, at most n.
+        max_swaps: largest number of swaps that make a random order.
         path_images: images whose gradients are split by path length, from the first.
         path_draws: sampled paths of each length.
         seed: seed of every random draw.
         internal_batch_size: samples per forward pass; None lets the analyzer choose.
         show_progress: whether to show progress bars.
-        chance: error of guessing.
     """
 
+    embedded: bool = False
     draws: int = 10
     max_deleted: int = 20
+    max_swaps: int = 10
     path_images: int = 8
     path_draws: int = 20
     seed: int = 0
     internal_batch_size: int | None = None
     show_progress: bool = False
-    chance: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,27 +56,30 @@ class Study:
 
     Attributes:
         group: name of its group.
-        run: computes its result.
-        figures: draws each figure from the result; a figure's name becomes the end of its file's.
-        summary: says in a line or a few what the result shows.
-        wanted: whether the user's choices ask for it.
+        run: computes its result, given those of the studies before.
+        wanted: whether it is to be run on this network.
     """
 
     group: str
-    run: Callable[[UnraveledNetwork, InputBatches, StudyOptions], xr.Dataset]
-    figures: Mapping[str, Callable[[xr.Dataset, StudyOptions], Figure]]
-    summary: Callable[[xr.Dataset], Iterable[str]]
-    wanted: Callable[[StudyOptions], bool] = lambda _: True
+    run: Callable[[UnraveledNetwork, InputBatches, StudyOptions, Results], xr.Dataset]
+    wanted: Callable[[UnraveledNetwork, StudyOptions], bool] = lambda _network, _options: True
 
 
-def _single_lesions(network: UnraveledNetwork, images: InputBatches, options: StudyOptions) -> xr.Dataset:
+def _single_lesions(network: UnraveledNetwork, images: InputBatches, options: StudyOptions, _: Results) -> xr.Dataset:
     result: xr.Dataset = BlockLesion(network).attribute(
         images, internal_batch_size=options.internal_batch_size, show_progress=options.show_progress
     )
     return result
 
 
-def _random_lesions(network: UnraveledNetwork, images: InputBatches, options: StudyOptions) -> xr.Dataset:
+def _plain_single_lesions(
+    _: UnraveledNetwork, images: InputBatches, options: StudyOptions, results: Results
+) -> xr.Dataset:
+    """Delete each layer of the plain network that comes with the embedded one."""
+    return _single_lesions(unravel(demo.load_plain_network(), units="layers"), images, options, results)
+
+
+def _random_lesions(network: UnraveledNetwork, images: InputBatches, options: StudyOptions, _: Results) -> xr.Dataset:
     result: xr.Dataset = BlockLesion(network).attribute(
         images,
         n_deleted=range(1, min(options.max_deleted, len(network.blocks)) + 1),
@@ -87,7 +91,34 @@ def _random_lesions(network: UnraveledNetwork, images: InputBatches, options: St
     return result
 
 
-def _path_lengths(network: UnraveledNetwork, images: InputBatches, options: StudyOptions) -> xr.Dataset:
+def _reorderings(network: UnraveledNetwork, images: InputBatches, options: StudyOptions, _: Results) -> xr.Dataset:
+    result: xr.Dataset = BlockReordering(network).attribute(
+        images,
+        n_swaps=range(1, options.max_swaps + 1),
+        draws=options.draws,
+        seed=options.seed,
+        internal_batch_size=options.internal_batch_size,
+        show_progress=options.show_progress,
+    )
+    return result
+
+
+def _may_be_reordered(network: UnraveledNetwork, options: StudyOptions) -> bool:
+    fits = network.program.fits
+    return options.max_swaps > 0 and bool((fits & fits.T).sum() > len(network.blocks))
+
+
+def _influence(network: UnraveledNetwork, images: InputBatches, options: StudyOptions, results: Results) -> xr.Dataset:
+    result: xr.Dataset = BlockInfluence(network).attribute(
+        images,
+        lesions=results["single_lesions"],
+        internal_batch_size=options.internal_batch_size,
+        show_progress=options.show_progress,
+    )
+    return result
+
+
+def _path_lengths(network: UnraveledNetwork, images: InputBatches, options: StudyOptions, _: Results) -> xr.Dataset:
     result: xr.Dataset = PathLengthGradient(network).attribute(
         images.head(options.path_images),
         estimator=("exact", "sampled"),
@@ -99,7 +130,7 @@ def _path_lengths(network: UnraveledNetwork, images: InputBatches, options: Stud
     return result
 
 
-def _path_maps(network: UnraveledNetwork, images: InputBatches, options: StudyOptions) -> xr.Dataset:
+def _path_maps(network: UnraveledNetwork, images: InputBatches, options: StudyOptions, _: Results) -> xr.Dataset:
     result: xr.Dataset = PathLengthGradient(network).attribute(
         images.head(min(options.path_images, _MAPS_SHOWN)),
         max_length=_LONGEST_MAP,
@@ -110,83 +141,21 @@ def _path_maps(network: UnraveledNetwork, images: InputBatches, options: StudyOp
     return result
 
 
-def _figure(ax: Axes) -> Figure:
-    # Only Axes that were removed have none.
-    return cast("Figure", ax.get_figure(root=True))
-
-
-def _say_single(result: xr.Dataset) -> Iterable[str]:
-    total = result.sizes["sample"]
-    intact = float(result["intact_error"])
-    yield f"intact network: error {intact:.1%} ({round(intact * total)} of {total})"
-    ranked = result["error"].sortby(result["error"], ascending=False)
-    worst = ", ".join(f"{name} {error:.1%}" for name, error in _pairs(ranked[:_WORST_SHOWN]))
-    yield f"one block deleted: median error {float(ranked.median()):.1%}; worst {worst}"
-
-
-def _say_random(result: xr.Dataset) -> Iterable[str]:
-    means = result["error"].groupby(result["n_deleted"]).mean()
-    shown = np.unique(np.linspace(0, len(means) - 1, _SIZES_SHOWN).round().astype(int))
-    curve = ", ".join(f"{number}: {error:.1%}" for number, error in _pairs(means[shown]))
-    yield f"random blocks deleted: mean error {curve}"
-
-
-def _say_lengths(result: xr.Dataset) -> Iterable[str]:
-    digits = result["log10_path_count"].values
-    # Relative to the largest, since counts of deep networks are beyond the range of floats.
-    counts = 10.0 ** (digits - digits.max())
-    yield f"paths: 10^{digits.max() + np.log10(counts.sum()):.1f}, of length 0 to {len(counts) - 1}"
-    for measure, told in (("gradient_norm", "exact"), ("total_path_gradient", "sampled paths")):
-        low, high = (float(result[f"effective_length_{end}"].sel(measure=measure)) for end in ("low", "high"))
-        if np.isfinite(low):
-            share = counts[int(low) : int(high) + 1].sum() / counts.sum()
-            yield f"95 % of the gradient ({told}): lengths {low:.0f} to {high:.0f}, {share:.1g} of all paths"
-
-
-def _say_maps(result: xr.Dataset) -> Iterable[str]:
-    worst = float(result["completeness_error"].max())
-    yield f"gradients of all lengths add up to the ordinary gradient within {worst:.0e} of its norm"
-
-
-def _pairs(values: xr.DataArray) -> Iterable[tuple[object, float]]:
-    """Return the label and the value of each entry of a one-dimensional array."""
-    return zip(values[values.dims[0]].values.tolist(), values.values.tolist(), strict=True)
+def _wants_paths(_: UnraveledNetwork, options: StudyOptions) -> bool:
+    return options.path_images > 0
 
 
 STUDIES: tuple[Study, ...] = (
+    Study(group="single_lesions", run=_single_lesions),
     Study(
-        group="single_lesions",
-        run=_single_lesions,
-        figures={
-            "single-lesions": lambda result, options: _figure(
-                plotting.plot_single_lesions(result, chance=options.chance)
-            )
-        },
-        summary=_say_single,
+        group="plain_single_lesions",
+        run=_plain_single_lesions,
+        wanted=lambda _, options: options.embedded,
     ),
-    Study(
-        group="random_lesions",
-        run=_random_lesions,
-        figures={
-            "random-lesions": lambda result, options: _figure(
-                plotting.plot_random_lesions(result, chance=options.chance)
-            )
-        },
-        summary=_say_random,
-    ),
-    Study(
-        group="path_lengths",
-        run=_path_lengths,
-        figures={"path-lengths": lambda result, _: _figure(plotting.plot_path_lengths(result)[0])},
-        summary=_say_lengths,
-        wanted=lambda options: options.path_images > 0,
-    ),
-    Study(
-        group="path_maps",
-        run=_path_maps,
-        figures={"path-maps": lambda result, _: _figure(plotting.plot_path_attribution(result)[0, 0])},
-        summary=_say_maps,
-        wanted=lambda options: options.path_images > 0,
-    ),
+    Study(group="random_lesions", run=_random_lesions),
+    Study(group="reorderings", run=_reorderings, wanted=_may_be_reordered),
+    Study(group="influence", run=_influence),
+    Study(group="path_lengths", run=_path_lengths, wanted=_wants_paths),
+    Study(group="path_maps", run=_path_maps, wanted=_wants_paths),
 )
 """The studies, in the order in which they are run."""

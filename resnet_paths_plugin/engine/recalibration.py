@@ -14,7 +14,7 @@ from resnet_paths_plugin.errors import InputError
 from resnet_paths_plugin.graph.operators import aten
 
 # Places of running mean, running variance and epsilon among the arguments.
-_ARGUMENTS = {
+_ARGUMENTS: Mapping[Any, tuple[int, int, int]] = {
     aten.batch_norm.default: (3, 4, 7),
     aten._native_batch_norm_legit_no_training.default: (3, 4, 6),  # noqa: SLF001 - an operator's name
 }
@@ -74,15 +74,16 @@ class Recalibration:
             None if argument is None else order[argument]  # type: ignore[index]  # tensors are nodes
             for argument in (*node.args[:3], node.args[mean_at], node.args[variance_at])
         )
-        epsilon = node.args[epsilon_at]
+        epsilon: Any = node.args[epsilon_at]
         as_tuple = node.target is not aten.batch_norm.default
         assert x is not None and mean is not None and variance is not None  # noqa: S101, PT018 - `_tracks_statistics`
 
         def operator(static: Mapping[int, Any], values: Mapping[int, Any]) -> Any:
-            given, found = values[x], [torch.zeros_like(static[mean]), torch.ones_like(static[variance])]
-            scale, shift = (None if at is None else static[at] for at in (weight, bias))
-            output = torch.batch_norm(given, scale, shift, *found, True, 1.0, epsilon, False)  # type: ignore[arg-type]
-            for at, value in zip((mean, variance), found, strict=True):
+            given, scale, shift = values[x], *(None if at is None else static[at] for at in (weight, bias))
+            # A momentum of 1 leaves just the batch's own statistics, the variance unbiased.
+            own = torch.zeros_like(static[mean]), torch.ones_like(static[variance])
+            output = torch.batch_norm(given, scale, shift, own[0], own[1], True, 1.0, epsilon, False)
+            for at, value in zip((mean, variance), own, strict=True):
                 self._found.setdefault(at, []).append(value)
             return (output, given.new_empty(0), given.new_empty(0)) if as_tuple else output
 

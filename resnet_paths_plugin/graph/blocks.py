@@ -32,6 +32,7 @@ class ResidualBlock:
         skip: name of the graph value that is `s_i(x_i)`, a term of the sum.
         branch: name of the graph value that is `f_i(x_i)`, a term of the sum.
         sum: name of the graph value that is `y_i`.
+        gate: name of the graph value that multiplies the branch of a gated block; None for other blocks.
     """
 
     index: int
@@ -48,6 +49,7 @@ class ResidualBlock:
     skip: str
     branch: str
     sum: str
+    gate: str | None = None
 
     @property
     def movable(self) -> bool:

@@ -1,13 +1,14 @@
 """A model becomes a functional data-flow graph: `torch.export`, in-place operators made functional.
 
-The graph reads the model's own parameters and buffers each time it is bound; it never copies or changes them.
+The graph reads the model's own parameters and buffers each time it is bound; it never copies them, and only batch norms
+that were captured in training mode change any: their own statistics.
 """
 
 import random
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -20,11 +21,12 @@ from torch.utils import _pytree as pytree
 from resnet_paths_plugin.errors import CaptureError, InputError, StochasticModelWarning
 from resnet_paths_plugin.graph.functional import functional_program
 from resnet_paths_plugin.graph.operators import draws_at_random
+from resnet_paths_plugin.graph.statistics import check_momentum, counters, draw_functionally, written_counters
 
 
 @dataclass(frozen=True, eq=False)
 class CapturedGraph:
-    """A functional data-flow graph of a model in eval mode, and how its inputs are bound.
+    """A functional data-flow graph of a model in eval or training mode, and how its inputs are bound.
 
     Attributes:
         model: the user's model, whose tensors the graph reads.
@@ -35,6 +37,8 @@ class CapturedGraph:
         in_spec: tree structure of the user's positional arguments.
         outputs: the output's leaves: nodes, or constants as they are.
         out_spec: tree structure of the model's output.
+        counters: in training mode, the placeholder of the counter that each batch norm counts its batches on; whoever
+            runs the batch norm counts it up.
     """
 
     model: nn.Module
@@ -46,6 +50,7 @@ class CapturedGraph:
     outputs: tuple[Any, ...]
     out_spec: pytree.TreeSpec
     _exported_state: dict[str, Tensor] = field(repr=False)
+    counters: dict[fx.Node, fx.Node] = field(default_factory=dict)
 
     @property
     def batch_symbol(self) -> Any:
@@ -113,25 +118,47 @@ class CapturedGraph:
             bound[node] = leaf
         return bound
 
+    def example_inputs(self) -> tuple[Any, ...]:
+        """Return arguments like those that were captured, all zeros, to capture the model again."""
+
+        def like(value: Any) -> Any:
+            if not isinstance(value, Tensor):
+                return value
+            shape = [int(size.node.hint if isinstance(size, torch.SymInt) else size) for size in value.shape]
+            return torch.zeros(shape, dtype=value.dtype, device=value.device)
+
+        args, _ = pytree.tree_unflatten([like(node.meta.get("val")) for node in self.inputs], self.in_spec)
+        return tuple(args)
+
     def unflatten(self, leaves: Sequence[Any]) -> Any:
         """Return output leaves in the structure of the model's output."""
         return pytree.tree_unflatten(list(leaves), self.out_spec)
 
 
-def capture(model: nn.Module, example_inputs: tuple[Any, ...], program: ExportedProgram | None = None) -> CapturedGraph:
-    """Capture a model in eval mode as a functional graph with a dynamic batch.
+def capture(
+    model: nn.Module, example_inputs: tuple[Any, ...], program: ExportedProgram | None = None, *, training: bool = False
+) -> CapturedGraph:
+    """Capture a model in eval mode, or in training mode, as a functional graph with a dynamic batch.
 
     Args:
         model: the model; its flags, parameters, buffers and the random number generators are left as they are.
         example_inputs: positional arguments of one call. Tensors whose first dimension equals that of the first
             tensor share its batch `B`; a batch of one is widened to two, since export would freeze it.
         program: an exported program to use instead of exporting here (from a plugin's `capture` hook).
+        training: whether to capture in training mode (see `training_mode`): batch norms then move the model's running
+            statistics each time the graph runs.
 
     Raises:
-        CaptureError: if `torch.export` cannot follow the model.
+        CaptureError: if `torch.export` cannot follow the model, or if in training mode the model writes to more of
+            its parameters and buffers than the statistics of batch norms.
     """
     if program is None:
-        program = _export(model, widened(example_inputs))
+        program = _export(model, widened(example_inputs), training=training)
+    if training:
+        written = written_counters(program)
+        draw_functionally(program.graph)
+        program = functional_program(program)
+        return replace(_graph_of(model, program), counters=counters(program, written))
     program = functional_program(program)
     if any(draws_at_random(node) for node in program.graph.nodes):
         warnings.warn(
@@ -178,13 +205,38 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
     The flags are set directly, as a model's own `train` may do more than set flags; what a forward pass stores on its
     module is gone afterwards.
     """
+    with _kept_attributes(model):
+        for module in model.modules():
+            module.training = False
+        yield
+
+
+@contextmanager
+def training_mode(model: nn.Module) -> Iterator[None]:
+    """Set the modules' flags for training, and put each module's attributes back as they were.
+
+    A model that is in training mode stays as it is, so that parts of it may be in eval mode (frozen batch norms).
+    Otherwise the flags are those that its own `train` sets, which may leave parts in eval mode as well.
+    """
+    trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    with _kept_attributes(model):
+        try:
+            if not model.training:
+                model.train()
+            yield
+        finally:
+            for parameter, requires_grad in trainable:
+                parameter.requires_grad_(requires_grad)
+
+
+@contextmanager
+def _kept_attributes(model: nn.Module) -> Iterator[None]:
+    """Put each module's attributes back as they were."""
     kept = [
         (held, dict(held))
         for module in model.modules()
         for held in (vars(module), module._parameters, module._buffers, module._modules)  # noqa: SLF001 - torch's registries
     ]
-    for module in model.modules():
-        module.training = False
     try:
         yield
     finally:
@@ -193,7 +245,7 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
             held.update(before)
 
 
-def _export(model: nn.Module, example_inputs: tuple[Any, ...]) -> ExportedProgram:
+def _export(model: nn.Module, example_inputs: tuple[Any, ...], *, training: bool = False) -> ExportedProgram:
     batch = batch_size(example_inputs)
 
     def dynamic(leaf: Any) -> dict[int, Any] | None:
@@ -208,7 +260,7 @@ def _export(model: nn.Module, example_inputs: tuple[Any, ...]) -> ExportedProgra
     torch.backends.mha.set_fastpath_enabled(value=False)
     try:
         with (
-            eval_mode(model),
+            training_mode(model) if training else eval_mode(model),
             _kept_generators(),
             torch.random.fork_rng(devices=devices),
             torch.enable_grad(),
@@ -216,7 +268,11 @@ def _export(model: nn.Module, example_inputs: tuple[Any, ...]) -> ExportedProgra
         ):
             # What the model stores on itself is put back, so there is nothing to warn of.
             warnings.filterwarnings("ignore", message="The tensor attribute", category=UserWarning)
+            if training:
+                check_momentum(model)
             return torch.export.export(model, example_inputs, dynamic_shapes=shapes, strict=False)
+    except CaptureError:
+        raise
     except Exception as error:
         raise CaptureError(
             f"torch.export cannot capture {type(model).__name__}: {_first_line(error)}. "

@@ -145,9 +145,9 @@ def _as_gated(root: fx.Node, skip: Term, others: Sequence[Term], flow: DataFlow)
     """Read `t * f(x) + (1 - t) * x`, the sum of a highway layer (Srivastava et al. 2015)."""
     if len(others) != 1 or not same_shape(skip.node, root):
         return None
-    for gate, carried in _factors(skip.node, flow):
-        for complement, transformed in _factors(others[0].node, flow):
-            if not (_is_complement(gate, complement) or _is_complement(complement, gate)):
+    for carry, carried in _factors(skip.node, flow):
+        for gate, transformed in _factors(others[0].node, flow):
+            if not (_is_complement(carry, gate) or _is_complement(gate, carry)):
                 continue
             source = carried
             while not flow.is_ancestor(source, of=transformed):
@@ -156,7 +156,7 @@ def _as_gated(root: fx.Node, skip: Term, others: Sequence[Term], flow: DataFlow)
                     break
                 source = step[1]
             if flow.depth(flow.between(source, transformed)):
-                return Reading(root, source, skip, "gated", tuple(others), (0, 1))
+                return Reading(root, source, skip, "gated", tuple(others), (0, 1), gate)
     return None
 
 

@@ -31,6 +31,7 @@ class Reading:
         kind: what the skip does.
         branches: the terms that are branches, each of which makes a block.
         cost: weighted operations and steps of the skip; of two readings the cheaper one holds.
+        gate: the factor of a gated branch.
     """
 
     root: fx.Node
@@ -39,6 +40,7 @@ class Reading:
     kind: SkipKind
     branches: tuple[Term, ...]
     cost: tuple[int, int]
+    gate: fx.Node | None = None
 
 
 def blocks_of(graph: CapturedGraph, flow: DataFlow, readings: Sequence[Reading]) -> tuple[ResidualBlock, ...]:
@@ -76,6 +78,7 @@ def blocks_of(graph: CapturedGraph, flow: DataFlow, readings: Sequence[Reading])
                 skip=reading.skip.node.name,
                 branch=branch.node.name,
                 sum=reading.root.name,
+                gate=reading.gate.name if reading.gate is not None else None,
             )
         )
     return with_stages_by_shape(with_unique_names(blocks))

@@ -1,9 +1,9 @@
-"""Figures by path length: how many paths there are, what one carries, what all carry (Figs. 6, 7).
+"""Figures by path length: how many paths there are, what one carries, what all carry (Fig. 6).
 
-Draws the Dataset of `PathLengthGradient`, with whichever estimators it was run; Fig. 7 needs only counts.
+Draws the Dataset of `PathLengthGradient`, with whichever estimators it was run.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,6 @@ import xarray as xr
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from resnet_paths_plugin import paths
 from resnet_paths_plugin.errors import InputError
 from resnet_paths_plugin.plotting import style
 from resnet_paths_plugin.plotting.style import FloatArray
@@ -21,8 +20,6 @@ EXACT = {**LINE, "color": style.BLUE, "marker": "o", "linestyle": "-"}
 SAMPLED = {**LINE, "color": style.VERMILLION, "marker": "s", "linestyle": "--", "markerfacecolor": "white"}
 # Root mean squares lie so close above the means that they have to be on top to be seen.
 SIGNS = {**LINE, "color": style.GREEN, "marker": "^", "linestyle": ":", "zorder": 4}
-SURVIVAL_STYLES = (("-", "o"), ("--", "s"), (":", "^"), ("-.", "D"))
-SURVIVAL_COLOURS = (style.BLUE, style.VERMILLION, style.GREEN, style.ORANGE, style.SKY, style.BLACK)
 
 
 def plot_path_lengths(ds: xr.Dataset, axes: Iterable[Axes] | None = None) -> NDArray[Any]:
@@ -61,43 +58,6 @@ def plot_path_lengths(ds: xr.Dataset, axes: Iterable[Axes] | None = None) -> NDA
     _draw_single_paths(single, lengths, ds, log_counts)
     _draw_totals(total, lengths, ds, log_counts)
     return panels
-
-
-def plot_path_survival(n: int, deletions: Sequence[int] = (1, 10, 20), ax: Axes | None = None) -> Axes:
-    """Draw the share of paths of each length that is left after deleting blocks of a chain (Fig. 7).
-
-    Args:
-        n: number of residual blocks of the chain.
-        deletions: numbers of deleted blocks, one line each; by default the paper's.
-        ax: where to draw; by default in a figure of its own.
-
-    Returns:
-        The Axes.
-
-    Raises:
-        InputError: if `n` or a number of deletions is negative or no integer, if more blocks are deleted than
-            there are, or if there is no number of deletions.
-    """
-    remaining = [paths.survival(n, d) for d in deletions]
-    if not remaining:
-        raise InputError("plot_path_survival got no numbers of deletions: expected at least one")
-    ax = style.own_axes(5.6, 3.6) if ax is None else ax
-    for index, (d, fraction) in enumerate(zip(deletions, remaining, strict=True)):
-        line, marker = SURVIVAL_STYLES[index % len(SURVIVAL_STYLES)]
-        ax.plot(
-            fraction,
-            color=SURVIVAL_COLOURS[index % len(SURVIVAL_COLOURS)],
-            linestyle=line,
-            marker=marker,
-            markersize=3.5,
-            label=f"{d} of {n} blocks deleted: $2^{{{n - d}}}$ paths left",
-        )
-    ax.set_xlabel("path length (blocks)")
-    ax.set_ylabel("paths left (% of that length)")
-    style.integer_axis(ax)
-    style.percent_axis(ax)
-    ax.legend(fontsize=style.LEGEND_SIZE)
-    return ax
 
 
 def _draw_counts(ax: Axes, lengths: NDArray[Any], log_counts: FloatArray | None) -> None:

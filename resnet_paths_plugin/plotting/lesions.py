@@ -1,11 +1,9 @@
-"""Figures of the lesion study: what deleting blocks does to the network's answers (Figs. 3 and 5a).
+"""Figures of lesions: what deleting blocks does to the network's answers (Figs. 3, 5a and 8).
 
-Draws the Dataset of `BlockLesion`, whichever measure of the damage it holds.
+Draws the Dataset of `BlockLesion`, or of a comparison of trainings, whichever measure of the damage it holds.
 """
 
-import textwrap
-from collections.abc import Hashable
-from dataclasses import dataclass
+from collections.abc import Sized
 from typing import Any
 
 import numpy as np
@@ -13,92 +11,28 @@ import xarray as xr
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from resnet_paths_plugin.errors import InputError
-from resnet_paths_plugin.plotting import style
-from resnet_paths_plugin.plotting.style import FloatArray
+from resnet_paths_plugin.plotting import block_axis, style
+from resnet_paths_plugin.plotting.damage import Damage, damage, finish, mark_levels
 
-LONGEST_TICK_NAME = 20
-"""Characters; longer block names would take more room than the data."""
-
-INCHES_PER_TICK_NAME = 0.17
-"""What one upright tick label needs along the x axis."""
-
-LABEL_WIDTH = 36
-"""Characters of a y label before it is broken into lines."""
-
-
-@dataclass(frozen=True)
-class Damage:
-    """One number for each change of the network, and how to read it.
-
-    Attributes:
-        values: mean over samples, shape `[changes]`.
-        intact: the same for the intact network; None where it is not known or says nothing.
-        label: what the number is, with its unit.
-        is_fraction: whether it is a share of the samples.
-    """
-
-    values: FloatArray
-    intact: float | None
-    label: str
-    is_fraction: bool
-
-
-@dataclass(frozen=True)
-class SingleLesions:
-    """The lesions of one block (or one group) each, in execution order.
-
-    Attributes:
-        chosen: which of the dataset's lesions, shape `[m]`.
-        position: where each is drawn, shape `[m]`.
-        names: the block or group that each deletes.
-        projection: whether each deletes a block whose skip is a projection, shape `[m]`.
-        stage: stage of the network, shape `[m]`; NaN where it is not known.
-        unit: "block" or "group".
-    """
-
-    chosen: NDArray[np.intp]
-    position: NDArray[np.intp]
-    names: list[str]
-    projection: NDArray[np.bool_]
-    stage: FloatArray
-    unit: str
-
-
-def damage(dataset: xr.Dataset, change: str, measure: str | None, figure: str) -> Damage:
-    """What each change did: the named measure, else the error, else the share of changed predictions.
-
-    Args:
-        dataset: result of a study of changed networks.
-        change: its study dimension, such as `"lesion"`.
-        measure: a variable that has that dimension; it is averaged over all others.
-        figure: name of the figure, for the error's text.
-
-    Raises:
-        InputError: if the measure is not there, or none is named and neither default is there.
-    """
-    measures = sorted(str(name) for name, values in dataset.data_vars.items() if _is_measure(values, change))
-    defaults = [name for name in ("error", "prediction_changed") if name in measures]
-    name = measure or next(iter(defaults), None)
-    if name not in measures:
-        missing = f"'{measure}'" if measure else "'error' nor 'prediction_changed'"
-        raise InputError(
-            f"{figure} finds no {missing} along '{change}' in this dataset; "
-            f"pass measure= one of: {', '.join(measures) or '(it holds no measure at all)'}"
-        )
-    values = dataset[name]
-    is_fraction = name == "error" or values.dtype == np.bool_
-    intact = dataset.get(f"intact_{name}")
-    return Damage(
-        values=_mean(values, keep=change),
-        intact=None if intact is None else float(_mean(intact)),
-        label=_label(name, values, is_fraction=is_fraction),
-        is_fraction=is_fraction,
-    )
+LINE: dict[str, Any] = {"linewidth": 1}
+ONE_DELETED = {**LINE, "color": style.BLUE, "marker": "o"}
+PLAIN = {**LINE, "color": style.ORANGE, "marker": "D", "linestyle": "-.", "markersize": 4}
+PROJECTION: dict[str, Any] = {"linestyle": "none", "marker": "s", "markersize": 8, "color": style.VERMILLION}
+TRAININGS: tuple[dict[str, Any], ...] = (
+    {**LINE, "color": style.BLUE, "marker": "o", "linestyle": "-"},
+    {**LINE, "color": style.VERMILLION, "marker": "s", "linestyle": "--"},
+    {**LINE, "color": style.GREEN, "marker": "^", "linestyle": ":"},
+    {**LINE, "color": style.ORANGE, "marker": "D", "linestyle": "-."},
+)
 
 
 def plot_single_lesions(
-    ds: xr.Dataset, ax: Axes | None = None, *, measure: str | None = None, chance: float | None = None
+    ds: xr.Dataset,
+    ax: Axes | None = None,
+    *,
+    measure: str | None = None,
+    chance: float | None = None,
+    plain: xr.Dataset | None = None,
 ) -> Axes:
     """Draw what deleting each single block does, against the block's place in the network (Fig. 3).
 
@@ -111,35 +45,34 @@ def plot_single_lesions(
         measure: variable with dimension `lesion` to draw; by default `error`, else the share of
             `prediction_changed`.
         chance: what guessing would give, in the measure's unit (errors are fractions).
+        plain: result of `BlockLesion` on the layers of a network without skips, for comparison: drawn in the same
+            Axes, its layers spread evenly over the axis.
 
     Returns:
         The Axes.
 
     Raises:
-        InputError: if the dataset lacks what is drawn.
+        InputError: if the dataset, or that of the plain network, lacks what is drawn.
     """
     effect = damage(ds, "lesion", measure, "plot_single_lesions")
-    lesions = _single_lesions(ds)
+    lesions = block_axis.single_lesions(ds, "plot_single_lesions")
     values = effect.values[lesions.chosen]
+    plain_effect = None if plain is None else damage(plain, "lesion", effect.name, "plot_single_lesions(plain=)")
+    plain_lesions = None if plain is None else block_axis.single_lesions(plain, "plot_single_lesions(plain=)")
     ax = style.own_axes(7.2, 3.6) if ax is None else ax
 
-    _shade_stages(ax, lesions)
-    line: dict[str, Any] = {"color": style.BLUE, "linewidth": 1, "marker": "o", "markersize": 4}
-    ax.plot(lesions.position, values, label=f"one {lesions.unit} deleted", **line)
+    block_axis.shade_stages(ax, lesions.position, lesions.stage)
+    ax.plot(lesions.position, values, label=f"one {lesions.unit} deleted", **_sized(ONE_DELETED, values))
     if lesions.projection.any():
-        mark: dict[str, Any] = {
-            "linestyle": "none",
-            "marker": "s",
-            "markersize": 8,
-            "color": style.VERMILLION,
-        }
         place, height = lesions.position[lesions.projection], values[lesions.projection]
-        ax.plot(place, height, label="with a projection skip", **mark)
-    _mark_levels(ax, effect, chance)
-    _finish(ax, effect)
-    ax.margins(x=0.02 if np.isnan(lesions.stage).any() else 0)
+        ax.plot(place, height, label="with a projection skip", **PROJECTION)
+    mark_levels(ax, effect, chance)
+    if plain_effect is not None and plain_lesions is not None:
+        _draw_plain(ax, plain_effect, plain_lesions, lesions.n_places)
+    finish(ax, effect)
+    block_axis.fit(ax, lesions.stage)
     style.leave_room(ax, 0.08)
-    _name_positions(ax, lesions)
+    block_axis.name_blocks(ax, lesions.position, lesions.names, f"deleted {lesions.unit}")
     return ax
 
 
@@ -193,112 +126,95 @@ def plot_random_lesions(
         markersize=4,
         label="mean over draws" if max(map(len, draws)) > 1 else "one draw",
     )
-    _mark_levels(ax, effect, chance)
-    _finish(ax, effect)
+    mark_levels(ax, effect, chance)
+    finish(ax, effect)
+    style.integer_axis(ax)
     style.leave_room(ax, 0.03)
     ax.set_xlabel("number of deleted blocks")
     return ax
 
 
-def _is_measure(values: xr.DataArray, change: str) -> bool:
-    """Whether the mean of a variable says what a change did: not so the change itself, or a class."""
-    return change in values.dims and values.name not in {"deleted", "n_deleted", "draw", "prediction"}
+def plot_training_lesions(
+    ds: xr.Dataset, ax: Axes | None = None, *, measure: str | None = None, chance: float | None = None
+) -> Axes:
+    """Draw what deleting each single block does to networks that were trained in different ways (Fig. 8).
 
+    One line for each training, the mean over seeds; a band shows the range over seeds. The horizontal line of the
+    same colour is the intact network's.
 
-def _mean(values: xr.DataArray, keep: Hashable | None = None) -> FloatArray:
-    others = [dim for dim in values.dims if dim != keep]
-    return np.asarray(values.astype(np.float64).mean(others).values, dtype=np.float64)
+    Args:
+        ds: comparison with the dimensions `training`, `lesion` and, if there are several, `seed`: `error`
+            (training, seed, lesion), `intact_error` (training, seed), `deleted` (lesion, block).
+        ax: where to draw; by default in a figure of its own.
+        measure: variable with the dimensions `training` and `lesion` to draw; by default `error`.
+        chance: what guessing would give, in the measure's unit (errors are fractions).
 
-
-def _label(name: str, values: xr.DataArray, *, is_fraction: bool) -> str:
-    known = {"error": "error", "prediction_changed": "changed predictions", "correct": "correct predictions"}
-    text = known.get(name) or str(values.attrs.get("long_name", name.replace("_", " ")))
-    unit = "%" if is_fraction else str(values.attrs.get("units", "1"))
-    return textwrap.fill(text if unit in {"", "1"} else f"{text} ({unit})", LABEL_WIDTH)
-
-
-def _single_lesions(ds: xr.Dataset) -> SingleLesions:
-    """The lesions of one block each, or of one group each if that is what all of them are.
+    Returns:
+        The Axes.
 
     Raises:
-        InputError: if there are none.
+        InputError: if the dataset lacks what is drawn.
     """
-    deleted = style.variable(ds, "deleted", "plot_single_lesions").transpose("lesion", "block").values.astype(bool)
-    names = style.variable(ds, "block", "plot_single_lesions").values
-    groups = ds["group"].values if "group" in ds.coords else names
-    whole_groups = (deleted[:, None, :] == (groups == np.unique(groups)[:, None])).all(axis=-1).any(axis=-1)
-    one_block = deleted.sum(axis=1) == 1
-    by_group = bool(whole_groups.all() and not one_block.all())
-    (candidates,) = np.nonzero(whole_groups if by_group else one_block)
-    if not candidates.size:
-        raise InputError(
-            "plot_single_lesions needs lesions of one block each, and this dataset has none; run BlockLesion "
-            "with its default lesions, or draw random sets of blocks with plot_random_lesions"
+    names = style.variable(ds, "training", "plot_training_lesions").values.tolist()
+    ds = _with_deleted(ds)
+    effect = damage(ds, "lesion", measure, "plot_training_lesions")
+    lesions = block_axis.single_lesions(ds, "plot_training_lesions")
+    ax = style.own_axes(7.2, 3.8) if ax is None else ax
+
+    block_axis.shade_stages(ax, lesions.position, lesions.stage)
+    for index, name in enumerate(names):
+        own = ds.isel(training=index)
+        mean = damage(own, "lesion", effect.name, "plot_training_lesions")
+        look = TRAININGS[index % len(TRAININGS)]
+        seeds = own.sizes.get("seed", 1)
+        told = f"training: {style.shortened(style.plain(name), 40)}" + (
+            f" (mean, range of {seeds} seeds)" if seeds > 1 else ""
         )
-    # A block that was drawn twice at random is one point.
-    block, which = np.unique(deleted[candidates].argmax(axis=1), return_index=True)
-    chosen = candidates[which]
-    projection = np.zeros(len(names), dtype=bool)
-    if "skip_kind" in ds.coords:
-        projection = ds["skip_kind"].values == "projection"
-    stage = ds["stage"].values.astype(np.float64) if "stage" in ds.coords else np.full(len(names), np.nan)
-    return SingleLesions(
-        chosen=chosen,
-        position=np.arange(len(block)) if by_group else block,
-        names=[str(name) for name in (groups if by_group else names)[block]],
-        projection=np.asarray((deleted[chosen] & projection).any(axis=1)),
-        stage=np.where(stage < 0, np.nan, stage)[block],
-        unit="group" if by_group else "block",
-    )
-
-
-def _shade_stages(ax: Axes, lesions: SingleLesions) -> None:
-    """Shade every other stage and write each one's number at the top."""
-    stages = np.unique(lesions.stage[~np.isnan(lesions.stage)])
-    for count, stage in enumerate(stages):
-        members = lesions.position[lesions.stage == stage]
-        low, high = members.min() - 0.5, members.max() + 0.5
-        # The stages in between get a span as well, unseen, so that the axis ends where the last stage does.
-        ax.axvspan(low, high, facecolor=style.SHADE if count % 2 else "none", linewidth=0, zorder=0)
-        if len(stages) == 1:
-            break
-        ax.text(
-            (low + high) / 2,
-            0.98,
-            f"stage {stage:g}" if len(members) * len(stages) > len(lesions.position) / 2 else f"{stage:g}",
-            transform=ax.get_xaxis_transform(),
-            ha="center",
-            va="top",
-            color=style.GREY,
-            fontsize=style.LEGEND_SIZE,
-        )
-
-
-def _mark_levels(ax: Axes, effect: Damage, chance: float | None) -> None:
-    """Lines that the damage is to be compared with."""
+        if seeds > 1:
+            every = own[effect.name].transpose("lesion", "seed", ...).values[lesions.chosen]
+            every = every.reshape(len(every), seeds, -1).mean(axis=-1)
+            low, high = every.min(axis=1), every.max(axis=1)
+            ax.fill_between(lesions.position, low, high, color=look["color"], alpha=0.18, linewidth=0)
+        ax.plot(lesions.position, mean.values[lesions.chosen], label=told, **_sized(look, lesions.names))
+        if mean.intact is not None:
+            level = {"color": look["color"], "linestyle": look["linestyle"], "linewidth": 1}
+            ax.axhline(mean.intact, alpha=0.7, zorder=1, **level)
+    if lesions.projection.any():
+        ring = {**PROJECTION, "markerfacecolor": "none", "color": style.BLACK, "markersize": 9}
+        highest = damage(ds.max("training", keep_attrs=True), "lesion", effect.name, "").values[lesions.chosen]
+        place = lesions.position[lesions.projection]
+        ax.plot(place, highest[lesions.projection], label="with a projection skip", **ring)
     if effect.intact is not None:
-        ax.axhline(effect.intact, color=style.BLACK, linestyle="--", linewidth=1.2, label="intact network")
+        ax.plot([], [], color=style.GREY, linewidth=1, label="horizontal: intact networks")
     if chance is not None:
-        ax.axhline(chance, color=style.GREY, linestyle=":", linewidth=1.2, label="chance")
+        ax.axhline(chance, color=style.GREY, linestyle=(0, (1, 3)), linewidth=1.2, label="chance")
+    finish(ax, effect)
+    block_axis.fit(ax, lesions.stage)
+    style.leave_room(ax, 0.08)
+    block_axis.name_blocks(ax, lesions.position, lesions.names, f"deleted {lesions.unit}")
+    return ax
 
 
-def _finish(ax: Axes, effect: Damage) -> None:
-    ax.set_ylabel(effect.label)
-    if effect.is_fraction:
-        style.percent_axis(ax)
-    style.integer_axis(ax)
-    style.legend_above(ax)
+def _draw_plain(ax: Axes, effect: Damage, lesions: block_axis.SingleLesions, n_places: int) -> None:
+    """Draw the lesions of a network without skips, its layers spread over the places of the other's blocks."""
+    # A layer stands in the middle of its share of the axis, which begins half a place before the first block.
+    position = (lesions.position + 0.5) / lesions.n_places * n_places - 0.5
+    told = f"plain net, one of {lesions.n_places} {lesions.unit}s deleted (spread over the axis)"
+    ax.plot(position, effect.values[lesions.chosen], label=told, **PLAIN)
+    if effect.intact is not None:
+        look = {"color": PLAIN["color"], "linewidth": 1.2, "linestyle": (0, (1, 1))}
+        ax.axhline(effect.intact, label="plain net, intact", **look)
 
 
-def _name_positions(ax: Axes, lesions: SingleLesions) -> None:
-    """Tick the blocks' names where they can be read, else their index."""
-    width = ax.get_window_extent().width / ax.get_figure(root=True).dpi  # type: ignore[union-attr]
-    room = width >= INCHES_PER_TICK_NAME * len(lesions.names)
-    if room and max(map(len, lesions.names)) <= LONGEST_TICK_NAME:
-        ax.set_xticks(lesions.position, lesions.names, rotation=90, fontsize=style.LEGEND_SIZE)
-        ax.set_xlabel(f"deleted {lesions.unit}, in execution order")
-    else:
-        ax.set_xlabel(f"index of the deleted {lesions.unit}, in execution order")
+def _sized(look: dict[str, Any], points: Sized) -> dict[str, Any]:
+    return {**look, "markersize": style.marker_size(len(points))}
+
+
+def _with_deleted(ds: xr.Dataset) -> xr.Dataset:
+    """The dataset with `deleted`, read from the labels of its lesions where it is not there: one block each."""
+    if "deleted" in ds.variables or not {"lesion", "block"} <= set(ds.variables):
+        return ds
+    return ds.assign(deleted=(("lesion", "block"), ds["lesion"].values[:, None] == ds["block"].values))
 
 
 def _spacing(numbers: NDArray[np.int_]) -> float:

@@ -3,7 +3,8 @@
 Nothing here knows a study; series also differ in marker or line style, so that a grey print can be read.
 """
 
-from collections.abc import Iterable
+import textwrap
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -28,6 +29,13 @@ VERMILLION = "#D55E00"
 SHADE = "0.93"
 GREY = "0.35"
 LEGEND_SIZE = 9
+LABEL_WIDTH = 36
+"""Characters of an axis' label before it is broken into lines."""
+
+INCHES_PER_LEGEND_CHARACTER = 0.065
+INCHES_PER_LEGEND_HANDLE = 0.48
+LAYOUT_GAIN = 1.12
+MANY_MARKERS = 80
 
 
 def own_axes(width: float, height: float) -> Axes:
@@ -68,9 +76,14 @@ def variable(dataset: xr.Dataset, name: str, figure: str) -> xr.DataArray:
     return dataset[name]
 
 
+def percent_ticks(ax: Axes) -> None:
+    """Show fractions on the y axis as percent; the unit belongs into the label."""
+    ax.yaxis.set_major_formatter(FuncFormatter(as_percent))
+
+
 def percent_axis(ax: Axes) -> None:
     """Show fractions on the y axis as percent, from zero up; the unit belongs into the label."""
-    ax.yaxis.set_major_formatter(FuncFormatter(_percent))
+    percent_ticks(ax)
     # auto=None keeps the axis free to grow when a second study is drawn into the same Axes.
     ax.set_ylim(bottom=0, auto=None)
 
@@ -88,12 +101,27 @@ def integer_axis(ax: Axes) -> None:
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
 
 
+def width_of(ax: Axes) -> float:
+    """About the width of the Axes in inches."""
+    figure = ax.get_figure(root=True)
+    width = float(ax.get_window_extent().width / figure.dpi)  # type: ignore[union-attr]
+    # Before it is drawn, an Axes that a layout engine will widen still has the default margins.
+    return width if figure.get_layout_engine() is None else LAYOUT_GAIN * width  # type: ignore[union-attr]
+
+
+def marker_size(count: int) -> float:
+    """Size of the markers of a line of so many points: smaller where they would hide each other."""
+    return 4 if count <= MANY_MARKERS else 2
+
+
 def legend_above(ax: Axes) -> None:
-    """A legend in one row above the axes, where it covers no data."""
+    """A legend above the axes, where it covers no data; in as few rows as its width allows."""
+    labels = ax.get_legend_handles_labels()[1]
+    width = width_of(ax)
     ax.legend(
         loc="lower left",
         bbox_to_anchor=(0, 1),
-        ncols=4,
+        ncols=next(count for count in (4, 3, 2, 1) if count == 1 or _legend_width(labels, count) <= width),
         columnspacing=1.2,
         fontsize=LEGEND_SIZE,
         frameon=False,
@@ -101,5 +129,37 @@ def legend_above(ax: Axes) -> None:
     )
 
 
-def _percent(fraction: float, _position: int | None) -> str:
+def plain(text: object) -> str:
+    """Text that came with a model or a file, in one line and safe to draw: a dollar sign starts no formula."""
+    return " ".join(str(text).split()).replace("$", r"\$")
+
+
+def shortened(name: str, longest: int = 28) -> str:
+    """A name that is no longer than that: of a longer one, the beginning and more of the end."""
+    if len(name) <= longest:
+        return name
+    head = (longest - 1) // 3
+    return f"{name[:head]}\N{HORIZONTAL ELLIPSIS}{name[len(name) - (longest - 1 - head) :]}"
+
+
+def wrapped(text: str) -> str:
+    """A label in lines that are no longer than an axis."""
+    return textwrap.fill(text, LABEL_WIDTH)
+
+
+def signed(value: float) -> str:
+    """A correlation with its sign and two decimals."""
+    return f"{value:+.2f}".replace("-", "\N{MINUS SIGN}")
+
+
+def as_percent(fraction: float, _position: int | None = None) -> str:
+    """A tick's fraction as percent, without the sign."""
     return f"{100 * fraction:g}"
+
+
+def _legend_width(labels: Sequence[str], columns: int) -> float:
+    """About how wide a legend with so many columns is, in inches."""
+    # As matplotlib fills it: column by column, the first ones longer.
+    filled = np.array_split([len(label) for label in labels], columns)
+    longest = [int(column.max()) for column in filled if column.size]
+    return sum(INCHES_PER_LEGEND_HANDLE + INCHES_PER_LEGEND_CHARACTER * characters for characters in longest)

@@ -1,0 +1,201 @@
+"""Figures of the blocks' influence: what foretells the effect of a deletion, and how far gates are open.
+
+Draws the Dataset of `BlockInfluence`.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from numpy.typing import NDArray
+
+from resnet_paths_plugin.errors import InputError
+from resnet_paths_plugin.plotting import block_axis, damage, labels, style
+from resnet_paths_plugin.plotting.style import FloatArray
+
+NAMED = 3
+PERCENTILES = (5, 95)
+WIDE_SPREAD = 30
+"""Largest over median size from which an axis is linear around 0 and logarithmic beyond."""
+
+_POINT: dict[str, Any] = {"linestyle": "none", "marker": "o", "markersize": 5, "markeredgewidth": 0.6}
+POINT = {**_POINT, "markerfacecolor": style.SKY, "markeredgecolor": style.BLUE}
+PROJECTION = {**_POINT, "marker": "s", "markersize": 7, "color": style.VERMILLION}
+
+
+def plot_influence(ds: xr.Dataset, ax: Axes | None = None, *, proxy: str | None = None) -> Axes:
+    """Draw the effect of deleting each block against what foretells it without a deletion.
+
+    Every point is a block; the worst three are named. The legend states Spearman's rank correlation over the blocks.
+
+    Args:
+        ds: result of `BlockInfluence` with lesion results at hand: `lesion_effect` (block), `rank_correlation` (proxy).
+        ax: where to draw; by default in a figure of its own.
+        proxy: variable on the x axis, averaged over samples; by default the one that ranks the blocks best (or, if
+            its correlation is negative, most nearly the other way round).
+
+    Returns:
+        The Axes.
+
+    Raises:
+        InputError: if the dataset lacks what is drawn.
+    """
+    correlations = _correlations(ds, "plot_influence")
+    name = proxy or best_proxy(ds, "plot_influence")
+    if name not in correlations or name not in ds.data_vars:
+        raise InputError(f"plot_influence finds no proxy '{name}' in this dataset; it has {', '.join(correlations)}")
+    ax = style.own_axes(5.8, 4.2) if ax is None else ax
+    values, effect = _scatter(ax, ds, name, f"one block{_told(correlations[name])}")
+    ax.margins(0.14)
+    style.leave_room(ax, 0.06)
+    style.legend_above(ax)
+    points = np.stack([values, effect], axis=1)
+    labels.place(ax, points, {place: str(ds["block"].values[place]) for place in damage.worst(effect, NAMED)})
+    return ax
+
+
+def plot_influences(ds: xr.Dataset, axes: Iterable[Axes] | None = None) -> NDArray[Any]:
+    """Draw the effect of deleting each block against every proxy, one panel each, the best first.
+
+    Args:
+        ds: result of `BlockInfluence` with lesion results at hand.
+        axes: one Axes per proxy; by default those of a figure of its own, three in a row.
+
+    Returns:
+        The Axes, shape `[proxies]`.
+
+    Raises:
+        InputError: if the dataset lacks what is drawn, or the number of Axes is another.
+    """
+    correlations = _correlations(ds, "plot_influences")
+    names = [name for name in _ranked(correlations) if name in ds.data_vars]
+    if not names:
+        raise InputError("plot_influences finds none of the proxies that 'proxy' names in this dataset")
+    columns = min(3, len(names))
+    if axes is None:
+        rows = -(-len(names) // columns)
+        panels = style.own_grid(rows, columns, 3.7 * columns, 0.4 + 2.9 * rows).ravel()
+        for unused in panels[len(names) :]:
+            unused.remove()
+        panels = panels[: len(names)]
+    else:
+        panels = style.grid_of(axes, 1, len(names)).ravel()
+    for ax, name in zip(panels, names, strict=True):
+        _scatter(ax, ds, name, "one block")
+        if axes is None and names.index(name) % columns:
+            ax.set_ylabel("")  # the first of the row says it
+        ax.set_title(_told(correlations[name]).removeprefix(", ") or "no rank correlation", fontsize=style.LEGEND_SIZE)
+    if panels[0].get_legend_handles_labels()[1][1:]:
+        panels[0].legend(fontsize=style.LEGEND_SIZE)
+    return panels
+
+
+def plot_gates(ds: xr.Dataset, ax: Axes | None = None) -> Axes:
+    """Draw how far the gate of each gated block lets its branch through: mean over samples, and their spread.
+
+    Args:
+        ds: result of `BlockInfluence` on a network with gated blocks: `gate_openness` (block, sample), NaN or absent
+            for other blocks.
+        ax: where to draw; by default in a figure of its own.
+
+    Returns:
+        The Axes.
+
+    Raises:
+        InputError: if the dataset has no gates.
+    """
+    gates = style.variable(ds, "gate_openness", "plot_gates").transpose("block", "sample").values.astype(np.float64)
+    (position,) = np.nonzero(np.isfinite(gates).any(axis=1))
+    if not len(position):
+        raise InputError("plot_gates finds no gated block: every value of 'gate_openness' is NaN")
+    mean = np.nanmean(gates[position], axis=1)
+    ax = style.own_axes(7.2, 3.6) if ax is None else ax
+    block_axis.shade_stages(ax, position, block_axis.stages(ds)[position])
+    look: dict[str, Any] = {
+        "color": style.BLUE,
+        "marker": "o",
+        "markersize": style.marker_size(len(mean)),
+        "linewidth": 1,
+    }
+    if gates.shape[1] > 1:
+        low, high = np.nanpercentile(gates[position], PERCENTILES, axis=1)
+        # Not error bars: of a skewed gate the mean may lie outside.
+        told = f"{PERCENTILES[0]}th to {PERCENTILES[1]}th percentile of samples"
+        width = 0.75 * style.marker_size(len(mean))
+        ax.vlines(position, low, high, color=style.SKY, linewidth=width, label=told)
+    ax.plot(position, mean, label="mean over samples" if gates.shape[1] > 1 else "one sample", **look)
+    ax.set_ylim(0, max(1.0, float(np.nanmax(gates[position]))))
+    ax.set_ylabel("openness of the gate\n(0: skip only, 1: branch only)")
+    style.legend_above(ax)
+    block_axis.fit(ax, block_axis.stages(ds)[position])
+    style.leave_room(ax, 0.08)
+    block_axis.name_blocks(ax, position, [str(name) for name in ds["block"].values[position]], "gated block")
+    return ax
+
+
+def best_proxy(ds: xr.Dataset, figure: str) -> str:
+    """The proxy with the largest rank correlation, whatever its sign."""
+    return _ranked(_correlations(ds, figure))[0]
+
+
+def _correlations(ds: xr.Dataset, figure: str) -> dict[str, float]:
+    style.variable(ds, "lesion_effect", f"{figure} (BlockInfluence run with lesion results)")
+    values = style.variable(ds, "rank_correlation", figure).values
+    names = [str(name) for name in style.variable(ds, "proxy", figure).values]
+    if not names:
+        raise InputError(f"{figure} finds no proxy in this dataset")
+    return dict(zip(names, values.tolist(), strict=True))
+
+
+def _ranked(correlations: dict[str, float]) -> list[str]:
+    return sorted(correlations, key=lambda name: -abs(correlations[name]) if np.isfinite(correlations[name]) else 0.0)
+
+
+def _told(correlation: float) -> str:
+    if not np.isfinite(correlation):
+        return ""
+    return f", Spearman's rank correlation {style.signed(correlation)}"
+
+
+def _scatter(ax: Axes, ds: xr.Dataset, name: str, label: str) -> tuple[FloatArray, FloatArray]:
+    """Draw the blocks as points and return their coordinates."""
+    values = damage.mean(ds[name], keep="block")
+    effect = ds["lesion_effect"].values.astype(np.float64)
+    projection = block_axis.projections(ds)
+    known = np.isfinite(values) & np.isfinite(effect)
+    left_out = "" if known.all() else f" ({int((~known).sum())} of {len(known)} have no value)"
+    ax.plot(values[known & ~projection], effect[known & ~projection], label=label + left_out, **POINT)
+    if (known & projection).any():
+        ax.plot(values[known & projection], effect[known & projection], label="with a projection skip", **PROJECTION)
+    ax.axhline(0, color=style.GREY, linewidth=0.8, linestyle=":", zorder=1)
+    ax.margins(0.08)
+    _spread_out(ax, values, effect)
+    ax.set_xlabel(style.wrapped(damage.label(ds[name])))
+    ax.set_ylabel(_effect_label(ds))
+    if _is_fraction(ds):
+        style.percent_ticks(ax)
+    return values, effect
+
+
+def _spread_out(ax: Axes, values: FloatArray, effect: FloatArray) -> None:
+    """Scale each axis so that a few large values do not press all others together."""
+    for known, scale in ((values, ax.set_xscale), (effect, ax.set_yscale)):
+        sizes = np.abs(known[np.isfinite(known) & (known != 0)])
+        if len(sizes) and sizes.max() > WIDE_SPREAD * np.median(sizes):
+            # At a power of ten, so that no tick falls between it and 0.
+            scale("symlog", linthresh=10.0 ** np.floor(np.log10(np.median(sizes))))
+
+
+def _effect_label(ds: xr.Dataset) -> str:
+    measure = str(ds["lesion_effect"].attrs.get("measure", ""))
+    if not measure:
+        return style.wrapped(damage.label(ds["lesion_effect"]))
+    unit = str(ds["lesion_effect"].attrs.get("units", "1"))
+    unit = " (percentage points)" if _is_fraction(ds) else "" if unit in {"", "1"} else f" ({unit})"
+    return style.wrapped(f"rise of {style.plain(measure.replace('_', ' '))} when deleted alone{unit}")
+
+
+def _is_fraction(ds: xr.Dataset) -> bool:
+    return ds["lesion_effect"].attrs.get("measure") in {"error", "prediction_changed"}

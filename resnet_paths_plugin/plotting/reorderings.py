@@ -1,0 +1,102 @@
+"""The figure of reorderings: what becomes of the answers when blocks trade places (Fig. 5b).
+
+Draws the Dataset of `BlockReordering`, whichever measure of the damage it holds.
+"""
+
+from typing import Literal
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+
+from resnet_paths_plugin.errors import InputError
+from resnet_paths_plugin.plotting import style
+from resnet_paths_plugin.plotting.damage import damage, finish, mark_levels, rank_correlation
+from resnet_paths_plugin.plotting.style import FloatArray
+
+TAUS = {"movable": "kendall_tau", "all": "kendall_tau_all_blocks"}
+TAU_BINS = 8
+FEWEST_IN_BINS = 10
+"""Orders below which each is seen for itself and means would hide more than they show."""
+
+
+def plot_reorderings(
+    ds: xr.Dataset,
+    ax: Axes | None = None,
+    *,
+    measure: str | None = None,
+    chance: float | None = None,
+    over: Literal["movable", "all"] = "movable",
+) -> Axes:
+    """Draw what reordering the blocks does, against how far the order is from the intact one (Fig. 5b).
+
+    Corruption grows to the right: Kendall's tau is 1 at the left, where the order is the intact network's. Every point
+    is one order; the line joins the means of orders with similar tau. The legend states Spearman's rank
+    correlation of tau and measure over the orders, where it is defined.
+
+    Args:
+        ds: result of `BlockReordering`.
+        ax: where to draw; by default in a figure of its own.
+        measure: variable with dimension `reordering` to draw; by default `error`, else the share of
+            `prediction_changed`.
+        chance: what guessing would give, in the measure's unit (errors are fractions).
+        over: whose order tau compares: the `"movable"` blocks', or that of `"all"` blocks.
+
+    Returns:
+        The Axes.
+
+    Raises:
+        InputError: if the dataset lacks what is drawn, or no order has a tau.
+    """
+    if over not in TAUS:
+        raise InputError(f"over is {over!r}: expected 'movable' or 'all'")
+    effect = damage(ds, "reordering", measure, "plot_reorderings")
+    tau = style.variable(ds, TAUS[over], "plot_reorderings").values.astype(np.float64)
+    known = np.isfinite(tau)
+    if not known.any():
+        raise InputError(f"plot_reorderings finds no order with a '{TAUS[over]}': it takes two {over} blocks at least")
+    tau, values = tau[known], effect.values[known]
+    ax = style.own_axes(7.2, 3.8) if ax is None else ax
+
+    correlation = rank_correlation(tau, values)
+    ranks = "" if correlation is None else f", Spearman's rank correlation {style.signed(correlation)}"
+    ax.plot(
+        tau,
+        values,
+        linestyle="none",
+        marker="o",
+        markersize=5,
+        markerfacecolor=style.SKY,
+        markeredgecolor=style.BLUE,
+        markeredgewidth=0.6,
+        alpha=0.7,
+        label=f"one order{ranks}",
+    )
+    if len(tau) >= FEWEST_IN_BINS and np.ptp(tau) > 0:
+        ax.plot(
+            *_means(tau, values),
+            color=style.BLACK,
+            marker="D",
+            markersize=4,
+            linewidth=1.2,
+            label="mean of similar tau",
+        )
+    mark_levels(ax, effect, chance)
+    finish(ax, effect)
+    ax.update_datalim([(1, values.mean())])
+    ax.autoscale_view(scaley=False)
+    if not ax.xaxis_inverted():
+        ax.invert_xaxis()
+    style.leave_room(ax, 0.03)
+    ax.set_xlabel(f"Kendall's tau of old and new order, over {over} blocks (1: intact order)")
+    return ax
+
+
+def _means(tau: FloatArray, values: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Mean tau and mean value in intervals of tau of equal width, those without orders left out."""
+    edges = np.linspace(tau.min(), tau.max(), TAU_BINS + 1)[1:-1]
+    place = np.digitize(tau, edges)
+    counts = np.bincount(place, minlength=TAU_BINS)
+    sums = np.bincount(place, tau, TAU_BINS), np.bincount(place, values, TAU_BINS)
+    there = counts > 0
+    return sums[0][there] / counts[there], sums[1][there] / counts[there]
