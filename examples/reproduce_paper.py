@@ -78,12 +78,12 @@ class CifarResNet(nn.Module):
 def main() -> None:
     """Run the studies, and write what came out."""
     options = parse_arguments()
+    options.output.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(options.seed)
     model = CifarResNet(options.depth)
     model.load_state_dict(read_weights(options.weights))
     inputs, labels = (part[: options.n_images] for part in read_images(options.images))
     tree = run(model.to(options.device), inputs, labels, options)
-    options.output.mkdir(parents=True, exist_ok=True)
     name = f"resnet{options.depth}"
     rpp.save(tree, options.output / f"{name}.nc")
     report.write_report(tree, options.output / f"{name}.html")
@@ -112,7 +112,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    if options.depth < 8 or (options.depth - 2) % 6:
+    if options.depth < 14 or (options.depth - 2) % 6:
         parser.error("--depth must be 6 k + 2, such as 20, 56 or 110")
     return options
 
@@ -210,7 +210,7 @@ def reorderings(tree: xr.DataTree) -> tuple[str, str, str, str]:
     ds = tree["reorderings"].to_dataset()
     found, _ = _curve(ds, "n_swaps", "number of swaps")
     taus = {
-        name: stats.spearmanr(1 - ds[variable], ds["error"]).statistic
+        name: rank_correlation(1 - ds[variable], ds["error"])
         for name, variable in (("movable", "kendall_tau"), ("all", "kendall_tau_all_blocks"))
     }
     low = float(ds["kendall_tau_all_blocks"].min())
@@ -275,12 +275,21 @@ def totals(tree: xr.DataTree) -> tuple[str, str, str, str]:
 
 def _curve(ds: xr.Dataset, by: str, name: str) -> tuple[str, float]:
     means = ds["error"].groupby(ds[by]).mean()
-    rank = float(stats.spearmanr(ds[by], ds["error"]).statistic)
+    rank = rank_correlation(ds[by], ds["error"])
     ends = f"mean error {float(means[0]):.1%} at {int(means[by][0])}, {float(means[-1]):.1%} at {int(means[by][-1])}"
     return f"{ends}; Spearman's rank correlation over draws with the {name} {rank:.2f}", rank
 
 
+def rank_correlation(one: xr.DataArray, other: xr.DataArray) -> float:
+    """Return Spearman's rank correlation; NaN where one of the two is constant."""
+    if len(np.unique(one)) < 2 or len(np.unique(other)) < 2:
+        return float("nan")
+    return float(stats.spearmanr(one, other).statistic)
+
+
 def _judged(rank: float) -> str:
+    if np.isnan(rank):
+        return "not defined: nothing changes"
     return "yes" if rank > 0.8 else "partly: draws of one size differ much" if rank > 0.5 else "no"
 
 

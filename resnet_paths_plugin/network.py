@@ -117,15 +117,9 @@ class UnraveledNetwork(NetworkView):
             InputError: if the arguments do not fit what was captured.
         """
         parameters = {**self.program.parameters(), **(statistics or {})}
-        runs = self._engine.run(
-            schedules, self.inputs(args), parameters, perturbations_per_eval=perturbations_per_eval
-        )
+        runs = self._engine.run(schedules, self.inputs(args), parameters, perturbations_per_eval=perturbations_per_eval)
         for place, leaves in runs:
             yield place, self.graph.unflatten(leaves)
-
-    def branches(self, blocks: Sequence[int], args: tuple[Any, ...]) -> dict[int, Tensor]:
-        """Return the values of some branches in the intact network, as they are added, by the index of the block."""
-        return self._engine.branches(blocks, self.inputs(args), self.program.parameters())
 
     def inputs(self, args: tuple[Any, ...]) -> Values:
         """Return the model's arguments by the position of the input that each is.
@@ -159,7 +153,8 @@ class UnraveledNetwork(NetworkView):
         if isinstance(block, str):
             if block in self._by_name:
                 return self._by_name[block]
-            raise UnknownBlockError(f"{self.name} has no block {block!r}. {self._known(block)}")
+            noun = "layer" if self.units == "layers" else "block"
+            raise UnknownBlockError(f"{self.name} has no {noun} {block!r}. {self._known(block)}")
         if not isinstance(block, Integral) or isinstance(block, bool):
             raise UnknownBlockError(f"a block is given by name, index or object, not by {block!r}")
         if not -len(self.blocks) <= block < len(self.blocks):
@@ -369,6 +364,11 @@ def unravel(
                 f"{model.name} was unraveled into {model.units}: unravel the model itself again with units={units!r}"
             )
         return model
+    if isinstance(model, NetworkView):
+        raise InputError(
+            f"{type(model).__name__} is a view of a network: pass the network itself, or the "
+            "model, which is its `.model`"
+        )
     if not isinstance(model, nn.Module):
         raise InputError(f"a model must be a torch.nn.Module, not {type(model).__name__}")
     description = plugins.describe(model, plugin_manager)

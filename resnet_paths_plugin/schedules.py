@@ -4,11 +4,10 @@
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from numbers import Integral
 from typing import Literal
 
-import numpy as np
-
-from resnet_paths_plugin.analyzers.levels import Level, units_of
+from resnet_paths_plugin.analyzers.levels import Level, placements, units_of
 from resnet_paths_plugin.engine.schedule import Row, Schedule
 from resnet_paths_plugin.errors import InputError
 from resnet_paths_plugin.graph.blocks import BlockLike, ResidualBlock
@@ -35,7 +34,9 @@ Lengths = int | Iterable[int] | None
 
 def adjacent_swaps(net: UnraveledNetwork, *, level: Level = "block") -> dict[str, Schedule]:
     """Let every two neighbours trade places that may."""
-    return {f"swap {pair[0][0]} and {pair[1][0]}": _rearranged(net, pair, pair[::-1]) for pair in _ranges(net, level, 2)}
+    return {
+        f"swap {pair[0][0]} and {pair[1][0]}": _rearranged(net, pair, pair[::-1]) for pair in _ranges(net, level, 2)
+    }
 
 
 def reversed_ranges(net: UnraveledNetwork, *, lengths: Lengths = None, level: Level = "block") -> dict[str, Schedule]:
@@ -70,6 +71,8 @@ def parallel_ranges(
 ) -> dict[str, Schedule]:
     """Run consecutive blocks side by side on the source of the first of them (Sun et al. 2025, "parallel").
 
+    Single blocks only: what a whole transformer layer computes is no branch of one sum.
+
     Args:
         net: the network.
         lengths: how many blocks a range has; None takes each longest range whose blocks may trade places.
@@ -90,7 +93,7 @@ def scaled_branches(
     """Multiply the branches of some blocks, by default of all, by one factor after the other."""
     chosen = None if blocks is None else list(blocks)
     listed = list(factors) if isinstance(factors, Iterable) else [factors]
-    return {f"scale {factor:g}": Schedule.scaled(net, factor, chosen) for factor in listed}
+    return {f"scale {float(factor)!r}": Schedule.scaled(net, factor, chosen) for factor in listed}
 
 
 def skipped_ranges(net: UnraveledNetwork, *, lengths: Lengths = None, level: Level = "block") -> dict[str, Schedule]:
@@ -117,35 +120,31 @@ def _rearranged(net: UnraveledNetwork, places: Range, units: Range) -> Schedule:
 
 def _ranges(net: UnraveledNetwork, level: Level, lengths: Lengths) -> Iterator[Range]:
     """Yield ranges of neighbours of which any may take the place of any other."""
-    units = list(units_of(net, level).items())
-    runs: list[list[tuple[str, tuple[ResidualBlock, ...]]]] = []
-    for unit in units:
-        if runs and all(_may_trade(net, other, unit[1]) for _, other in runs[-1]):
-            runs[-1].append(unit)
+    units = units_of(net, level)
+    fits = placements(net, units)
+    runs: list[list[int]] = []
+    for at in range(len(units)):
+        if runs and all(fits[at, other] and fits[other, at] for other in runs[-1]):
+            runs[-1].append(at)
         else:
-            runs.append([unit])
+            runs.append([at])
     sizes = None if lengths is None else _sizes(lengths, len(units))
+    listed = list(units.items())
     for run in runs:
+        members = [listed[at] for at in run]
         if sizes is None:
             if len(run) > 1:
-                yield run
+                yield members
             continue
         for size in sizes:
             for start in range(len(run) - size + 1):
-                yield run[start : start + size]
-
-
-def _may_trade(net: UnraveledNetwork, one: Sequence[ResidualBlock], other: Sequence[ResidualBlock]) -> bool:
-    return len(one) == len(other) and all(
-        net.program.fits[a.index, b.index] and net.program.fits[b.index, a.index]
-        for a, b in zip(one, other, strict=True)
-    )
+                yield members[start : start + size]
 
 
 def _sizes(lengths: int | Iterable[int], largest: int) -> list[int]:
-    sizes = [lengths] if isinstance(lengths, int) else list(lengths)
+    sizes = list(lengths) if isinstance(lengths, Iterable) else [lengths]
     for size in sizes:
-        if not isinstance(size, int | np.integer) or not 1 <= size <= largest:
+        if not isinstance(size, Integral) or isinstance(size, bool) or not 1 <= size <= largest:
             raise InputError(f"lengths must be between 1 and {largest}, the number of units, not {size!r}")
     return [int(size) for size in sizes]
 

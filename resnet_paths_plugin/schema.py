@@ -50,6 +50,7 @@ QUANTITIES: Mapping[str, Quantity] = {
     "family": Quantity("kind of change that the schedule makes", np.str_),
     "changed": Quantity("whether the schedule changes what is added at the block's sum", np.bool_),
     "n_changed": Quantity("number of blocks whose sums the schedule changes", np.int32),
+    "constant_added": Quantity("whether the schedule adds a constant at the block's sum", np.bool_),
     "entry": Quantity("number of the weight in the list of weights, from 0", np.int32),
     "entry_schedule": Quantity("place of the weight's schedule along dimension schedule", np.int32),
     "entry_place": Quantity("index of the block at whose sum the branch is added", np.int32),

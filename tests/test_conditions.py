@@ -205,7 +205,7 @@ def one_shot():
 @pytest.mark.parametrize("options", [{"ablation": "mean"}, {"batch_norm": "recalibrated"}])
 def test_two_passes_over_a_one_shot_iterator_are_refused(options):
     net, _ = network()
-    with pytest.raises(InputError, match="two passes"):
+    with pytest.raises(InputError, match="several passes over the inputs"):
         rpp.BlockLesion(net).attribute(one_shot(), **options)
     found = rpp.BlockLesion(net).attribute(one_shot(), reference=images(), **options)
     assert found.sizes["sample"] == 7
@@ -226,7 +226,79 @@ def test_recalibration_without_batch_norm_is_refused():
         rpp.BlockLesion(randomised(Transformer())).attribute(images().float(), LABELS, batch_norm="recalibrated")
 
 
+class BroadcastBranch(nn.Module):
+    """Adds to a sequence `[T, B, C]` a branch without positions, `[B, C]`."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(6, 6)
+        self.head = nn.Linear(6, 5)
+
+    def branch(self, h):
+        return torch.tanh(self.layer(h.mean(0)))
+
+    def forward(self, x):
+        h = x.transpose(0, 1)
+        h = h + self.branch(h)
+        return self.head(h.mean(0))
+
+
+def test_a_branch_that_is_broadcast_is_averaged_over_samples_all_the_same():
+    torch.manual_seed(0)
+    model = BroadcastBranch().double()
+    x = torch.randn(7, 6, 6, dtype=torch.float64)  # as many positions as features, so that mistakes fit
+    with torch.no_grad():
+        h = x.transpose(0, 1)
+        mean = model.branch(h).mean(0)
+        expected = functional.cross_entropy(model.head((h + mean).mean(0)), LABELS, reduction="none")
+    for size in (None, 2):
+        found = rpp.BlockLesion(model).attribute(x, LABELS, ablation="mean", internal_batch_size=size)
+        np.testing.assert_allclose(found.loss[0], expected, rtol=1e-6)
+
+
+def test_a_reference_that_can_be_read_once_only_is_refused_unread():
+    net, _ = network()
+    reference = iter([images()])
+    for options in ({"ablation": "mean"}, {"batch_norm": "recalibrated"}):
+        with pytest.raises(InputError, match="several passes over the reference"):
+            rpp.BlockLesion(net).attribute(images(), LABELS, reference=reference, **options)
+    assert torch.equal(next(reference), images())
+
+
+def test_a_reference_that_nothing_needs_is_refused():
+    net, _ = network()
+    with pytest.raises(InputError, match="leave it out"):
+        rpp.BlockLesion(net).attribute(images(), LABELS, reference=images())
+
+
+def test_targets_of_a_reference_are_not_looked_at():
+    net, _ = network()
+    plain = rpp.BlockLesion(net).attribute(images(), LABELS, ablation="mean", reference=images())
+    odd = [(images(), torch.full((7, 2), 0.5))]
+    assert rpp.BlockLesion(net).attribute(images(), LABELS, ablation="mean", reference=odd).loss.equals(plain.loss)
+
+
+def test_large_batches_are_cut_into_equal_pieces():
+    # 257 samples as 129 and 128, not as 256 and one of equal weight.
+    net, model = network()
+    reference = torch.randn(257, 3, 6, 6, dtype=torch.float64)
+    found = rpp.BlockLesion(net).attribute(
+        images(), LABELS, lesions=[[]], batch_norm="recalibrated", reference=reference
+    )
+    expected = losses(recalibrated(model, reference[:129], reference[129:]))
+    np.testing.assert_allclose(found.loss[0], expected, rtol=1e-6)
+
+
+def test_the_last_batch_of_a_loader_may_have_one_sample():
+    net, model = network()
+    batches = [(images()[:6], LABELS[:6]), (images()[6:], LABELS[6:])]
+    found = rpp.BlockLesion(net).attribute(batches, ablation="resample", lesions=[1])
+    values = branch_values(model, "blocks.1.branch", images())
+    last = np.array([losses(with_branches(model, {"blocks.1.branch": values[[at] * 7]}))[6] for at in range(6)])
+    assert np.isclose(last, float(found.loss[0, 6]), rtol=1e-6).sum() == 1
+
+
 def test_there_is_no_other_sample_in_a_batch_of_one():
     net, _ = network()
-    with pytest.raises(InputError, match="two or more"):
+    with pytest.raises(InputError, match="two samples or more"):
         rpp.BlockLesion(net).attribute(images()[:1], LABELS[:1], ablation="resample")

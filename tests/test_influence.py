@@ -11,7 +11,18 @@ import timm
 import torch
 import torchvision
 import xarray as xr
-from networks import CASES, PreActivation, Transformer, Vectors, assert_same_state, mlp, randomised, state_of
+from networks import (
+    CASES,
+    PostActivationBlock,
+    PreActivation,
+    Shortcut,
+    Transformer,
+    Vectors,
+    assert_same_state,
+    mlp,
+    randomised,
+    state_of,
+)
 from scipy import stats
 from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -221,6 +232,20 @@ def test_positions_without_a_direction_are_left_out_of_the_mean():
         assert whole[name].isnull().all()
 
 
+def test_a_branch_of_zeros_turns_nothing():
+    model, _ = doubled(CASES["rezero"])
+    with torch.no_grad():
+        model.middle[0].alpha.zero_()
+    # So many samples that rounding takes some cosines beyond 1.
+    result = BlockInfluence(model).attribute(torch.randn(200, 7, dtype=torch.float64), 1)
+    assert (result["branch_to_source_norm"] == 0).all()
+    assert (abs(result["block_influence"]) < 1e-15).all()
+    assert (result["source_sum_cosine"] <= 1).all()
+    assert (result["angular_distance"] < 1e-7).all()
+    assert (result["lesion_estimate"] == 0).all()
+    assert result["branch_descent_cosine"].isnull().all()
+
+
 def test_sources_of_another_shape_are_not_compared_but_their_norm_is():
     model, (x,) = doubled(CASES["post-activation"])
     result = BlockInfluence(model).attribute(x, LABELS)
@@ -266,6 +291,30 @@ def test_a_source_is_compared_in_the_layout_of_the_sum():
             branch = model.branch(source).tanh()
             source, branch = source.permute(0, 2, 3, 1), branch.permute(0, 2, 3, 1)
         assert_block(result, str(result.block.values[0]), by_hand(source, branch, source + branch, dims=dims))
+
+
+def test_a_branch_that_is_broadcast_is_compared_as_it_is_added():
+    class Context(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem = nn.Conv2d(3, 4, 3, padding=1)
+            self.branch = nn.Conv2d(4, 4, 1)
+            self.head = nn.Linear(4, 5)
+
+        def forward(self, x):
+            x = self.stem(x)
+            x = x + self.branch(x.mean((2, 3), keepdim=True)).tanh()
+            return self.head(x.relu().mean((2, 3)))
+
+    model = randomised(Context()).double()
+    x = torch.randn(7, 3, 6, 6, dtype=torch.float64)
+    for dims in (None, 0):
+        result = BlockInfluence(model).attribute(x, LABELS, vector_dim=dims)
+        source = model.stem(x).detach()
+        branch = model.branch(source.mean((2, 3), keepdim=True)).tanh().expand_as(source).detach()
+        total = (source + branch).requires_grad_()
+        cross_entropy(LABELS)(model.head(total.relu().mean((2, 3)))).sum().backward()
+        assert_block(result, str(result.block.values[0]), by_hand(source, branch, total, total.grad, dims=dims))
 
 
 # First order
@@ -397,6 +446,13 @@ def test_a_block_that_the_objective_does_not_read_has_no_effect():
     assert (result["lesion_estimate"].sel(block="first") == 0).all()
 
 
+def test_an_objective_that_reads_no_block_says_that_none_matters():
+    model, inputs = doubled(CASES["several outputs"])
+    result = BlockInfluence(model).attribute(inputs, objective=lambda outputs, _: outputs[1]["stem"][0].sum(1))
+    assert (result["lesion_estimate"] == 0).all()
+    assert np.isfinite(result["block_influence"]).all()
+
+
 # How the samples are laid out
 
 
@@ -417,7 +473,7 @@ class PerToken(nn.Module):
             x = x.transpose(0, 1)
         if self.layout == "mixed":
             x = x.flatten(0, 1)
-        x = x + self.branches[1](x)
+        x = 0.5 * x + self.branches[1](x)
         if self.layout == "tokens first":
             x = x.transpose(0, 1)
         if self.layout == "mixed":
@@ -452,24 +508,34 @@ def test_a_loader_is_streamed_as_one_batch(batch_size):
     assert_same_values(BlockInfluence(model).attribute(loader), study())
 
 
-@pytest.mark.parametrize("size", [1, 2, 7, 100])
-def test_results_do_not_depend_on_the_internal_batch_size(size):
-    assert_same_values(study(internal_batch_size=size), study())
-    assert_same_values(study(None, internal_batch_size=size), study(None))
-
-
-def test_little_memory_makes_smaller_chunks(monkeypatch):
-    sizes = []
+@pytest.fixture
+def sizes(monkeypatch):
+    """Collect the number of samples of every pass."""
+    found = []
     run = StatesEngine.run
-    monkeypatch.setattr("resnet_paths_plugin.analyzers.influence.GRAPH_BYTES", 100_000)
-    monkeypatch.setattr(
-        StatesEngine, "run", lambda self, inputs, *args, **options: (
-            sizes.append(len(next(iter(inputs.values())))), run(self, inputs, *args, **options)
-        )[1]
-    )  # fmt: skip
-    result = study()
+
+    def spy(self, inputs, *args, **options):
+        found.append(len(next(iter(inputs.values()))))
+        return run(self, inputs, *args, **options)
+
+    monkeypatch.setattr(StatesEngine, "run", spy)
+    return found
+
+
+@pytest.mark.parametrize(("size", "expected"), [(1, [1] * 7), (2, [2, 2, 2, 1]), (7, [7]), (100, [7])])
+def test_results_do_not_depend_on_the_internal_batch_size(size, expected, sizes):
+    result, free = study(internal_batch_size=size), study(None, internal_batch_size=size)
+    assert sizes == expected * 2
+    assert_same_values(result, study())
+    assert_same_values(free, study(None))
+
+
+def test_little_memory_makes_smaller_chunks(monkeypatch, sizes):
+    with monkeypatch.context() as patched:
+        patched.setattr("resnet_paths_plugin.analyzers.influence.GRAPH_BYTES", 100_000)
+        result = study()
     assert 1 < len(sizes) <= 7
-    monkeypatch.undo()
+    assert sum(sizes) == 7
     assert_same_values(result, study())
 
 
@@ -693,6 +759,13 @@ def test_lesions_of_several_blocks_are_passed_over_and_repeated_ones_averaged():
     np.testing.assert_allclose(result["lesion_effect"][1:], [alone[1] + 0.5, alone[2]], rtol=1e-5)
 
 
+def test_a_measure_that_is_not_a_number_gives_no_effect():
+    broken = lesions().copy(deep=True)
+    broken["loss"][1, 3] = np.nan
+    result = study(lesions=broken)
+    np.testing.assert_array_equal(result["lesion_effect"].isnull(), [False, True, False])
+
+
 def test_equal_effects_have_no_ranks():
     net, x, made, _ = longer()
     equal = made.assign(loss=made["intact_loss"].expand_dims(lesion=made.lesion))
@@ -702,13 +775,20 @@ def test_equal_effects_have_no_ranks():
 
 
 def test_blocks_without_a_proxy_are_left_out_of_its_correlation():
-    model, inputs = doubled(CASES["post-activation"])
-    net = rpp.unravel(model, inputs)
-    truth = rpp.BlockLesion(net).attribute(inputs, LABELS)
-    result = BlockInfluence(net).attribute(inputs, LABELS, lesions=truth)
-    assert np.isnan(result["rank_correlation"].sel(proxy="block_influence"))  # two blocks of four
-    expected = stats.spearmanr(result["lesion_estimate"].mean("sample"), result["lesion_effect"]).statistic
-    assert float(result["rank_correlation"].sel(proxy="lesion_estimate")) == pytest.approx(expected)
+    def blocks():
+        yield nn.Conv2d(3, 4, 3, padding=1)
+        yield PostActivationBlock(4, 8, 2, Shortcut())
+        yield from (PostActivationBlock(8, 8, 1, nn.Identity()) for _ in range(4))
+        yield from (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
+
+    torch.manual_seed(0)
+    model, x = randomised(nn.Sequential(*blocks())).eval().double(), torch.randn(7, 3, 8, 8, dtype=torch.float64)
+    net = rpp.unravel(model, x)
+    result = BlockInfluence(net).attribute(x, LABELS, lesions=rpp.BlockLesion(net).attribute(x, LABELS))
+    assert result["block_influence"][0].isnull().all()
+    for proxy, kept in (("block_influence", slice(1, None)), ("lesion_estimate", slice(None))):
+        expected = stats.spearmanr(result[proxy].mean("sample")[kept], result["lesion_effect"][kept]).statistic
+        assert float(result["rank_correlation"].sel(proxy=proxy)) == pytest.approx(expected)
 
 
 def test_without_a_target_the_other_proxies_are_ranked():
@@ -719,7 +799,6 @@ def test_without_a_target_the_other_proxies_are_ranked():
 def test_samples_without_a_value_are_left_out_of_a_proxys_mean():
     net, x, made, rises = longer()
     x = x.clone()
-    # Where nothing but biases speaks the values are still there; a sample of infinities has none.
     x[2] = math.inf
     result = BlockInfluence(net).attribute(x, lesions=made)
     assert result["block_influence"][:, 2].isnull().all()

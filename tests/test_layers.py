@@ -127,14 +127,52 @@ def test_a_layer_ends_where_its_value_is_read_twice():
 
 
 @pytest.mark.parametrize("model", [Plain, Dense])
-def test_networks_without_blocks_have_layers_or_are_refused(model):
+def test_a_network_without_such_layers_is_refused(model):
     x = images(3, 6, 6)
     net = rpp.unravel(randomised(model()).eval(), x, units="layers")
-    for layer in net.blocks:
-        assert layer.source_shape == layer.sum_shape
-    if not net.blocks:
-        with pytest.raises(NoResidualBlocksError, match="no layer that can be deleted"):
-            rpp.BlockLesion(net).attribute(x, LABELS)
+    assert not net.blocks
+    with pytest.raises(NoResidualBlocksError, match="no layer that can be deleted"):
+        rpp.BlockLesion(net).attribute(x, LABELS)
+
+
+class Einsum(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(6, 6))
+
+    def forward(self, x):
+        return torch.einsum("bi,ij->bj", x, self.weight)
+
+
+def test_a_product_with_a_parameter_is_a_layer():
+    torch.manual_seed(0)
+    model = nn.Sequential(Einsum(), nn.Linear(6, 5))
+    net = rpp.unravel(model, images(6), units="layers")
+    assert [layer.name for layer in net.blocks] == ["0"]
+    with torch.no_grad():
+        assert torch.equal(net.lesioned("0")(images(6)), model[1](images(6)))
+
+
+def test_scaled_and_summed_layers_have_no_identity_beside_them():
+    model, x = vgg(), images(3, 32, 32)
+    net = rpp.unravel(model, x, units="layers")
+    layers = [nn.Sequential(*model.features[first : first + 3]) for first in (22, 25)]
+
+    def rest(h):
+        return model.classifier(torch.flatten(model.avgpool(model.features[28](h)), 1))
+
+    with torch.no_grad():
+        h = model.features[:22](x)
+        scaled = net.scheduled(rpp.Schedule.scaled(net, 0.3, [2]))(x)
+        np.testing.assert_allclose(scaled, rest(layers[1](0.3 * layers[0](h))), rtol=1e-4, atol=1e-5)
+        summed = net.scheduled(rpp.Schedule.parallel(net, [2, 3], reduction="sum"))(x)
+        np.testing.assert_allclose(summed, rest(layers[0](h) + layers[1](h)), rtol=1e-4, atol=1e-5)
+
+
+def test_layers_come_in_no_groups():
+    net = rpp.unravel(vgg(), images(3, 32, 32), units="layers")
+    with pytest.raises(InputError, match="no groups"):
+        rpp.BlockLesion(net).attribute(images(3, 32, 32), LABELS, level="group")
 
 
 def test_the_plain_net_of_the_demo_falls_apart_and_the_residual_one_does_not():

@@ -335,6 +335,7 @@ class TestPage:
             assert f"{100 * error:.1f} %" in page.text
         assert "error without it" in page.text
         assert "Layers of the plain network" in page.text
+        assert re.search(r"index\s*layer\s*stage", page.text)
         for name, value in ds.attrs.items():
             assert name.replace("_", " ") in page.text
             assert str(value) in page.text

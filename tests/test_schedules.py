@@ -186,7 +186,7 @@ def test_the_study_measures_every_schedule_of_every_family():
     with torch.no_grad():
         loss = functional.cross_entropy(without(model, "middle.2.branch")(x), LABELS, reduction="none")
     np.testing.assert_allclose(found.loss.sel(schedule="skip middle.2"), loss, rtol=1e-6)
-    np.testing.assert_allclose(found.loss.sel(schedule="scale 1"), found.intact_loss, rtol=1e-6)
+    np.testing.assert_allclose(found.loss.sel(schedule="scale 1.0"), found.intact_loss, rtol=1e-6)
 
 
 def test_the_dataset_tells_every_weight_that_was_changed(tmp_path):
@@ -225,6 +225,10 @@ def test_schedules_side_by_side_in_one_batch_change_nothing():
         ([], InputError, "no schedule to run"),
         ("swap", InputError, "mapping from names"),
         ({"a": rpp.Schedule(3)}, InputError, "'a' is not one for the 6 blocks"),
+        ([schedules.adjacent_swaps] * 2, InputError, "one name: swap middle.0 and middle.1"),
+        (lambda net: {"a": rpp.Schedule.from_rows(net, {}, {77: torch.zeros(6)})}, ScheduleError, "block 77"),
+        (lambda net: {"a": rpp.Schedule.from_rows(net, {}, {0: torch.zeros(4)})}, ScheduleError, "does not broadcast"),
+        (lambda net: {"a": rpp.Schedule.from_rows(net, {}, {0: torch.zeros(5, 6)})}, InputError, "for each sample"),
         (partial(schedules.skipped_ranges, lengths=9), InputError, "between 1 and 6"),
         (partial(schedules.parallel_ranges, reduction="max"), ScheduleError, "reduction"),
     ],
@@ -233,3 +237,19 @@ def test_what_is_no_schedule_is_refused(given, error, message):
     net, _, x = chain()
     with pytest.raises(error, match=message):
         rpp.BlockSchedules(net).attribute(x, LABELS, schedules=given)
+
+
+def test_a_constant_is_added_and_told():
+    net, _, x = chain()
+    constant = torch.linspace(-1, 1, 6, dtype=torch.float64)
+    schedule = rpp.Schedule.from_rows(net, {2: ()}, {2: constant})
+    found = rpp.BlockSchedules(net).attribute(x, LABELS, schedules={"a": schedule}, internal_batch_size=2)
+    expected = by_hand(lambda h, f: one_after_the_other(f[3:], one_after_the_other(f[:2], h) + constant))
+    np.testing.assert_allclose(found.target_score[0], expected[range(5), LABELS], rtol=1e-6)
+    assert found.constant_added.values.tolist() == [[False, False, True, False, False, False]]
+
+
+def test_factors_that_look_alike_and_numpy_numbers_are_taken():
+    net, _, _ = chain()
+    assert len(schedules.scaled_branches(net, factors=[0.12345671, 0.12345672])) == 2
+    assert len(schedules.skipped_ranges(net, lengths=np.int64(2))) == N - 1

@@ -482,6 +482,7 @@ def test_wrong_inputs_are_refused_before_anything_is_drawn_or_moved():
         ({"survival": 1.1}, "above 0 and at most 1"),
         ({"survival": float("nan")}, "above 0 and at most 1"),
         ({"survival": "half"}, "a number or a sequence"),
+        ({"survival": 0.5j}, "a number or a sequence"),
         ({"survival": [0.5, 0.5]}, "2 probabilities, and 4 blocks"),
         ({"survival": [0.5, 0.5, "a", 1]}, "above 0 and at most 1"),
     ],

@@ -206,3 +206,42 @@ def test_schedules_of_blocks_that_are_not_there_are_refused():
 def test_what_a_network_cannot_do_is_said(use):
     with pytest.raises(UnsupportedMethodError, match="unravel"):
         use(rpp.unravel(Chain(plain), images(torch.float32)))
+
+
+class Layer(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.f, self.g = nn.Linear(6, 6), nn.Linear(6, 6)
+
+    def forward(self, x):
+        x = x + self.f(x).relu()
+        return x + self.g(x).relu()
+
+
+class Shared(nn.Module):
+    """A layer that runs three times, one that runs once, and sums of the model's own."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.last, self.own = Layer(), Layer(), nn.Linear(6, 6)
+
+    def forward(self, x):
+        for _ in range(3):
+            x = self.layer(x)
+        x = self.last(x)
+        return x + self.own(x).relu()
+
+
+def test_each_run_of_a_shared_module_is_a_group():
+    torch.manual_seed(0)
+    model, x = Shared(), torch.randn(5, 6)
+    net = rpp.unravel(model, x)
+    found = rpp.BlockLesion(net).attribute(x, 0, level="group")
+    assert found["lesion"].values.tolist() == ["layer:1", "layer:2", "layer:3", "last", "(model)"]
+    assert found.n_deleted.values.tolist() == [2, 2, 2, 2, 1]
+    with torch.no_grad():
+        h = model.last(model.layer(model.layer(x)))  # two runs of three
+        expected = h + model.own(h).relu()
+    np.testing.assert_allclose(found.target_score[1], expected[:, 0], rtol=1e-5)
+    moved = rpp.BlockReordering(net).attribute(x, 0, n_swaps=1, level="group")
+    assert moved.sizes["reordering"] == 1

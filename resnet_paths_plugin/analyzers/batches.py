@@ -40,6 +40,11 @@ class Batch:
             target = self.target[piece] if isinstance(self.target, Tensor | list) else self.target
             yield Batch(args, target, piece.stop - piece.start)
 
+    def evenly(self, most: int) -> Iterator["Batch"]:
+        """Cut the batch into pieces of at most `most` samples that are as equal as can be."""
+        pieces = -(-self.size // most)
+        yield from self.chunks(-(-self.size // pieces))
+
     def take(self, samples: Tensor) -> "Batch":
         """Return a batch of some samples, in the order of their indices."""
         index = samples.tolist()
@@ -114,18 +119,34 @@ class Batches:
     def again(self, reference: Any = None) -> "Batches":
         """Return the batches once more, or those of a reference instead, with the same further arguments.
 
-        Raises:
-            InputError: if they come from an iterator, which can be read once only.
+        The targets of a reference are not looked at.
         """
         inputs, target, extra = self._given
-        if reference is not None:
+        if reference is None:
+            return Batches(inputs, target, extra)
+        if isinstance(reference, Tensor | tuple):
             return Batches(reference, None, extra)
-        if isinstance(inputs, Iterator):
+        return Batches(((_pair(item)[0], None) for item in reference), None, extra)
+
+    def check_again(self, reference: Any = None) -> None:
+        """Check, without reading anything, that `again` gives batches any number of times.
+
+        Raises:
+            InputError: if they come from an iterator, which can be read once only, or if a reference would be paired
+                with further arguments that belong to the samples of the inputs.
+        """
+        source, name = (self._given[0], "inputs") if reference is None else (reference, "reference")
+        if isinstance(source, Iterator):
             raise InputError(
-                "this takes two passes over the inputs, and a one-shot iterator allows one: pass a list of batches or "
-                "a DataLoader, or give a reference"
+                f"this takes several passes over the {name}, and a one-shot iterator allows one: pass a list of "
+                f"batches or a DataLoader{'' if reference is not None else ', or give a reference'}"
             )
-        return Batches(inputs, target, extra)
+        extra = [leaf for leaf in pytree.tree_leaves(self._extra) if isinstance(leaf, Tensor) and leaf.ndim]
+        if reference is not None and any(leaf.shape[0] == self.first.size for leaf in extra):
+            raise InputError(
+                "additional_forward_args hold a value for each sample of the inputs, and a reference has other "
+                "samples: pass them as further inputs instead, inputs=(x, more) and reference=(other_x, other_more)"
+            )
 
     def _batch(self, inputs: Any, target: Target) -> Batch:
         args = (*inputs, *self._extra) if isinstance(inputs, tuple) else (inputs, *self._extra)

@@ -6,11 +6,13 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from resnet_paths_plugin.analyzers.batches import Batch, Batches
 from resnet_paths_plugin.engine.program import Values
 from resnet_paths_plugin.engine.recalibration import Recalibration
 from resnet_paths_plugin.engine.schedule import Schedule
+from resnet_paths_plugin.engine.states import BlockState, StatesEngine
 from resnet_paths_plugin.errors import InputError
 from resnet_paths_plugin.network import UnraveledNetwork
 
@@ -60,29 +62,32 @@ class Conditions:
         self._network = network
         self._ablation = ablation
         self._recalibration = Recalibration(network.program) if batch_norm == "recalibrated" else None
+        self._states = StatesEngine(network.program)
         self._seed = seed
-        self._donor_draws = np.random.default_rng(seed)
+        self._donors = _Donors(seed)
         self._means: dict[int, Tensor] = {}
-        self._statistics: list[Values | None] = []
+        self._statistics: list[Values] = []
         self._batches, self._reference = batches, reference
         if ablation == "mean" or self._recalibration is not None:
-            batches.again(reference)  # refuses before the long run what cannot be read
+            batches.check_again(reference)
+        elif reference is not None:
+            raise InputError(
+                "a reference is for ablation='mean' and batch_norm='recalibrated', and neither was asked for: "
+                "leave it out"
+            )
 
-    def prepare(self, schedules: Sequence[Schedule]) -> None:
+    def prepare(self, schedules: Sequence[Schedule], *, show_progress: bool = False) -> None:
         """Go through the reference for what these schedules need."""
-        self._statistics = [None] * len(schedules)
         if self._ablation == "mean":
-            deleted = sorted({block for schedule in schedules for block in schedule.deleted})
-            self._means = self._branch_means(deleted)
+            self._means = self._branch_means(_deleted(schedules))
         if self._recalibration is not None:
-            for place, schedule in enumerate(schedules):
-                self._statistics[place] = self._recalibration.statistics(self._reference_runs(schedule))
+            self._statistics = self._recalibrated(self._recalibration, schedules, show_progress=show_progress)
 
     def chunks(
         self, batch: Batch, schedules: Sequence[Schedule], size: int
     ) -> Iterator[tuple[Batch, Sequence[Schedule]]]:
         """Cut a batch into pieces of at most `size` samples, each with the schedules as they are for it."""
-        yield from self._chunks(batch, schedules, size, self._donor_draws)
+        yield from self._substituted(batch, batch.chunks(size), schedules, self._donors)
 
     def outputs(self, schedules: Sequence[Schedule], chunk: Batch, width: int) -> Iterator[tuple[int, Any]]:
         """Yield `(position in schedules, output)` for each schedule, in the order of completion."""
@@ -93,58 +98,111 @@ class Conditions:
             for _, output in self._network.outputs([schedule], chunk.args, statistics=statistics):
                 yield place, output
 
-    def _chunks(
-        self, batch: Batch, schedules: Sequence[Schedule], size: int, draws: np.random.Generator
+    def _substituted(
+        self, batch: Batch, chunks: Iterator[Batch], schedules: Sequence[Schedule], donors: "_Donors"
     ) -> Iterator[tuple[Batch, Sequence[Schedule]]]:
-        if self._ablation == "resample":
-            blocks = sorted({block for schedule in schedules for block in schedule.deleted})
-            donors = batch.take(_others(batch.size, draws))
-            for chunk, other in zip(batch.chunks(size), donors.chunks(size), strict=True):
-                constants = self._network.branches(blocks, other.args)
-                yield chunk, [schedule.substituted(constants) for schedule in schedules]
+        """Yield each chunk of a batch with the schedules that add what stands in for deleted branches."""
+        if self._ablation != "resample":
+            substituted = [schedule.substituted(self._means) for schedule in schedules]
+            for chunk in chunks:
+                yield chunk, substituted
             return
-        substituted = [schedule.substituted(self._means) for schedule in schedules]
-        for chunk in batch.chunks(size):
-            yield chunk, substituted
+        blocks = _deleted(schedules)
+        source, others = donors.of(batch)
+        start = 0
+        for chunk in chunks:
+            other = source.take(others[start : start + chunk.size])
+            start += chunk.size
+            constants = {block: self._laid_out(block, v) for block, v in self._branches(blocks, other).items()}
+            yield chunk, [schedule.substituted(constants) for schedule in schedules]
 
-    def _reference_runs(self, schedule: Schedule) -> Iterator[tuple[Schedule, Values]]:
-        """Yield the schedule and the inputs for every batch of the reference."""
-        draws = np.random.default_rng(self._seed)
-        for batch in self._batches.again(self._reference):
-            moved = batch.to(self._network.device)
-            for chunk, (changed,) in self._chunks(moved, [schedule], REFERENCE_BATCH, draws):
-                yield changed, self._network.inputs(chunk.args)
+    def _recalibrated(
+        self, recalibration: Recalibration, schedules: Sequence[Schedule], *, show_progress: bool
+    ) -> list[Values]:
+        """Return each schedule's statistics, averaged over the batches in which a norm ran."""
+        sums: list[dict[int, tuple[Tensor, int]]] = [{} for _ in schedules]
+        donors = _Donors(self._seed)
+        batches = self._batches.again(self._reference)
+        with tqdm(total=batches.n_samples, disable=not show_progress, unit="sample", desc="recalibration") as progress:
+            for batch in batches:
+                moved = batch.to(self._network.device)
+                for chunk, changed in self._substituted(moved, moved.evenly(REFERENCE_BATCH), schedules, donors):
+                    inputs = self._network.inputs(chunk.args)
+                    for found, schedule in zip(sums, changed, strict=True):
+                        for at, value in recalibration.statistics(schedule, inputs).items():
+                            total, count = found.get(at, (0, 0))
+                            found[at] = total + value, count + 1
+                    progress.update(chunk.size)
+        return [{at: total / count for at, (total, count) in found.items()} for found in sums]
 
     def _branch_means(self, blocks: Sequence[int]) -> dict[int, Tensor]:
         """Return the mean over the reference's samples of each branch at each position, with a batch of one."""
-        program = self._network.program
         sums: dict[int, Tensor] = {}
+        dtypes: dict[int, torch.dtype] = {}
         count = 0
         for batch in self._batches.again(self._reference):
-            for chunk in batch.to(self._network.device).chunks(REFERENCE_BATCH):
+            for chunk in batch.to(self._network.device).evenly(REFERENCE_BATCH):
                 count += chunk.size
-                for block, values in self._network.branches(blocks, chunk.args).items():
-                    dim = program.batch_dim(program.sums[program.branches[block].sum].root)
-                    if dim is None:
-                        raise InputError(
-                            f"ablation='mean' needs samples along a dimension of its own at every sum, and at that of "
-                            f"{self._network.blocks[block].name!r} they are mixed with another"
-                        )
-                    total = values.double().sum(dim, keepdim=True)
+                for block, values in self._branches(blocks, chunk).items():
+                    dtypes[block] = values.dtype
+                    total = values.double().sum(0, keepdim=True)
                     sums[block] = sums[block] + total if block in sums else total
-        dtypes = {block: program.sums[program.branches[block].sum].dtype for block in sums}
-        return {block: (total / count).to(dtypes[block]) for block, total in sums.items()}
+        return {block: self._laid_out(block, (total / count).to(dtypes[block])) for block, total in sums.items()}
+
+    def _branches(self, blocks: Sequence[int], batch: Batch) -> dict[int, Tensor]:
+        """Return the values of some branches in the intact network by the block's index, `[B, *]`."""
+        found: dict[int, Tensor] = {}
+
+        def keep(state: BlockState) -> None:
+            if state.block.index in blocks:
+                found[state.block.index] = state.branch
+
+        self._states.run(self._network.inputs(batch.args), self._network.program.parameters(), keep)
+        for block in blocks:
+            if block not in found:
+                raise InputError(
+                    f"ablation={self._ablation!r} needs samples along a dimension of their own at every sum, and at "
+                    f"that of {self._network.blocks[block].name!r} they are mixed with another"
+                )
+        return found
+
+    def _laid_out(self, block: int, values: Tensor) -> Tensor:
+        """Return values `[B, *]` in the layout of the block's sum."""
+        program = self._network.program
+        dim = program.batch_dim(program.sums[program.branches[block].sum].root)
+        return values if dim is None else values.movedim(0, dim)
 
 
-def _others(size: int, draws: np.random.Generator) -> Tensor:
-    """Return for each sample another one, drawn at random; each is drawn once.
+class _Donors:
+    """Chooses for each sample of a batch another one, at random and each once.
 
-    Raises:
-        InputError: if there is no other one.
+    A batch of a single sample, such as the last one of a loader, gets one of the batch before.
     """
-    if size < 2:
-        raise InputError("ablation='resample' takes a branch's value on another sample: give batches of two or more")
-    order = draws.permutation(size)
-    found = np.empty(size, dtype=np.int64)
-    found[order] = np.roll(order, 1)
-    return torch.from_numpy(found)
+
+    def __init__(self, seed: int) -> None:
+        # A stream of its own beside that of random lesions.
+        self._draws = np.random.default_rng([seed, 1])
+        self._before: Batch | None = None
+
+    def of(self, batch: Batch) -> tuple[Batch, Tensor]:
+        """Return the batch to take from, and the index in it for each sample.
+
+        Raises:
+            InputError: if there is no other sample.
+        """
+        before, self._before = self._before, batch
+        if batch.size == 1:
+            if before is None:
+                raise InputError(
+                    "ablation='resample' takes a branch's value on another sample: give two samples or more"
+                )
+            return before, torch.tensor([int(self._draws.integers(before.size))])
+        order = self._draws.permutation(batch.size)
+        found = np.empty(batch.size, dtype=np.int64)
+        found[order] = np.roll(order, 1)
+        return batch, torch.from_numpy(found)
+
+
+def _deleted(schedules: Sequence[Schedule]) -> list[int]:
+    """Return the blocks that some schedule deletes."""
+    return sorted({block for schedule in schedules for block in schedule.deleted})

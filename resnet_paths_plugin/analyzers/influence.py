@@ -70,7 +70,7 @@ class BlockInfluence(GradientAttribution):  # type: ignore[misc]  # captum is un
         objective: Objective = "cross_entropy",
         vector_dim: int | None = None,
         lesions: xr.Dataset | None = None,
-        effect: str = "loss",
+        effect: str | None = None,
         internal_batch_size: int | None = None,
         show_progress: bool = False,
     ) -> xr.Dataset:
@@ -99,7 +99,8 @@ class BlockInfluence(GradientAttribution):  # type: ignore[misc]  # captum is un
                 features of tokens, 0 for channels) makes a vector at each position; cosines, ratios and angles are then
                 averaged over the positions where they are defined, and NaN where source and sum have different ones.
             lesions: result of `BlockLesion` for the same network; its lesions of single blocks give the true effects.
-            effect: measure of `lesions` whose mean rise is the effect: `"loss"`, `"error"`, `"kl_divergence"`, ...
+            effect: measure of `lesions` whose mean rise is the effect, such as `"error"` or `"kl_divergence"`; None
+                takes the objective's own, `"loss"` or `"target_score"`.
             internal_batch_size: samples per pass; None chooses a number that suits cache and memory.
             show_progress: whether to show a progress bar.
 
@@ -121,7 +122,7 @@ class BlockInfluence(GradientAttribution):  # type: ignore[misc]  # captum is un
                 "source: unravel it with units='blocks'"
             )
         _check_vector_dim(network, vector_dim)
-        truth = None if lesions is None else _true_effects(network, lesions, effect)
+        truth = None if lesions is None else _true_effects(network, lesions, _effect(objective, effect))
         arguments = {
             "inputs": inputs, "target": target, "additional_forward_args": additional_forward_args,
             "objective": objective, "vector_dim": vector_dim, "lesions": lesions, "effect": effect,
@@ -276,6 +277,17 @@ def _samples_per_pass(network: UnraveledNetwork, *, differentiable: bool) -> int
     return max(1, min(size, GRAPH_BYTES // max(1, kept)))
 
 
+def _effect(objective: Objective, effect: str | None) -> str:
+    """Return the measure that the deletion's effect is taken from."""
+    if effect is not None:
+        return effect
+    if callable(objective):
+        raise InputError(
+            "with a function for an objective and lesions at hand, say which of their measures fits: effect='...'"
+        )
+    return "target_score" if objective == "score" else "loss"
+
+
 def _true_effects(network: UnraveledNetwork, lesions: object, effect: str) -> tuple[Array, Mapping[str, object]]:
     """Return the mean rise of a measure when each block is deleted alone, shape `[n]`, and what it is.
 
@@ -315,7 +327,11 @@ def _true_effects(network: UnraveledNetwork, lesions: object, effect: str) -> tu
         raise InputError("lesions delete no block alone: run BlockLesion with its default, each block once")
     rises = per_lesion[deleted.sum(axis=1) == 1]
     effects = np.array([rises[own].mean() if own.any() else np.nan for own in alone])
-    return effects, {"measure": effect, "units": lesions[effect].attrs.get("units", "1")}
+    how = {
+        f"lesions_{name}": lesions.attrs.get(f"argument_{name}", "unknown")
+        for name in ("ablation", "batch_norm", "inputs")
+    }
+    return effects, {"measure": effect, "units": lesions[effect].attrs.get("units", "1"), **how}
 
 
 def _difference(theirs: list[str], ours: list[str]) -> str:

@@ -199,7 +199,7 @@ def _study(network: UnraveledNetwork, units: Units, chosen: Sequence[_Set]) -> S
         row[[block.index for block in gone]] = True
     return ScheduleStudy(
         dim="lesion",
-        labels=["+".join(lesion.names) or "intact" for lesion in chosen],
+        labels=["+".join(lesion.names) if lesion.names else "intact" for lesion in chosen],
         schedules=[Schedule.lesion(network, gone) for gone in blocks],
         variables={
             "deleted": (("lesion", "block"), deleted),

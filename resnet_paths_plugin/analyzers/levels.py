@@ -4,6 +4,9 @@ from collections.abc import Iterable, Mapping
 from numbers import Integral
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from resnet_paths_plugin.errors import InputError, UnknownBlockError
 from resnet_paths_plugin.graph.blocks import BlockLike, ResidualBlock
 from resnet_paths_plugin.network import UnraveledNetwork
@@ -24,6 +27,8 @@ def units_of(network: UnraveledNetwork, level: Level) -> Units:
     if level == "block":
         return {block.name: (block,) for block in network.blocks}
     if level == "group":
+        if network.units == "layers":
+            raise InputError("layers of a plain network come in no groups: leave level='block'")
         groups: dict[str, tuple[ResidualBlock, ...]] = {}
         for block in network.blocks:
             groups[block.group] = (*groups.get(block.group, ()), block)
@@ -50,3 +55,27 @@ def unit_names(network: UnraveledNetwork, units: Units, level: Level, members: I
         else:
             names.append(network.block(member).group)
     return names
+
+
+def placements(network: UnraveledNetwork, units: Units) -> NDArray[np.bool_]:
+    """Return whether a unit can run at the place of another one, shape `(units, units)`: `[unit, place]`."""
+    fits = network.program.fits
+    members = [[block.index for block in unit] for unit in units.values()]
+    return np.array(
+        [[len(unit) == len(place) and bool(fits[unit, place].all()) for place in members] for unit in members],
+        dtype=bool,
+    )
+
+
+def swappable(fits: NDArray[np.bool_], order: NDArray[np.intp]) -> NDArray[np.intp]:
+    """Return the pairs of places whose units can trade places.
+
+    Args:
+        fits: from `placements`.
+        order: for each place the unit that is there now.
+
+    Returns:
+        The pairs, shape `(pairs, 2)`, lower place first.
+    """
+    there = fits[order]
+    return np.argwhere(np.triu(there & there.T, 1))

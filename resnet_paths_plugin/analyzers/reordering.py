@@ -1,4 +1,4 @@
-"""BlockReordering: let residual blocks trade places and see what it does to the outputs (Veit et al. 2016, Sec. 4.3)."""
+"""BlockReordering: let residual blocks trade places and see what it does (Veit et al. 2016, Sec. 4.3)."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from scipy import stats
 
 from resnet_paths_plugin.analyzers.batches import Batches, Target
 from resnet_paths_plugin.analyzers.conditions import BatchNorm, Conditions
-from resnet_paths_plugin.analyzers.levels import Level, Units, unit_names, units_of
+from resnet_paths_plugin.analyzers.levels import Level, Units, placements, swappable, unit_names, units_of
 from resnet_paths_plugin.analyzers.measures import Measure
 from resnet_paths_plugin.analyzers.schedule_study import (
     ScheduleAnalyzer,
@@ -26,10 +26,16 @@ from resnet_paths_plugin.analyzers.schedule_study import (
 from resnet_paths_plugin.engine.schedule import Schedule
 from resnet_paths_plugin.errors import InputError
 from resnet_paths_plugin.graph.blocks import BlockLike, ResidualBlock
+from resnet_paths_plugin.network import Units as NetworkUnits
 from resnet_paths_plugin.network import UnraveledNetwork
 
 Order = Sequence[BlockLike]
 """A permutation: for every place the block whose branch runs there."""
+
+_WHAT: Mapping[NetworkUnits, str] = {
+    "blocks": "whose residual blocks' branches run, their skips left in place,",
+    "layers": "whose layers run",
+}
 
 
 class BlockReordering(ScheduleAnalyzer):
@@ -122,8 +128,8 @@ class BlockReordering(ScheduleAnalyzer):
             analyzer=type(self).__name__,
             title=f"Reordering study of {network.name}",
             summary=(
-                "Outputs of a residual network whose blocks' branches run in another order, their skips left in place, "
-                f"next to the intact network's (intact_...). Batch-norm statistics are {batch_norm}."
+                f"Outputs of a network {_WHAT[network.units]} in another order, next to the intact network's "
+                f"(intact_...). Batch-norm statistics are {batch_norm}."
             ),
             seed=seed if n_swaps is not None else None,
             arguments=arguments,
@@ -182,26 +188,10 @@ def _expanded(network: UnraveledNetwork, units: Units, names: Sequence[str]) -> 
     return tuple(order)
 
 
-def _may_trade(network: UnraveledNetwork, units: Units) -> NDArray[np.bool_]:
-    """Whether a unit can run at the place of another one, shape `(units, units)`: `[unit, place]`."""
-    fits = network.program.fits
-    members = [[block.index for block in unit] for unit in units.values()]
-    return np.array(
-        [[len(unit) == len(place) and bool(fits[unit, place].all()) for place in members] for unit in members],
-        dtype=bool,
-    )
-
-
-def _swappable(fits: NDArray[np.bool_], order: NDArray[np.intp]) -> NDArray[np.intp]:
-    """Return the pairs of places whose units can trade places now, shape `(pairs, 2)`."""
-    there = fits[order]
-    return np.argwhere(np.triu(there & there.T, 1))
-
-
 def _neighbours_swapped(network: UnraveledNetwork, units: Units) -> list[_Permutation]:
     names = list(units)
     start = np.arange(len(names))
-    pairs = [(a, b) for a, b in _required(network, _swappable(_may_trade(network, units), start)) if b == a + 1]
+    pairs = [(a, b) for a, b in _required(network, swappable(placements(network, units), start)) if b == a + 1]
     if not pairs:
         raise InputError(f"no two neighbours of {network.name} may trade places: give orders or n_swaps")
     chosen: list[_Permutation] = []
@@ -218,16 +208,16 @@ def _random_orders(
     for count in counts:
         if not isinstance(count, Integral) or isinstance(count, bool) or count < 0:
             raise InputError(f"n_swaps must hold numbers of swaps, 0 or more, not {count!r}")
-    fits = _may_trade(network, units)
+    fits = placements(network, units)
     names = list(units)
-    _required(network, _swappable(fits, np.arange(len(names))))
+    _required(network, swappable(fits, np.arange(len(names))))
     generator = np.random.default_rng(seed)
     chosen: list[_Permutation] = []
     for count in counts:
         for draw in range(draws):
             order = np.arange(len(names))
             for _ in range(int(count)):
-                pairs = _swappable(fits, order)
+                pairs = swappable(fits, order)
                 a, b = pairs[generator.integers(len(pairs))]
                 order[[a, b]] = order[[b, a]]
             moved = _expanded(network, units, [names[at] for at in order])

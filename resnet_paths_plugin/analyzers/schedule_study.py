@@ -106,7 +106,7 @@ def run_study(
     size = positive("internal_batch_size", internal_batch_size) or chunk_size(network)
     width = positive("perturbations_per_eval", perturbations_per_eval) or 1
     measured.check(batches.first)
-    conditions.prepare(study.schedules)
+    conditions.prepare(study.schedules, show_progress=show_progress)
     pieces: list[dict[str, np.ndarray[Any, Any]]] = []
     with (
         torch.no_grad(),

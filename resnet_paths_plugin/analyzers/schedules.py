@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 from captum.log import log_usage
+from torch import Tensor
 
 from resnet_paths_plugin import datasets
 from resnet_paths_plugin.analyzers.batches import Batches, Target
@@ -20,9 +21,13 @@ from resnet_paths_plugin.analyzers.schedule_study import (
 )
 from resnet_paths_plugin.engine.schedule import Schedule
 from resnet_paths_plugin.errors import InputError
-from resnet_paths_plugin.network import UnraveledNetwork
+from resnet_paths_plugin.network import Units, UnraveledNetwork
 from resnet_paths_plugin.schedules import Family
 
+_WHAT: Mapping[Units, str] = {
+    "blocks": "whose residual blocks' branches are added, their skips left in place,",
+    "layers": "whose layers run",
+}
 GIVEN = "given"
 """The family of schedules that the user made."""
 
@@ -67,9 +72,10 @@ class BlockSchedules(ScheduleAnalyzer):
 
         Returns:
             A Dataset with dims `schedule`, `sample`, `block`, `entry`: `family` (schedule), `changed` (schedule,
-            block), whether the schedule changes what is added at a block's sum, `n_changed` (schedule); the weights of the
-            changed sums that are not 0, as a list: at the sum of block `entry_place`, the branch of block
-            `entry_branch` is added `entry_weight` times in schedule `entry_schedule` (entry); and the measures of a
+            block), whether the schedule changes what is added at a block's sum, `n_changed` (schedule); the weights of
+            the changed sums that are not 0, as a list: at the sum of block `entry_place`, the branch of block
+            `entry_branch` is added `entry_weight` times in schedule `entry_schedule` (entry); `constant_added`, where
+            a constant is added as well (schedule, block); and the measures of a
             lesion study, those of the intact network as `intact_...`.
 
         Raises:
@@ -91,8 +97,8 @@ class BlockSchedules(ScheduleAnalyzer):
             analyzer=type(self).__name__,
             title=f"Schedule study of {network.name}",
             summary=(
-                "Outputs of a network whose branches are added elsewhere, or with other weights, their skips left in "
-                f"place, next to the intact network's (intact_...). Batch-norm statistics are {batch_norm}."
+                f"Outputs of a network {_WHAT[network.units]} elsewhere or with other weights, next to the intact "
+                f"network's (intact_...). Batch-norm statistics are {batch_norm}."
             ),
             seed=None,
             arguments=arguments,
@@ -131,11 +137,24 @@ def _named(network: UnraveledNetwork, schedules: object) -> Named:
     for _, name, schedule in chosen:
         if not isinstance(schedule, Schedule) or schedule.n_blocks != len(network.blocks):
             raise InputError(f"schedule {name!r} is not one for the {len(network.blocks)} blocks of {network.name}")
+        if any(_per_sample(network, place, constant) for place, constant in schedule.constants.items()):
+            raise InputError(f"schedule {name!r} has a constant with a value for each sample, which a study cannot cut")
+    names = [name for _, name, _ in chosen]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise InputError(f"two schedules have one name: {', '.join(twice)}. Name them apart, or leave one out")
     if not chosen:
         raise InputError(
             f"there is no schedule to run: none was given, or none of them fits the blocks of {network.name}"
         )
     return chosen
+
+
+def _per_sample(network: UnraveledNetwork, place: int, constant: Tensor) -> bool:
+    """Whether a constant has more than one value along the batch."""
+    root = network.program.sums[network.program.branches[place].sum].root
+    dim, n_dims = network.program.batch_dim(root), len(network.program.nodes[root].meta["val"].shape)
+    return dim is not None and constant.ndim >= n_dims - dim and constant.shape[dim - n_dims] > 1
 
 
 def _family_name(family: Callable[..., Any]) -> str:
@@ -145,8 +164,10 @@ def _family_name(family: Callable[..., Any]) -> str:
 
 def _study(network: UnraveledNetwork, chosen: Named) -> ScheduleStudy:
     changed = np.zeros((len(chosen), len(network.blocks)), dtype=bool)
+    constants = np.zeros_like(changed)
     entries: list[tuple[int, int, int, float]] = []
     for which, (_, _, schedule) in enumerate(chosen):
+        constants[which, list(schedule.constants)] = True
         for place in range(len(network.blocks)):
             changed[which, place] = schedule.changes(place)
             if changed[which, place]:
@@ -164,6 +185,7 @@ def _study(network: UnraveledNetwork, chosen: Named) -> ScheduleStudy:
             "family": (("schedule",), [family for family, _, _ in chosen]),
             "changed": (("schedule", "block"), changed),
             "n_changed": (("schedule",), changed.sum(axis=1)),
+            "constant_added": (("schedule", "block"), constants),
             **listed,
         },
     )

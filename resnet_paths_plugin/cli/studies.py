@@ -6,11 +6,13 @@ The mathematics is in the analyzers; what the results look like and what they sa
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import xarray as xr
 
 from resnet_paths_plugin import demo
 from resnet_paths_plugin.analyzers.influence import BlockInfluence
 from resnet_paths_plugin.analyzers.lesion import BlockLesion
+from resnet_paths_plugin.analyzers.levels import placements, swappable, units_of
 from resnet_paths_plugin.analyzers.path_length import PathLengthGradient
 from resnet_paths_plugin.analyzers.reordering import BlockReordering
 from resnet_paths_plugin.cli.preprocessing import InputBatches
@@ -104,8 +106,8 @@ def _reorderings(network: UnraveledNetwork, images: InputBatches, options: Study
 
 
 def _may_be_reordered(network: UnraveledNetwork, options: StudyOptions) -> bool:
-    fits = network.program.fits
-    return options.max_swaps > 0 and bool((fits & fits.T).sum() > len(network.blocks))
+    fits = placements(network, units_of(network, "block"))
+    return options.max_swaps > 0 and len(swappable(fits, np.arange(len(fits)))) > 0
 
 
 def _influence(network: UnraveledNetwork, images: InputBatches, options: StudyOptions, results: Results) -> xr.Dataset:

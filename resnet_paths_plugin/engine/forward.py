@@ -17,8 +17,6 @@ from resnet_paths_plugin.engine.demand import Demand, DemandAnalysis
 from resnet_paths_plugin.engine.program import Operator, Program, Sum, Values, mask_of, positions_of
 from resnet_paths_plugin.engine.schedule import Schedule
 
-_ROUNDING = 1e-12
-
 Step = tuple[Operator, int, tuple[int, ...]]
 
 
@@ -74,22 +72,6 @@ class ForwardEngine:
         values += [total.root for total in program.sums]
         values += [at for at in program.outputs if at is not None]
         return all(program.batch_dim(at) is not None for at in values)
-
-    def branches(self, blocks: Sequence[int], inputs: Values, parameters: Values) -> dict[int, Tensor]:
-        """Return the values of some branches in the intact network, as they are added, by the index of the block."""
-        program = self.program
-        wanted = mask_of(program.branches[block].value for block in blocks)
-        needed = wanted
-        for at in reversed(program.dynamic):
-            if needed >> at & 1:
-                needed |= program.reads[at]
-        values = {at: inputs[at] for at in program.inputs}
-        _execute(self.steps_among(program.dynamic, needed, wanted), program.prepare(parameters, inputs), values)
-        found = ((block, program.branches[block]) for block in blocks)
-        return {
-            block: values[branch.value] if branch.scale == 1 else branch.scale * values[branch.value]
-            for block, branch in found
-        }
 
     def steps(self, segment: int, needed: int, live: int) -> list[Step]:
         """Return the operators to run in a segment, each with the values that nobody reads after it."""
@@ -307,9 +289,7 @@ def _skip_weights(schedules: Sequence[Schedule], total: Sum, scale: float) -> li
     """Return the weight of a term that is no branch, under each schedule."""
     if not total.is_layer:
         return [scale] * len(schedules)
-    taken = (sum(weight for _, weight in schedule.row(total.blocks[0])) for schedule in schedules)
-    # Weights such as three thirds leave a rest that is only rounding.
-    return [0.0 if abs(1 - weight) < _ROUNDING else 1 - weight for weight in taken]
+    return [0.0 if schedule.row(total.blocks[0]) else 1.0 for schedule in schedules]
 
 
 def _by_key(members: Sequence[Member], at: int) -> list[list[Member]]:

@@ -49,8 +49,8 @@ class Sum:
         terms: its terms in the order of the operands; skip and trunk terms have no block.
         blocks: indices of the blocks that it closes.
         dtype: dtype of its value.
-        is_layer: whether it is a layer's output, `y_i = (1 - sum_j w_ij) x_i + sum_j w_ij f_j(x_i)`: the term that is
-            no branch is the layer's input, which only stands in for what is deleted.
+        is_layer: whether it is a layer's output, `y_i = sum_j w_ij f_j(x_i)`: the term that is no branch is the layer's
+            input `x_i`, which only stands in where nothing is added.
     """
 
     root: int

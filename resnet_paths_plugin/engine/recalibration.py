@@ -1,7 +1,7 @@
 """Batch-norm statistics of a rewired network: what its running statistics would be had it always been wired so."""
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -21,9 +21,8 @@ _ARGUMENTS: Mapping[Any, tuple[int, int, int]] = {
 
 
 class Recalibration:
-    """Runs a program with the statistics of each batch in its batch norms, and averages these over batches.
+    """Runs a program with the statistics of the batch in its batch norms, and tells these; variances are unbiased.
 
-    The average has equal weights, as of a `BatchNorm` with `momentum=None` in training mode; variances are unbiased.
     Nothing is written to the model.
 
     Raises:
@@ -45,25 +44,23 @@ class Recalibration:
         self._program.operators = tuple(operators)
         self._engine = ForwardEngine(self._program)
 
-    def statistics(self, runs: Iterable[tuple[Schedule, Values]]) -> Values:
-        """Return running means and variances by the positions of their placeholders; those of unused norms are absent.
+    def statistics(self, schedule: Schedule, inputs: Values) -> Values:
+        """Return a batch's means and variances by the positions of the running ones; of norms that are not run none.
 
-        Args:
-            runs: for each batch the schedule and the values of the inputs.
+        A norm that runs several times gets the average over its runs.
 
         Raises:
-            InputError: if a batch gives a norm one value per channel only.
+            InputError: if a norm gets one value per channel only, or values that are not finite.
         """
         self._found = {}
         with torch.no_grad():
-            for schedule, inputs in runs:
-                for _ in self._engine.run([schedule], inputs, self._program.parameters()):
-                    pass
+            for _ in self._engine.run([schedule], inputs, self._program.parameters()):
+                pass
         found = {at: torch.stack(values).mean(0) for at, values in self._found.items()}
         if not all(bool(torch.isfinite(values).all()) for values in found.values()):
             raise InputError(
-                "recalibrated batch-norm statistics are not finite: give a reference with larger batches, and check "
-                "that the network's values are finite"
+                "a batch gives batch-norm statistics that are not finite: a batch of one sample has no variance (of a "
+                "DataLoader, leave a short last batch out with drop_last=True), or the network's values are not finite"
             )
         return found
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import SymInt, Tensor
 
 from resnet_paths_plugin.errors import ScheduleError
 from resnet_paths_plugin.graph.blocks import BlockLike
@@ -23,6 +23,7 @@ class Schedule:
 
     Only rows that differ from the intact network's (`w_ii = 1`, nothing else) are stored. Lesions, reorderings,
     repetitions, parallel and scaled branches and ablations are all schedules. Build one with the class methods.
+    Layers of a plain network have no skip: there `y_i = sum_j w_ij f_j(x_i)`, and `x_i` where nothing is added.
 
     Attributes:
         n_blocks: number of blocks `n` of the network it is made for.
@@ -165,7 +166,8 @@ class Schedule:
         """Take rows as they are, after checking that each branch fits where it is put.
 
         Raises:
-            ScheduleError: if a weight is not finite, or a branch does not fit its place; both blocks are named.
+            ScheduleError: if a weight is not finite, a branch does not fit its place (both blocks are named), or a
+                constant does not fit its sum.
         """
         n = len(net.blocks)
         strange = {at for place, row in rows.items() for at in (place, *(j for j, _ in row)) if not 0 <= at < n}
@@ -176,5 +178,23 @@ class Schedule:
                 if not np.isfinite(weight):
                     raise ScheduleError(f"the weight of {net.blocks[branch].name!r} is {weight}, not a finite number")
                 net.program.check_placement(branch, place)
+        for place, constant in (constants or {}).items():
+            _check_constant(net, place, constant)
         kept = {place: tuple((j, w) for j, w in row if w != 0) for place, row in rows.items()}
         return cls(len(net.blocks), kept, dict(constants or {}))
+
+
+def _check_constant(net: "UnraveledNetwork", place: int, constant: Tensor) -> None:
+    if not 0 <= place < len(net.blocks):
+        raise ScheduleError(f"constants name block {place}: {net.name} has {len(net.blocks)} blocks, counted from 0")
+    block = net.blocks[place]
+    shape = net.program.nodes[net.program.sums[net.program.branches[place].sum].root].meta["val"].shape
+    fits = constant.ndim <= len(shape) and all(
+        size == 1 or isinstance(want, SymInt) or size == want
+        for size, want in zip(reversed(constant.shape), reversed(shape), strict=False)
+    )
+    if not fits:
+        raise ScheduleError(
+            f"the constant of {block.name!r} has shape {list(constant.shape)}, which does not broadcast to its sum's, "
+            f"{list(block.sum_shape)} for each sample"
+        )

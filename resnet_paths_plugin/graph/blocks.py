@@ -21,7 +21,8 @@ class ResidualBlock:
         index: position in execution order, from 0.
         name: unique name, such as `"layer1.0"` or `"blocks.3.attn"`.
         module: path of the module that owns the sum.
-        group: path of the module that is handled as one at `level="group"`; the owning module.
+        group: what is handled as one at `level="group"`: the owning module, and which run of it (`":1"`, `":2"`)
+            where it runs several times; `"(model)"` for the model's own `forward`.
         skip_kind: what the skip `s_i` does.
         branch_type: what the branch `f_i` is made of.
         stage: stage of the network, from 0; None where it is not known.

@@ -19,6 +19,9 @@ from resnet_paths_plugin.graph.operators import (
 from resnet_paths_plugin.graph.sums import Term
 from resnet_paths_plugin.graph.values import DataFlow
 
+WHOLE = "(model)"
+"""The group of sums in the model's own `forward`."""
+
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Reading:
@@ -51,9 +54,11 @@ def blocks_of(graph: CapturedGraph, flow: DataFlow, readings: Sequence[Reading])
     )
     owners = [owner_of(reading.root) for reading, _ in found]
     per_owner = Counter(owners)
-    calls: dict[str, set[str]] = {}
+    calls: dict[str, list[str]] = {}
     for (reading, _), owner in zip(found, owners, strict=True):
-        calls.setdefault(owner, set()).add(_call(reading.root))
+        run = _call(reading.root)
+        if run not in calls.setdefault(owner, []):
+            calls[owner].append(run)
     blocks: list[ResidualBlock] = []
     for (reading, branch), owner in zip(found, owners, strict=True):
         region = flow.between(reading.source, branch.node)
@@ -67,7 +72,7 @@ def blocks_of(graph: CapturedGraph, flow: DataFlow, readings: Sequence[Reading])
                 index=len(blocks),
                 name=name,
                 module=owner,
-                group=owner,
+                group=_group(owner, calls[owner], _call(reading.root)),
                 skip_kind=reading.kind,
                 branch_type=branch_type(region, flow),
                 stage=None,
@@ -88,6 +93,12 @@ def owner_of(node: fx.Node) -> str:
     """Return the path of the module whose code made a value."""
     stack = list(node.meta.get("nn_module_stack", {}).values())
     return str(stack[-1][0]) if stack else ""
+
+
+def _group(owner: str, calls: Sequence[str], call: str) -> str:
+    """Return the name of what is handled as one: one run of the module that owns the sum."""
+    name = owner or WHOLE
+    return f"{name}:{calls.index(call) + 1}" if len(calls) > 1 else name
 
 
 def _call(node: fx.Node) -> str:

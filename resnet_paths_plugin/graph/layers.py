@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from torch import Tensor, fx
+from torch.utils import _pytree as pytree
 
 from resnet_paths_plugin.graph.blocks import ResidualBlock
 from resnet_paths_plugin.graph.capture import CapturedGraph
@@ -73,7 +74,7 @@ def _alike(flow: DataFlow) -> Iterator[tuple[fx.Node, fx.Node, fx.Node]]:
     """Yield weighted operator, source and output of every layer that can be deleted, in execution order."""
     for node in flow.nodes:
         operands = [operand for operand in node.all_input_nodes if operand in flow.data]
-        if node.target not in WEIGHTED or len(operands) != 1 or sum(one is operands[0] for one in node.args) != 1:
+        if node.target not in WEIGHTED or len(operands) != 1 or pytree.tree_leaves(node.args).count(operands[0]) != 1:
             continue
         value = _with_norm_and_activation(node, flow)
         if _same_form(operands[0], value):

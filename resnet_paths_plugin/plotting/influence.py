@@ -17,6 +17,7 @@ from resnet_paths_plugin.plotting.style import FloatArray
 
 NAMED = 3
 PERCENTILES = (5, 95)
+PROJECTIONS = "with a projection skip"
 WIDE_SPREAD = 30
 """Largest over median size from which an axis is linear around 0 and logarithmic beyond."""
 
@@ -52,7 +53,8 @@ def plot_influence(ds: xr.Dataset, ax: Axes | None = None, *, proxy: str | None 
     style.leave_room(ax, 0.06)
     style.legend_above(ax)
     points = np.stack([values, effect], axis=1)
-    labels.place(ax, points, {place: str(ds["block"].values[place]) for place in damage.worst(effect, NAMED)})
+    shown = np.where(np.isfinite(values), effect, np.nan)
+    labels.place(ax, points, {place: str(ds["block"].values[place]) for place in damage.worst(shown, NAMED)})
     return ax
 
 
@@ -87,8 +89,13 @@ def plot_influences(ds: xr.Dataset, axes: Iterable[Axes] | None = None) -> NDArr
         if axes is None and names.index(name) % columns:
             ax.set_ylabel("")  # the first of the row says it
         ax.set_title(_told(correlations[name]).removeprefix(", ") or "no rank correlation", fontsize=style.LEGEND_SIZE)
-    if panels[0].get_legend_handles_labels()[1][1:]:
-        panels[0].legend(fontsize=style.LEGEND_SIZE)
+        if ax.get_xscale() == "linear":
+            ax.locator_params(axis="x", nbins=5)
+    with_projections = [ax for ax in panels if PROJECTIONS in ax.get_legend_handles_labels()[1]]
+    if with_projections:
+        handles, told = with_projections[0].get_legend_handles_labels()
+        shown = [pair for pair in zip(handles, told, strict=True) if pair[1] in {"one block", PROJECTIONS}]
+        with_projections[0].legend(*zip(*shown, strict=True), fontsize=style.LEGEND_SIZE)
     return panels
 
 
@@ -165,10 +172,11 @@ def _scatter(ax: Axes, ds: xr.Dataset, name: str, label: str) -> tuple[FloatArra
     effect = ds["lesion_effect"].values.astype(np.float64)
     projection = block_axis.projections(ds)
     known = np.isfinite(values) & np.isfinite(effect)
-    left_out = "" if known.all() else f" ({int((~known).sum())} of {len(known)} have no value)"
-    ax.plot(values[known & ~projection], effect[known & ~projection], label=label + left_out, **POINT)
+    ax.plot(values[known & ~projection], effect[known & ~projection], label=label, **POINT)
     if (known & projection).any():
-        ax.plot(values[known & projection], effect[known & projection], label="with a projection skip", **PROJECTION)
+        ax.plot(values[known & projection], effect[known & projection], label=PROJECTIONS, **PROJECTION)
+    if not known.all():
+        ax.plot([], [], linestyle="none", label=f"{int((~known).sum())} of {len(known)} blocks have no value")
     ax.axhline(0, color=style.GREY, linewidth=0.8, linestyle=":", zorder=1)
     ax.margins(0.08)
     _spread_out(ax, values, effect)

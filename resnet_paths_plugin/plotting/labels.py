@@ -19,16 +19,21 @@ GAP = 7.0
 CLEAR = 3.0
 """Points of a typographer between a name and marks of others."""
 
-FAR = 3.0
-"""Times the gap at which a name is put, with a line to its mark, where there is no room beside it."""
+REACHES = (1.0, 3.0, 6.0)
+"""Times the gap at which a name is put: beside its mark, else farther away with a line to it."""
 
 _SIDES = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1))
 
 
 def place(
-    ax: Axes, points: FloatArray, names: Mapping[int, str], obstacles: FloatArray | None = None, taken_top: float = 0
+    ax: Axes,
+    points: FloatArray,
+    names: Mapping[int, str],
+    obstacles: FloatArray | None = None,
+    taken_top: float = 0,
+    longest: int = 28,
 ) -> None:
-    """Write names beside some of the points, to be called when all else is drawn.
+    """Write names beside those of some points that have room for them, to be called when all else is drawn.
 
     Args:
         ax: where the points are drawn.
@@ -36,6 +41,7 @@ def place(
         names: which of them to name, and how.
         obstacles: what names should not cover, shape `[m, 2]`; by default the points.
         taken_top: share of the Axes' height, at its top, that is taken.
+        longest: characters beyond which a name is shortened.
     """
     figure = ax.get_figure(root=True)
     figure.draw_without_rendering()  # type: ignore[union-attr]  # the layout may still move the Axes
@@ -49,11 +55,11 @@ def place(
     for index, name in names.items():
         if not np.isfinite(points[index]).all():
             continue
-        text = style.shortened(style.plain(name))
+        text = style.shortened(style.plain(name), longest)
         extent = np.array([CHARACTER * size * len(text), LINE * size])
         mark = ax.transData.transform(points[index])
         best = None
-        for reach, side in product((1.0, FAR), _SIDES):
+        for reach, side in product(REACHES, _SIDES):
             corner = mark + np.array(side) * GAP * dots * reach + (np.array(side) - 1) / 2 * extent
             box = np.array([corner, corner + extent])
             out = np.clip(low - box[0], 0, None).sum() + np.clip(box[1] - high, 0, None).sum()
@@ -62,8 +68,8 @@ def place(
             cost = (crossed, out > 0, hidden, reach, out)
             if best is None or cost < best[0]:
                 best = cost, box, side, reach
-        if best is None:
-            continue
+        if best is None or best[0][:2] != (0, False):
+            continue  # no room at all: a name on another, or outside, tells less than none
         _, box, side, reach = best
         taken.append(box)
         alignment = ("right", "center", "left")[side[0] + 1], ("top", "center", "bottom")[side[1] + 1]

@@ -20,6 +20,7 @@ RANGES = "skipped_ranges"
 SCALES = "scaled_branches"
 COLOUR_MAP = "cividis_r"
 NAMED = 3
+LONGEST_NAME = 44
 STAGE_BAND = 0.08
 """Share of the Axes' height, at its top, where the stages' numbers stand."""
 
@@ -212,7 +213,9 @@ def _draw_changes(
     style.leave_room(ax, 0.16)
     block_axis.name_blocks(ax, np.arange(n), [str(one) for one in ds["block"].values], "changed block")
     middle = np.stack([(first + last) / 2, values], axis=1)
-    covered = [(place, value) for a, b, value in zip(first, last, values, strict=True) for place in range(a, b + 1)]
+    levels = [level for level in (effect.intact, chance) if level is not None]
+    covered = [(place, level) for level in levels for place in np.linspace(-0.5, n - 0.5, 2 * n + 1)]
+    covered += [(place, value) for a, b, value in zip(first, last, values, strict=True) for place in range(a, b + 1)]
     names = {place: str(ds["schedule"].values[chosen[place]]) for place in worst(values, NAMED)}
-    labels.place(ax, middle, names, np.array(covered), taken_top=STAGE_BAND)
+    labels.place(ax, middle, names, np.array(covered), taken_top=STAGE_BAND, longest=LONGEST_NAME)
     return ax

@@ -220,7 +220,8 @@ def _block_tables(study: ReportStudy) -> Iterator[BlockTable]:
         names = [name for name in _BLOCK_FACTS if name in ds.coords]
         if "group" in names and np.array_equal(ds["group"].values, ds["block"].values):
             names.remove("group")
-        columns = [_BLOCK_FACTS[name] for name in names]
+        unit = "layer" if ds.attrs.get("units") == "layers" else "block"
+        columns = [unit if name == "block" else _BLOCK_FACTS[name] for name in names]
         cells = [[_cell(name, value) for value in ds[name].values.tolist()] for name in names]
         if study.kind == "single_lesions":
             head, values = _deletions(ds)

@@ -45,7 +45,7 @@ def single_lesions(ds: xr.Dataset, plain: xr.Dataset | None = None) -> str:
     else:
         said += (
             f"{_amount(effect, np.nanmedian(values))} in the median of {len(values)} deletions of one {lesions.unit}; "
-            f"{_extremes(effect, values, names)}"
+            f"{_extremes(effect, values, names, 'without')}"
         )
         if effect.is_fraction and effect.intact is not None:
             small = int((np.abs(values - effect.intact) < SMALL_RISE).sum())
@@ -186,7 +186,7 @@ def schedules(ds: xr.Dataset, family: str) -> str:
     ]
     said += f"{_amount(effect, np.nanmedian(values))} in the median of {len(values)} schedules"
     if np.ptp(values) > 0:
-        said += f"; {_extremes(effect, values, names).replace(' without ', ' in ')}"
+        said += f"; {_extremes(effect, values, names, 'in')}"
     if family == "skipped_ranges" and effect.is_fraction and effect.intact is not None:
         counts = ds["changed"].transpose("schedule", "block").values[chosen].sum(axis=1)
         harmless = np.flatnonzero(values - effect.intact < SMALL_RISE)
@@ -318,15 +318,15 @@ def _intact(ds: xr.Dataset, effect: Damage) -> str:
     return f"{_amount(effect, effect.intact)}{count} in the intact network and "
 
 
-def _extremes(effect: Damage, values: FloatArray, names: Sequence[str]) -> str:
-    """Name the deletions that do most: up to three, never an arbitrary few among equals."""
+def _extremes(effect: Damage, values: FloatArray, names: Sequence[str], preposition: str) -> str:
+    """Name the changes that do most: up to three, never an arbitrary few among equals."""
     distance = values if effect.is_fraction or effect.intact is None else np.abs(values - effect.intact)
     superlative = "highest" if effect.is_fraction or effect.intact is None else "farthest from the intact network's"
     named = worst(distance, NAMED)
     if not named:
         equals = distance == np.nanmax(distance)
         return f"it is {superlative}, {_amount(effect, values[equals.argmax()])}, in {int(equals.sum())} of them"
-    return f"it is {superlative} without {_listed([names[place] for place in named])}"
+    return f"it is {superlative} {preposition} {_listed([names[place] for place in named])}"
 
 
 def _span(effect: Damage, values: FloatArray) -> str:
