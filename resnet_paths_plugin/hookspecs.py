@@ -70,7 +70,8 @@ def resnet_paths_capture(model: nn.Module, example_inputs: tuple[Any, ...]) -> E
 def resnet_paths_detect_blocks(model: nn.Module, graph: CapturedGraph) -> Sequence[ResidualBlock] | None:
     """Find the residual blocks of a captured model in another way than the generic data-flow detector.
 
-    Called once for each model that is unraveled. The first answer that is not None wins, an empty one included;
+    Called once for each model that is unraveled, and once more for each `net.sampling`, on the graph in training mode.
+    The first answer that is not None wins, an empty one included;
     the generic detector is asked last.
 
     Args:

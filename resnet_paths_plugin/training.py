@@ -33,7 +33,8 @@ class SamplingNetwork(NetworkView):
     Parameters and buffers are the model's own, so that an optimizer takes them from either, and the model is what is
     saved. `train` and `eval` switch this module and leave the model's flags alone: what dropout and batch norms do
     in training mode was fixed when it was made, by the model's flags where the model was in training mode (parts of
-    it may be in eval mode, as frozen batch norms are), else by those that `model.train()` sets.
+    it may be in eval mode, as frozen batch norms are), else by those that `model.train()` sets. So were the momentum of
+    batch norms and the rates of dropout: after changing flags or these, make a new one.
 
     Sources: exactly m of n blocks, Veit et al. 2016, Sec. 5; stochastic depth, Huang et al. 2016, "Deep Networks with
     Stochastic Depth", ECCV, eq. 2 (training), 4 (linear decay) and 5 (eval mode).
@@ -138,6 +139,8 @@ class SamplingNetwork(NetworkView):
         n = len(self.sampled)
         if survival is None:
             return ((self.n_active or 0) / n,) * n
+        if isinstance(survival, torch.Tensor):
+            survival = survival.tolist()
         if isinstance(survival, Real):
             last = _checked_probability(survival)
             return tuple(1 - place / n * (1 - last) for place in range(1, n + 1))

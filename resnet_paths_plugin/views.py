@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 class NetworkView(nn.Module):
     """A module that runs a captured graph instead of submodules.
 
-    It always computes in eval mode. Its parameters and buffers are the model's own; methods that hook or walk
-    submodules are refused, since they would run and mean nothing.
+    It computes in eval mode, but for a sampling network in training. Its parameters and buffers are the model's own;
+    methods that hook or walk submodules are refused, since they would run and mean nothing.
     """
 
     def __init__(self, model: nn.Module) -> None:

@@ -50,6 +50,12 @@ SOURCE = """
     def build():
         return Tiny()
 
+    def stack():
+        return nn.Sequential(
+            nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1), nn.ReLU(),
+            nn.Conv2d(4, 4, 3, padding=1), nn.Flatten(), nn.Linear(256, 5),
+        )
+
     def plain():
         return nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 5))
 
@@ -377,6 +383,20 @@ def test_a_model_without_description_asks_for_statistics(tmp_path):
 
 def test_a_model_asks_for_images():
     assert "a MODEL needs --images" in told("analyze", MODEL)
+
+
+def test_layers_of_a_plain_network_are_studied_on_demand(tmp_path):
+    """No skips, so no paths and no influence."""
+    options = ("--images", "images.npz", *STATISTICS, "--units", "layers", "--draws", 1, "--max-deleted", 1)
+    result = invoke("analyze", "tiny_residual_network:stack", *options, "--output", tmp_path / "a.nc")
+    assert result.exit_code == 0, result.output
+    tree = rpp.load(tmp_path / "a.nc")
+    assert set(tree.children) == {"single_lesions", "random_lesions", "reorderings"}
+    assert tree["single_lesions"]["lesion"].values.tolist() == ["1", "3"]
+    assert (
+        "2 layers that can be deleted"
+        in invoke("blocks", "tiny_residual_network:stack", "--input-shape", "3,8,8", "--units", "layers").output
+    )
 
 
 def test_a_model_without_blocks_is_refused(tmp_path):

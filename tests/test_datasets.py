@@ -99,16 +99,21 @@ def test_every_variable_of_the_design_is_known_with_its_dtype_and_units():
 
     expected = (
         dtype("target_score target_score_drop loss kl_divergence gradient input", "f4")
-        | dtype("correct prediction_changed deleted", "?")
+        | dtype("correct prediction_changed deleted changed constant_added", "?")
         | dtype(
             "prediction n_deleted n_deleted_units draw order n_swaps block_index stage depth position path_length", "i4"
         )
+        | dtype("label entry entry_schedule entry_place entry_branch n_changed", "i4")
         | dtype("sample n_draws", "i8")
         | dtype("error kendall_tau kendall_tau_all_blocks gradient_norm completeness_error path_count", "f8")
         | dtype("log10_path_count path_gradient_norm path_gradient_norm_stderr total_path_gradient", "f8")
         | dtype("log10_total_path_gradient path_gradient_rms tail_gradient_norm", "f8")
         | dtype("effective_length_low effective_length_high", "f8")
-        | dtype("lesion reordering block skip_kind branch_type group module measure", "U")
+        | dtype("branch_to_source_norm source_sum_cosine block_influence angular_distance", "f8")
+        | dtype("branch_descent_cosine lesion_estimate gate_openness lesion_effect", "f8")
+        | dtype("rank_correlation entry_weight", "f8")
+        | dtype("lesion reordering schedule block skip_kind branch_type group module measure", "U")
+        | dtype("family proxy training", "U")
     )
     stored = {name: np.dtype(quantity.dtype) for name, quantity in schema.QUANTITIES.items()}
     assert stored == expected

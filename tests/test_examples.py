@@ -4,8 +4,13 @@ import runpy
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from matplotlib.image import imread
+from safetensors.torch import save_file
+
+import resnet_paths_plugin as rpp
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -29,3 +34,29 @@ def test_effective_paths_explain_what_all_paths_do_and_long_ones_do_not(monkeypa
         assert similarity["effective"] > 0.95
         assert similarity["long"] < 0.9
     assert imread(picture).std() > 0
+
+
+def test_the_papers_studies_run_on_any_cifar_resnet(monkeypatch, capsys, tmp_path):
+    script, weights = EXAMPLES / "reproduce_paper.py", tmp_path / "weights.safetensors"
+    model = runpy.run_path(str(script))["CifarResNet"](14)
+    torch.manual_seed(0)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    save_file(model.state_dict(), weights)
+    generator = np.random.default_rng(0)
+    images = generator.integers(0, 256, (8, 32, 32, 3), dtype=np.uint8)
+    np.savez(tmp_path / "images.npz", images=images, labels=generator.integers(0, 10, 8))
+    options = {
+        "--depth": 14, "--weights": weights, "--images": tmp_path / "images.npz", "--output": tmp_path / "out",
+        "--path-images": 1, "--path-draws": 2, "--draws": 2, "--changes": 2,
+    }  # fmt: skip
+    monkeypatch.setattr(sys, "argv", [str(script), *(str(part) for option in options.items() for part in option)])
+    runpy.run_path(str(script), run_name="__main__")
+
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines()]
+    assert [row[0].strip("| ") for row in rows] == ["figure", "---|---|---|---", "3", "5a", "5b", "6a", "6b", "6c"]
+    assert "exactly Binomial(6, 1/2)" in rows[5][2]
+    tree = rpp.load(tmp_path / "out" / "resnet14.nc")
+    assert set(tree.children) == {"single_lesions", "random_lesions", "reorderings", "influence", "path_lengths"}
+    assert (tmp_path / "out" / "resnet14.html").exists()
+    assert imread(tmp_path / "out" / "resnet14-reorderings.png").std() > 0

@@ -575,4 +575,5 @@ def test_legends_end_within_the_figure(kind, n):
     assert box.x0 >= 0
     assert box.x1 <= ax.figure.bbox.width
     assert box.y1 <= ax.figure.bbox.height
+    assert box.height < 0.2 * ax.figure.bbox.height
     assert ax.get_window_extent().width > 0.75 * ax.figure.bbox.width  # the legend has not squeezed the data

@@ -45,3 +45,46 @@ def test_path_gradients_are_those_of_the_cpu_and_complete(pair):
         torch.testing.assert_close(
             torch.tensor(found[name].values), torch.tensor(expected[name].values), rtol=1e-2, atol=1e-3
         )
+
+
+@pytest.mark.parametrize("options", [{"ablation": "mean"}, {"ablation": "resample"}, {"batch_norm": "recalibrated"}])
+def test_ablations_and_recalibration_are_those_of_the_cpu(pair, options):
+    model, images, labels = pair
+    expected = rpp.BlockLesion(model).attribute(images, target=labels, **options)
+    found = rpp.BlockLesion(model.cuda()).attribute(images, target=labels, **options)
+    torch.testing.assert_close(
+        torch.tensor(found.loss.values), torch.tensor(expected.loss.values), rtol=1e-3, atol=1e-3
+    )
+
+
+def test_reorderings_and_influence_are_those_of_the_cpu(pair):
+    model, images, labels = pair
+    expected = rpp.BlockReordering(model).attribute(images, target=labels, n_swaps=[1, 2], draws=2)
+    influence = rpp.BlockInfluence(model).attribute(images, target=labels)
+    model.cuda()
+    found = rpp.BlockReordering(model).attribute(images, target=labels, n_swaps=[1, 2], draws=2)
+    torch.testing.assert_close(
+        torch.tensor(found.loss.values), torch.tensor(expected.loss.values), rtol=1e-3, atol=1e-3
+    )
+    on_device = rpp.BlockInfluence(model).attribute(images, target=labels)
+    torch.testing.assert_close(
+        torch.tensor(on_device.lesion_estimate.values),
+        torch.tensor(influence.lesion_estimate.values),
+        rtol=1e-2,
+        atol=1e-3,
+    )
+
+
+def test_a_sampling_network_trains_on_the_device(pair):
+    model, images, labels = pair
+    model, images, labels = model.cuda(), images.cuda(), labels.cuda()
+    sampler = rpp.unravel(model, images).sampling(n_active=2)
+    before = [parameter.clone() for parameter in model.parameters()]
+    optimizer = torch.optim.SGD(sampler.parameters(), lr=0.1)
+    for _ in range(3):
+        loss = torch.nn.functional.cross_entropy(sampler(images), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert torch.isfinite(loss)
+    assert any(not torch.equal(one, other) for one, other in zip(before, model.parameters(), strict=True))

@@ -978,3 +978,20 @@ def test_a_network_without_skips_is_refused():
     assert layers.blocks
     with pytest.raises(InputError, match="units='blocks'"):
         BlockInfluence(layers).attribute(torch.randn(3, 7).double())
+
+
+def test_the_effect_is_the_objectives_own_unless_another_is_named():
+    found = study(objective="score", lesions=lesions())
+    named = study(objective="score", lesions=lesions(), effect="target_score")
+    assert found.lesion_effect.attrs["measure"] == "target_score"
+    np.testing.assert_array_equal(found.lesion_effect, named.lesion_effect)
+    assert study(lesions=lesions()).lesion_effect.attrs["measure"] == "loss"
+    with pytest.raises(InputError, match="effect="):
+        study(objective=lambda outputs, _: outputs[:, 0], lesions=lesions())
+
+
+def test_how_the_lesions_were_made_stands_beside_their_effect():
+    net, _, x = network()
+    mean = rpp.BlockLesion(net).attribute(x, LABELS, ablation="mean")
+    attrs = study(lesions=mean).lesion_effect.attrs
+    assert (attrs["lesions_ablation"], attrs["lesions_batch_norm"]) == ("mean", "frozen")

@@ -537,7 +537,7 @@ def test_unknown_blocks_and_groups_are_refused_with_near_names():
     net, _, x = transformer()
     with pytest.raises(UnknownBlockError, match=r"layers\.1"):
         rpp.BlockLesion(net).attribute(x, level="group", lesions=["layer.1"])
-    with pytest.raises(UnknownBlockError, match="names groups or blocks"):
+    with pytest.raises(UnknownBlockError, match="groups are given by name or by a block of them"):
         rpp.BlockLesion(net).attribute(x, level="group", lesions=[1])
 
 

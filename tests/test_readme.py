@@ -14,6 +14,8 @@ def test_the_readme_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("MPLBACKEND", "agg")
     exec(compile("\n".join(blocks), str(README), "exec"), {})  # noqa: S102 - our own README
     plt.close("all")
-    assert len(blocks) == 3
-    assert "8 residual blocks" in capsys.readouterr().out
-    assert {path.name for path in tmp_path.iterdir()} == {"lengths.nc", "lengths.png"}
+    assert len(blocks) == 5
+    printed = capsys.readouterr().out
+    assert "8 residual blocks" in printed
+    assert "5 layers that can be deleted" in printed
+    assert {path.name for path in tmp_path.iterdir()} == {"lengths.nc"}

@@ -285,6 +285,7 @@ class TestSentences:
         ds["error"][:] = 0.9
         assert "every range raises it by one percentage point or more" in said(ds)["schedules-skipped-ranges"]
         ds["error"][ds["schedule"].values == "skip 2..5"] = 0.045
+        ds["error"][ds["schedule"].values == "skip 1..1"] = 0.04
         assert "less than one percentage point has 4 blocks (skip 2..5)" in said(ds)["schedules-skipped-ranges"]
 
     @pytest.mark.parametrize(
@@ -335,6 +336,7 @@ class TestPage:
             assert f"{100 * error:.1f} %" in page.text
         assert "error without it" in page.text
         assert "Layers of the plain network" in page.text
+        assert "single lesions, plain network" in page.text  # its own attributes
         assert re.search(r"index\s*layer\s*stage", page.text)
         for name, value in ds.attrs.items():
             assert name.replace("_", " ") in page.text

@@ -16,6 +16,7 @@ from resnet_paths_plugin.analyzers.measures import Measure
 from resnet_paths_plugin.analyzers.schedule_study import (
     ScheduleAnalyzer,
     ScheduleStudy,
+    draws_of,
     network_for,
     run_study,
     study_attrs,
@@ -102,6 +103,7 @@ class BlockLesion(ScheduleAnalyzer):
             "batch_norm": batch_norm, "reference": reference, "measures": measures,
             "internal_batch_size": internal_batch_size, "perturbations_per_eval": perturbations_per_eval,
         }  # fmt: skip
+        draws = draws_of(draws, seed)
         units = units_of(network, level)
         if n_deleted is not None:
             if lesions is not None:
@@ -177,10 +179,8 @@ def _named(network: UnraveledNetwork, units: Units, level: Level, lesion: Lesion
 
 def _random_sets(units: Units, n_deleted: int | Iterable[int], draws: int, seed: int) -> list[_Set]:
     sizes = list(n_deleted) if isinstance(n_deleted, Iterable) else [n_deleted]
-    if not isinstance(draws, int) or draws < 1:
-        raise InputError(f"draws must be a positive integer, not {draws!r}")
     for size in sizes:
-        if not isinstance(size, Integral) or not 0 <= size <= len(units):
+        if not isinstance(size, Integral) or isinstance(size, bool) or not 0 <= size <= len(units):
             raise InputError(f"n_deleted must be between 0 and {len(units)}, the number of units, not {size!r}")
     generator = np.random.default_rng(seed)
     names = list(units)

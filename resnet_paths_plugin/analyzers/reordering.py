@@ -18,8 +18,8 @@ from resnet_paths_plugin.analyzers.measures import Measure
 from resnet_paths_plugin.analyzers.schedule_study import (
     ScheduleAnalyzer,
     ScheduleStudy,
+    draws_of,
     network_for,
-    positive,
     run_study,
     study_attrs,
 )
@@ -113,11 +113,12 @@ class BlockReordering(ScheduleAnalyzer):
         }  # fmt: skip
         if orders is not None and n_swaps is not None:
             raise InputError("give either orders (explicit permutations) or n_swaps (random ones), not both")
+        draws = draws_of(draws, seed)
         units = units_of(network, level)
         if orders is not None:
             chosen = [_Permutation(_of_blocks(network, units, level, order)) for order in orders]
         elif n_swaps is not None:
-            chosen = _random_orders(network, units, n_swaps, positive("draws", draws) or 1, seed)
+            chosen = _random_orders(network, units, n_swaps, draws, seed)
         else:
             chosen = _neighbours_swapped(network, units)
         if not chosen:

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -208,9 +209,24 @@ def _numpy(values: Tensor) -> np.ndarray[Any, Any]:
 
 def positive(name: str, value: int | None) -> int | None:
     """Return a positive integer or None as it is; refuse anything else."""
-    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+    if value is None:
+        return None
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
         raise InputError(f"{name} must be a positive integer or None, not {value!r}")
-    return value
+    return int(value)
+
+
+def draws_of(draws: int, seed: int) -> int:
+    """Return a number of random draws after checking it and the seed.
+
+    Raises:
+        InputError: if the number is no positive integer, or the seed no integer of 0 or more.
+    """
+    for name, value, least in (("draws", draws, 1), ("seed", seed, 0)):
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+            kind = "a positive integer" if least else "an integer of at least 0"
+            raise InputError(f"{name} must be {kind}, not {value!r}")
+    return int(draws)
 
 
 def _warn_if_not_finite(network: UnraveledNetwork, outputs: Any) -> None:

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from inspect import getdoc
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 import matplotlib as mpl
@@ -35,7 +35,7 @@ from resnet_paths_plugin.cli.preprocessing import InputBatches, preprocessing_fo
 from resnet_paths_plugin.cli.studies import STUDIES, StudyOptions
 from resnet_paths_plugin.description import ModelDescription
 from resnet_paths_plugin.errors import FileError, InputError, ResnetPathsError
-from resnet_paths_plugin.network import UnraveledNetwork, unravel
+from resnet_paths_plugin.network import Units, UnraveledNetwork, unravel
 from resnet_paths_plugin.weights import load_weights
 
 ANALYZERS: Mapping[str, type] = {
@@ -124,6 +124,11 @@ _pretrained_option = click.option(
     "--pretrained", is_flag=True, help="Load the library's pretrained weights (may download them)."
 )
 
+_units_option = click.option(
+    "--units", type=click.Choice(get_args(Units)), default="blocks", show_default=True,
+    help="Residual blocks, or, of any network, the layers whose output has their input's shape.",
+)  # fmt: skip
+
 
 @click.group(
     "resnet-paths", context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}, epilog=_EXAMPLES
@@ -139,10 +144,13 @@ def main() -> None:
     "--input-shape", callback=_numbers(int), metavar="C,H,W",
     help="Shape of one input, for a model that no plugin describes.",
 )  # fmt: skip
+@_units_option
 @_pretrained_option
 @_weights_option
-def blocks(model: str, input_shape: tuple[int, ...] | None, *, pretrained: bool, weights: Path | None) -> None:
-    """Print the table of a MODEL's residual blocks."""
+def blocks(
+    model: str, input_shape: tuple[int, ...] | None, *, units: Units, pretrained: bool, weights: Path | None
+) -> None:
+    """Print the table of a MODEL's residual blocks, or of its layers."""
     manager = plugins.create_plugin_manager()
     module = _load(model, pretrained, weights, manager)
     example = None
@@ -154,7 +162,7 @@ def blocks(model: str, input_shape: tuple[int, ...] | None, *, pretrained: bool,
         description = plugins.describe(module, manager)
         if description is None or description.input_shape is None:
             raise InputError(f"the input shape of {model} is not known: give it, as in --input-shape 3,224,224")
-    click.echo(unravel(module, example, plugin_manager=manager))
+    click.echo(unravel(module, example, units=units, plugin_manager=manager))
 
 
 @main.command("plugins", cls=_Command, short_help="List plugins and analyzers.")
@@ -183,6 +191,7 @@ def list_plugins() -> None:
     "--output", type=click.Path(path_type=Path), metavar="FILE.nc",
     help="File to write; report and figures come beside it. [default: named after the model, in the current folder]",
 )  # fmt: skip
+@_units_option
 @click.option("--device", default="cpu", show_default=True, help="Device to run on, such as cuda.")
 @click.option(
     "--batch-size",
@@ -212,7 +221,7 @@ def list_plugins() -> None:
 @click.option("--progress/--no-progress", default=None, help="Show progress bars. [default: if run in a terminal]")
 def analyze(
     model: str | None, images: Path | None, output: Path | None, *,
-    weights: Path | None, pretrained: bool, device: str, batch_size: int | None,
+    weights: Path | None, pretrained: bool, units: Units, device: str, batch_size: int | None,
     mean: tuple[float, ...] | None, std: tuple[float, ...] | None,
     draws: int, max_deleted: int, max_swaps: int, path_images: int, path_draws: int, seed: int, progress: bool | None,
 ) -> None:  # fmt: skip
@@ -222,7 +231,8 @@ def analyze(
     compares the effect of deleting a block with what foretells it; and splits the input gradient by the length of the
     paths along which it flows: exactly, and by sampled paths as in the paper. Writes one netCDF file with a group per
     study, its figures (Figs. 3, 5, 6 and 7 of Veit et al. 2016, and more), and a report of all of it as one HTML page.
-    Older files of these names are replaced. Without MODEL, studies the embedded network of 54 blocks, and
+    Older files of these names are replaced. Of layers (--units layers), which have no skips, only the lesions and
+    reorderings are run. Without MODEL, studies the embedded network of 54 blocks, and
     without --images on the handwritten digits that were held out from its training; this downloads nothing.
     """
     started = time.perf_counter()
@@ -245,11 +255,12 @@ def analyze(
     preprocessing, resize = preprocessing_for(description, found, mean, std)
     targets = targets_of(found, description.class_names if description else None)
     batches = InputBatches(found, targets, preprocessing, resize=resize, batch_size=batch_size, dtype=_dtype(module))
-    network = _unraveled(module, batches, manager)
+    network = _unraveled(module, batches, units, manager)
     _check_classes(network, batches)
-    click.echo(f"{network.name}: {len(network.blocks)} residual blocks, {len(found)} images of {found.origin}")
+    noun = "residual blocks" if units == "blocks" else "layers that can be deleted"
+    click.echo(f"{network.name}: {len(network.blocks)} {noun}, {len(found)} images of {found.origin}")
     options = StudyOptions(
-        embedded=model is None and images is None,
+        embedded=model is None and images is None and units == "blocks",
         draws=draws,
         max_deleted=max_deleted,
         max_swaps=max_swaps,
@@ -297,11 +308,13 @@ def _load(spec: str, pretrained: bool, weights: Path | None, manager: pluggy.Plu
     return model
 
 
-def _unraveled(model: nn.Module, batches: InputBatches, manager: pluggy.PluginManager) -> UnraveledNetwork:
+def _unraveled(
+    model: nn.Module, batches: InputBatches, units: Units, manager: pluggy.PluginManager
+) -> UnraveledNetwork:
     """Unravel the model for the images that it is to be run on."""
     example, _ = next(iter(batches.head(2)))
     like = next(model.parameters(), example)
-    network = unravel(model, example.to(like.device), plugin_manager=manager)
+    network = unravel(model, example.to(like.device), units=units, plugin_manager=manager)
     network.require_blocks()
     return network
 

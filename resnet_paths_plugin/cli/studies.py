@@ -143,8 +143,12 @@ def _path_maps(network: UnraveledNetwork, images: InputBatches, options: StudyOp
     return result
 
 
-def _wants_paths(_: UnraveledNetwork, options: StudyOptions) -> bool:
-    return options.path_images > 0
+def _has_skips(network: UnraveledNetwork, _: StudyOptions) -> bool:
+    return network.units == "blocks"
+
+
+def _wants_paths(network: UnraveledNetwork, options: StudyOptions) -> bool:
+    return options.path_images > 0 and _has_skips(network, options)
 
 
 STUDIES: tuple[Study, ...] = (
@@ -156,7 +160,7 @@ STUDIES: tuple[Study, ...] = (
     ),
     Study(group="random_lesions", run=_random_lesions),
     Study(group="reorderings", run=_reorderings, wanted=_may_be_reordered),
-    Study(group="influence", run=_influence),
+    Study(group="influence", run=_influence, wanted=_has_skips),
     Study(group="path_lengths", run=_path_lengths, wanted=_wants_paths),
     Study(group="path_maps", run=_path_maps, wanted=_wants_paths),
 )

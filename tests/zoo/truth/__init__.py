@@ -1,7 +1,7 @@
 """How many residual blocks a model has by its own code: for every class that adds, how many blocks an instance makes.
 
-Read off each class's `forward` (and its paper), never off what detection finds; the definition of a block is that of the
-README ("What counts as a block").
+Read off each class's `forward` (and its paper), never off what detection finds; the definition of a block is that of
+the README ("What counts as a block").
 """
 
 from collections.abc import Callable
@@ -18,7 +18,8 @@ class Rule:
     """What one instance of a class contributes.
 
     Attributes:
-        blocks: residual blocks of its own sums (not of the modules that it holds); a number, or a function of the instance.
+        blocks: residual blocks of its own sums (not of the modules that it holds); a number, or a function of the
+            instance.
         reason: why, in a phrase.
     """
 
@@ -27,7 +28,7 @@ class Rule:
 
 
 def rule_of(kind):
-    """Return the rule of a class, or of the nearest class that it inherits its `forward` from; None if there is none."""
+    """Return the rule of a class, or of the class that it inherits its `forward` from; None if there is none."""
     for base in kind.__mro__:
         rule = _rules().get(f"{base.__module__}.{base.__qualname__}")
         if rule is not None:
