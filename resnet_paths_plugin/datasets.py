@@ -103,9 +103,9 @@ def build_tree(studies: Mapping[str, xr.Dataset]) -> xr.DataTree:
         for name, value in every[0].items()
         if not name.startswith(own) and all(name in other and other[name] == value for other in every)
     }
-    subject = attrs.get("model_architecture", attrs.get("model_class", "a network"))
+    subjects = dict.fromkeys(other.get("model_architecture", other.get("model_class", "a network")) for other in every)
     attrs = {
-        "title": f"Studies of {subject}",
+        "title": f"Studies of {' and '.join(map(str, subjects))}",
         "summary": f"One group for each study: {', '.join(studies)}",
         **attrs,
         "date_created": max(study.get("date_created", "") for study in every),
