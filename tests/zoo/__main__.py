@@ -9,7 +9,8 @@ import fnmatch
 import multiprocessing
 import statistics
 import sys
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -19,7 +20,6 @@ from zoo.models import subjects
 
 PATH = Path(__file__).with_name("blocks.csv")
 MODELS_PER_PROCESS = 12
-SAVE_EVERY = 20
 
 
 def main():
@@ -40,21 +40,33 @@ def main():
 
 
 def run(missing, lines, options):
-    """Look at models in processes of their own."""
+    """Look at models in processes of their own, and tell of each."""
+    chunks = [missing[start : start + MODELS_PER_PROCESS] for start in range(0, len(missing), MODELS_PER_PROCESS)]
+    done = 0
+    with ThreadPoolExecutor(options.jobs) as pool:
+        # Threads, each with one process after the other: a process that dies takes one model with it, and no more.
+        for finished in as_completed([pool.submit(look_at, chunk, lines) for chunk in chunks]):
+            done += finished.result()
+            table.write(options.table, lines)
+            print(f"{done} of {len(missing)} looked at", flush=True)
+
+
+def look_at(chunk, lines):
+    """Look at a few models, one after the other in one process; return their number."""
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(options.jobs, context, max_tasks_per_child=MODELS_PER_PROCESS) as pool:
-        runs = {pool.submit(table.line_of, one.library, one.name): one for one in missing}
-        for done, finished in enumerate(as_completed(runs), start=1):
-            one = runs[finished]
-            line = lines[one.library, one.name] = finished.result()
-            verdict = "" if line.declared == line.blocks else f", DECLARED {line.declared}"
-            print(
-                f"[{done}/{len(runs)}] {one.library}/{one.name}: {line.blocks} blocks{verdict}, {line.nodes} nodes,"
-                f" {line.capture_seconds:.1f} + {line.detection_seconds:.2f} s {line.note}",
-                flush=True,
-            )
-            if done % SAVE_EVERY == 0 or done == len(runs):
-                table.write(options.table, lines)
+    pool = ProcessPoolExecutor(1, context)
+    for one in chunk:
+        try:
+            line = pool.submit(table.line_of, one.library, one.name).result()
+        except BrokenProcessPool:
+            line = table.Line(one.library, "", one.name, "", note="its process died, for want of memory perhaps")
+            pool = ProcessPoolExecutor(1, context)
+        lines[one.library, one.name] = line
+        verdict = "" if line.declared == line.blocks else f", DECLARED {line.declared}"
+        seconds = f"{line.capture_seconds:.1f} + {line.detection_seconds:.2f} s"
+        print(f"{one.library}/{one.name}: {line.blocks} blocks{verdict}, {line.nodes} nodes, {seconds} {line.note}")
+    pool.shutdown()
+    return len(chunk)
 
 
 def summarise(lines):
