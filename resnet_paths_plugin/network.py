@@ -255,7 +255,7 @@ class UnraveledNetwork(NetworkView):
 
     def find_blocks(self, graph: CapturedGraph) -> tuple[ResidualBlock, ...]:
         """Return the residual blocks of another capture of the model, found as this network's were."""
-        return _blocks_of(graph, self.description, self._plugin_manager)
+        return find_blocks(graph, self.description, self._plugin_manager)
 
     def path_counts(self) -> list[int]:
         """Return how many paths of each length 0, 1, ... lead from the output to the inputs, exactly.
@@ -382,13 +382,16 @@ def unravel(
     if units == "layers":
         graph, layers = detect_layers(graph)
         return UnraveledNetwork(graph, with_stages(layers, description), description, names, units=units)
-    blocks = _blocks_of(graph, description, plugin_manager)
+    blocks = find_blocks(graph, description, plugin_manager)
     return UnraveledNetwork(graph, blocks, description, names, plugin_manager=plugin_manager)
 
 
-def _blocks_of(
-    graph: CapturedGraph, description: ModelDescription | None, plugin_manager: pluggy.PluginManager | None
+def find_blocks(
+    graph: CapturedGraph,
+    description: ModelDescription | None = None,
+    plugin_manager: pluggy.PluginManager | None = None,
 ) -> tuple[ResidualBlock, ...]:
+    """Return the residual blocks of a captured graph, as plugins detect and review them; None asks the installed."""
     blocks = plugins.detect_blocks(graph.model, graph, plugin_manager)
     if blocks is None:
         blocks = detect_blocks(graph)

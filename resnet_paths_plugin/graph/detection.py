@@ -8,18 +8,16 @@ from collections.abc import Iterator, Sequence
 
 from torch import fx
 
-from resnet_paths_plugin.graph.blocks import ResidualBlock, SkipKind
+from resnet_paths_plugin.graph.blocks import ResidualBlock
 from resnet_paths_plugin.graph.capture import CapturedGraph
 from resnet_paths_plugin.graph.facts import Reading, blocks_of
 from resnet_paths_plugin.graph.operators import (
     PARTS,
     WINDOWED_POOLING,
-    SkipStep,
     aten,
-    pre_activation,
     same_shape,
-    skip_step,
 )
+from resnet_paths_plugin.graph.skips import Skip, skips
 from resnet_paths_plugin.graph.sums import (
     Term,
     addition_above,
@@ -53,14 +51,17 @@ def _read(root: fx.Node, flow: DataFlow) -> Iterator[Reading]:
             continue
         inside = sum_terms(bracket)
         inner = _cheapest(bracket, inside, flow)
-        if inner is None or inner.kind == "projection" or (whole is not None and whole.source is inner.source):
+        if inner is None or inner.kind == "projection":
             continue
         within = {term.node for term in inside}
-        if whole is not None and whole.skip.node in within:
+        outer = _cheapest(root, [*(term for term in terms if term.node not in within), Term(bracket, 1.0)], flow)
+        if whole is not None and whole.source is inner.source:
+            # The same block twice, unless the whole sum leaves over what is the skip around this bracket.
+            if outer is None or outer.branches[0].node is not bracket or outer.skip.node in whole.nodes:
+                continue
+        elif whole is not None and whole.skip.node in within:
             continue
         yield from _read(bracket, flow)
-        outside = [*(term for term in terms if term.node not in within), Term(bracket, 1.0)]
-        outer = _cheapest(root, outside, flow)
         if outer is not None:
             yield outer
         return
@@ -79,53 +80,41 @@ def _cheapest(root: fx.Node, terms: Sequence[Term], flow: DataFlow) -> Reading |
 
 
 def _as_skip(root: fx.Node, skip: Term, others: Sequence[Term], flow: DataFlow) -> Reading | None:
-    """Walk back from one term over skip operators until a value is met that another term is computed from."""
+    """Walk back from one term over skip operators to the first value that another term is a branch of."""
     if skip.scale <= 0 or not same_shape(skip.node, root):
         return None
-    steps: list[SkipStep] = [] if skip.scale == 1 else ["scaled"]
-    walked: set[fx.Node] = set()
-    source = skip.node
-    while not any(flow.is_ancestor(source, of=term.node) for term in others):
-        step = skip_step(source, flow.data)
-        # The projection of a dual path net has a pre-activation of its own, apart from the branch's.
-        if step is None and "weighted" in steps and "activation" not in steps:
-            step = pre_activation(source, flow.data)
-        if step is None:
+    for way in skips(skip, flow):
+        if not any(flow.is_ancestor(way.source, of=term.node) for term in others):
+            continue
+        if way.partial and not way.weight:
             return None
-        walked.add(source)
-        steps.append(step[0])
-        source = step[1]
-    weight = steps.count("weighted")
-    kind = _kind(steps)
-    if "slice" in steps and weight == 0:
-        return None
-    branches = [term for term in others if _is_branch(source, term, weight, kind, flow)]
-    if weight:
-        own = walked | set(brackets(root))
-        branches = [term for term in branches if _is_closed(source, term, own, flow)]
-    return Reading(root, source, skip, kind, tuple(branches), (weight, len(steps))) if branches else None
+        branches = _branches(root, way, others, flow)
+        if branches:
+            return Reading(root, way.source, skip, way.kind, branches, (way.weight, len(way.operators)))
+    return None
 
 
-def _kind(steps: Sequence[SkipStep]) -> SkipKind:
-    if "weighted" in steps or "projection" in steps:
-        return "projection"
-    return "scaled" if "scaled" in steps else "identity"
+def _branches(root: fx.Node, way: Skip, others: Sequence[Term], flow: DataFlow) -> tuple[Term, ...]:
+    """Return the other terms that do more to the source than the skip does."""
+    regions = {term: flow.between(way.source, term.node) for term in others}
+    found = [term for term, region in regions.items() if _is_branch(region, way, flow)]
+    if way.weight:
+        own = {*way.operators, *brackets(root)}.union(*(regions[term] for term in found))
+        found = [term for term in found if _is_closed(term, regions[term], own)]
+    return tuple(found)
 
 
-def _is_branch(source: fx.Node, term: Term, skip_weight: int, kind: SkipKind, flow: DataFlow) -> bool:
-    region = flow.between(source, term.node)
-    if flow.depth(region) > skip_weight:
+def _is_branch(region: list[fx.Node], way: Skip, flow: DataFlow) -> bool:
+    if flow.depth(region) > way.weight:
         return True
-    return kind == "identity" and any(node.target in WINDOWED_POOLING for node in region)
+    return way.kind == "identity" and any(node.target in WINDOWED_POOLING for node in region)
 
 
-def _is_closed(source: fx.Node, term: Term, own: set[fx.Node], flow: DataFlow) -> bool:
+def _is_closed(term: Term, region: list[fx.Node], block: set[fx.Node]) -> bool:
     """Whether nothing inside the branch is read outside the block, a split of its last value excepted.
 
     This tells the projection of a residual block from a lateral sum of a feature pyramid.
     """
-    region = flow.between(source, term.node)
-    block = own.union(region)
     last = _last_value(term.node, set(region))
     return all(user in block or (node in last and user.target in PARTS) for node in region for user in node.users)
 
@@ -149,14 +138,11 @@ def _as_gated(root: fx.Node, skip: Term, others: Sequence[Term], flow: DataFlow)
         for gate, transformed in _factors(others[0].node, flow):
             if not (_is_complement(carry, gate) or _is_complement(gate, carry)):
                 continue
-            source = carried
-            while not flow.is_ancestor(source, of=transformed):
-                step = skip_step(source, flow.data)
-                if step is None or step[0] != "identity":
+            for way in skips(Term(carried, 1.0), flow):
+                if way.kind != "identity" or way.partial:
                     break
-                source = step[1]
-            if flow.depth(flow.between(source, transformed)):
-                return Reading(root, source, skip, "gated", tuple(others), (0, 1), gate)
+                if flow.depth(flow.between(way.source, transformed)):
+                    return Reading(root, way.source, skip, "gated", tuple(others), (0, 1), gate)
     return None
 
 

@@ -45,6 +45,11 @@ class Reading:
     cost: tuple[int, int]
     gate: fx.Node | None = None
 
+    @property
+    def nodes(self) -> set[fx.Node]:
+        """The terms that are skip or branch; a sum may have others, which belong to the trunk."""
+        return {self.skip.node, *(branch.node for branch in self.branches)}
+
 
 def blocks_of(graph: CapturedGraph, flow: DataFlow, readings: Sequence[Reading]) -> tuple[ResidualBlock, ...]:
     """Return the block of every branch that was read, in execution order, with names that are unique."""

@@ -39,14 +39,20 @@ def functional_program(program: ExportedProgram) -> ExportedProgram:
 
 
 def _read_parts_directly(graph: fx.Graph) -> None:
-    """Read an operand of a concatenation where a slice picks just that: data flow is then what it seems."""
+    """Read the whole where a slice picks all of it, and an operand of a concatenation where a slice picks just that.
+
+    Data flow is then what it seems. A concatenation that is added to is left whole: it may be the source of a block
+    whose branch begins with a slice.
+    """
     for node in graph.nodes:
         if node.target is not aten.slice.Tensor or not isinstance(node.meta["val"], Tensor):
             continue
         whole = node.args[0]
-        while whole.target is aten.slice.Tensor and whole.meta["val"].shape == whole.args[0].meta["val"].shape:
-            whole = whole.args[0]
-        part = _operand_of(whole, *node.args[1:]) if whole.target is aten.cat.default else None
+        if node.meta["val"].shape == whole.meta["val"].shape:
+            node.replace_all_uses_with(whole)
+            continue
+        added_to = any(user.target is aten.add.Tensor for user in whole.users)
+        part = _operand_of(whole, *node.args[1:]) if whole.target is aten.cat.default and not added_to else None
         if part is not None:
             node.replace_all_uses_with(part)
 

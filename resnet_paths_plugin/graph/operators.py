@@ -13,7 +13,7 @@ from torch._ops import OpOverload, OpOverloadPacket
 
 aten = torch.ops.aten
 
-SkipStep = Literal["identity", "scaled", "slice", "projection", "weighted", "activation"]
+SkipStep = Literal["identity", "scaled", "part", "projection", "weighted", "activation"]
 
 
 def _overloads(*names: str) -> frozenset[OpOverload]:
@@ -50,6 +50,8 @@ AVERAGE_POOLING = _overloads("avg_pool1d", "avg_pool2d", "avg_pool3d", "lp_pool2
 MAX_POOLING = _overloads(
     "max_pool1d", "max_pool2d", "max_pool3d", "max_pool2d_with_indices", "max_pool3d_with_indices",
 )  # fmt: skip
+MAXIMA = _overloads("amax", "max")
+"""Over a dimension of windows, a maximum is a pooling."""
 ADAPTIVE_POOLING = _overloads(
     "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d",
     "_adaptive_avg_pool2d", "_adaptive_avg_pool3d",
@@ -81,6 +83,7 @@ NORMS = BATCH_NORM | _overloads(
 _RESAMPLING = (
     AVERAGE_POOLING
     | MAX_POOLING
+    | MAXIMA
     | ADAPTIVE_POOLING
     | _overloads(
         "pad", "constant_pad_nd", "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d",
@@ -97,6 +100,7 @@ SPLITS = _overloads(
     "split", "split_with_sizes", "chunk", "unbind", "tensor_split", "unsafe_split", "unsafe_chunk",
 )  # fmt: skip
 
+JOINS = _overloads("cat", "concat", "concatenate")
 PARTS = SPLITS | frozenset({aten.slice.Tensor, aten.narrow.default, operator.getitem})
 
 
@@ -120,7 +124,7 @@ def holds_tensor(node: fx.Node) -> bool:
     return isinstance(value, Tensor)
 
 
-def skip_step(node: fx.Node, data: set[fx.Node]) -> tuple[SkipStep, fx.Node] | None:
+def skip_step(node: fx.Node, data: set[fx.Node]) -> tuple[SkipStep, list[fx.Node]] | None:
     """Classify one operator on the way of a skip.
 
     Args:
@@ -128,27 +132,43 @@ def skip_step(node: fx.Node, data: set[fx.Node]) -> tuple[SkipStep, fx.Node] | N
         data: the nodes that descend from the user's inputs through tensors.
 
     Returns:
-        What the operator does and the one node that it does it to; None where it is no operator of a skip: an
-        activation function, a normalisation over positions or channels, or one that reads two data values.
+        What the operator does and the values that it does it to: one, or the parts that it puts together; None where it
+        is no operator of a skip: an activation function, a normalisation over positions or channels, or one that
+        computes with two data values.
     """
     operands = [other for other in node.all_input_nodes if other in data]
-    if len(operands) != 1 or node.op != "call_function":
+    if not operands or node.op != "call_function":
         return None
+    if node.target in JOINS:
+        return _join_step(node, operands), operands
     judge = _JUDGES.get(node.target)
-    step = judge(node, operands[0]) if judge is not None else None
-    return None if step is None else (step, operands[0])
+    step = judge(node, operands[0]) if judge is not None and len(operands) == 1 else None
+    return None if step is None else (step, operands)
 
 
-def pre_activation(node: fx.Node, data: set[fx.Node]) -> tuple[SkipStep, fx.Node] | None:
+def is_part(node: fx.Node) -> bool:
+    """Whether a node picks a part of its operand: a slice without a stride, or one value of a split."""
+    operands = node.all_input_nodes
+    judge = _JUDGES.get(node.target)
+    return bool(operands) and judge is not None and judge(node, operands[0]) == "part"
+
+
+def pre_activation(node: fx.Node, data: set[fx.Node]) -> tuple[SkipStep, list[fx.Node]] | None:
     """Return the value that an activation function is applied to; None where the node is another operator."""
     operands = [other for other in node.all_input_nodes if other in data]
-    return ("activation", operands[0]) if node.target in ACTIVATIONS and len(operands) == 1 else None
+    return ("activation", operands) if node.target in ACTIVATIONS and len(operands) == 1 else None
+
+
+def _join_step(node: fx.Node, operands: list[fx.Node]) -> SkipStep:
+    """Values put together keep every element; constants beside them, or one value twice, pad or repeat."""
+    parts = node.args[0]
+    return "identity" if isinstance(parts, list | tuple) and len(parts) == len(operands) else "projection"
 
 
 def _getitem_step(node: fx.Node, operand: fx.Node) -> SkipStep | None:
     if operand.target in SPLITS:
-        return "slice"
-    return "identity" if operand.target in BATCH_NORM | MAX_POOLING and node.args[1] == 0 else None
+        return "part"
+    return "identity" if operand.target in BATCH_NORM | MAX_POOLING | MAXIMA and node.args[1] == 0 else None
 
 
 def _product_step(node: fx.Node, operand: fx.Node) -> SkipStep | None:
@@ -172,7 +192,7 @@ def _slice_step(node: fx.Node, operand: fx.Node) -> SkipStep:
     if same_shape(operand, node):
         return "identity"
     step: Any = node.kwargs.get("step", node.args[4] if len(node.args) > 4 else 1)
-    return "projection" if node.target is aten.slice.Tensor and step != 1 else "slice"
+    return "projection" if node.target is aten.slice.Tensor and step != 1 else "part"
 
 
 def _always(step: SkipStep) -> Callable[[fx.Node, fx.Node], SkipStep]:
@@ -187,7 +207,7 @@ _JUDGES: dict[Any, Callable[[fx.Node, fx.Node], SkipStep | None]] = {
     **dict.fromkeys(_SHIFTING, _shifting_step),
     **dict.fromkeys(BATCH_NORM, _always("scaled")),
     **dict.fromkeys(_SLICES, _slice_step),
-    **dict.fromkeys(SPLITS, _always("slice")),
+    **dict.fromkeys(SPLITS, _always("identity")),
     **dict.fromkeys(_RESAMPLING, _always("projection")),
 }
 
@@ -196,6 +216,11 @@ def same_shape(one: fx.Node, other: fx.Node) -> bool:
     """Whether two values have the same shape; symbolic sizes are compared without adding a guard."""
     a, b = one.meta["val"].shape, other.meta["val"].shape
     return len(a) == len(b) and all(_same_size(x, y) for x, y in zip(a, b, strict=True))
+
+
+def same_size(one: fx.Node, other: fx.Node) -> bool:
+    """Whether two values have as many elements."""
+    return _same_size(one.meta["val"].numel(), other.meta["val"].numel())
 
 
 def _same_size(one: int | torch.SymInt, other: int | torch.SymInt) -> bool:

@@ -19,7 +19,9 @@ from zoo import table
 from zoo.models import subjects
 
 PATH = Path(__file__).with_name("blocks.csv")
-MODELS_PER_PROCESS = 12
+MODELS_PER_PROCESS = 24
+LONGEST = 900
+"""Seconds after which a model is given up."""
 
 
 def main():
@@ -29,6 +31,7 @@ def main():
     parser.add_argument("--jobs", type=int, default=2, help="processes")
     parser.add_argument("--again", action="store_true", help="also models that the table has")
     parser.add_argument("--table", type=Path, default=PATH)
+    parser.add_argument("--graphs", type=Path, help="a folder that keeps captured graphs: they are not captured again")
     options = parser.parse_args()
     lines = table.read(options.table)
     chosen = [one for one in subjects() if fnmatch.fnmatch(one.name, options.models)]
@@ -45,23 +48,28 @@ def run(missing, lines, options):
     done = 0
     with ThreadPoolExecutor(options.jobs) as pool:
         # Threads, each with one process after the other: a process that dies takes one model with it, and no more.
-        for finished in as_completed([pool.submit(look_at, chunk, lines) for chunk in chunks]):
+        for finished in as_completed([pool.submit(look_at, chunk, lines, options.graphs) for chunk in chunks]):
             done += finished.result()
             table.write(options.table, lines)
             print(f"{done} of {len(missing)} looked at", flush=True)
 
 
-def look_at(chunk, lines):
+def look_at(chunk, lines, folder):
     """Look at a few models, one after the other in one process; return their number."""
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(1, context)
     for one in chunk:
+        kept = None if folder is None else folder / f"{one.library}-{one.name}.graph"
+        key = one.library, one.name
         try:
-            line = pool.submit(table.line_of, one.library, one.name).result()
-        except BrokenProcessPool:
-            line = table.Line(one.library, "", one.name, "", note="its process died, for want of memory perhaps")
+            line = pool.submit(table.line_of, *key, kept, lines.get(key)).result(timeout=LONGEST)
+        except (BrokenProcessPool, TimeoutError) as error:
+            why = "took too long" if isinstance(error, TimeoutError) else "died, for want of memory perhaps"
+            line = table.Line(one.library, "", one.name, "", note=f"its process {why}")
+            for process in list(pool._processes.values()):
+                process.kill()
             pool = ProcessPoolExecutor(1, context)
-        lines[one.library, one.name] = line
+        lines[key] = line
         verdict = "" if line.declared == line.blocks else f", DECLARED {line.declared}"
         seconds = f"{line.capture_seconds:.1f} + {line.detection_seconds:.2f} s"
         print(f"{one.library}/{one.name}: {line.blocks} blocks{verdict}, {line.nodes} nodes, {seconds} {line.note}")

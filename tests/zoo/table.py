@@ -10,6 +10,10 @@ import torchvision
 
 import resnet_paths_plugin as rpp
 from resnet_paths_plugin.errors import ResnetPathsError
+from resnet_paths_plugin.graph.detection import detect_blocks
+from resnet_paths_plugin.network import find_blocks
+from zoo import graphs
+from zoo.differences import reason
 from zoo.models import Subject, build, family
 from zoo.truth import expected
 
@@ -27,7 +31,7 @@ class Line:
         identity, scaled, projection, gated: those by kind of skip.
         groups: modules that own them.
         nodes: nodes of the captured graph.
-        capture_seconds, detection_seconds: what it took.
+        capture_seconds, detection_seconds: time of one processor that it took.
         note: why it failed or differs.
     """
 
@@ -48,10 +52,15 @@ class Line:
     note: str = ""
 
 
-def line_of(library, name):
-    """Look at one model."""
-    from resnet_paths_plugin.graph.detection import detect_blocks
+def line_of(library, name, kept=None, before=None):
+    """Look at one model.
 
+    Args:
+        library: timm or torchvision.
+        name: the model's name there.
+        kept: a file to keep the captured graph in. If it is there, the graph is not captured again.
+        before: the line of an earlier run, which says how long capturing took.
+    """
     subject = Subject(library, name)
     version = {"timm": timm, "torchvision": torchvision}[library].__version__
     line = Line(library, version, name, family(subject))
@@ -64,24 +73,36 @@ def line_of(library, name):
         line.declared = expected(model)
     except LookupError as error:
         line.note = f"no rule: {_told(error)}"
-    started = time.perf_counter()
     try:
-        net = rpp.unravel(model, inputs)
+        graph = _graph_of(model, inputs, kept, line, before)
     except ResnetPathsError as error:
         line.note = f"not captured: {_told(error)}"
         return line
-    taken = time.perf_counter() - started
-    started = time.perf_counter()
-    detect_blocks(net.graph)
-    line.detection_seconds = round(time.perf_counter() - started, 3)
-    line.capture_seconds = round(taken - line.detection_seconds, 2)
-    line.nodes = len(net.graph.graph.nodes)
-    line.blocks = len(net.blocks)
-    line.groups = len({block.group for block in net.blocks})
-    kinds = Counter(block.skip_kind for block in net.blocks)
+    started = time.process_time()
+    detect_blocks(graph)
+    line.detection_seconds = round(time.process_time() - started, 3)
+    blocks = find_blocks(graph)
+    line.nodes = len(graph.graph.nodes)
+    line.blocks = len(blocks)
+    line.groups = len({block.group for block in blocks})
+    kinds = Counter(block.skip_kind for block in blocks)
     for kind in KINDS:
         setattr(line, kind, kinds[kind])
+    if line.declared != line.blocks:
+        line.note = line.note or reason(subject, line.family)
     return line
+
+
+def _graph_of(model, inputs, kept, line, before):
+    if kept is not None and kept.exists() and before is not None:
+        line.capture_seconds = before.capture_seconds
+        return graphs.kept(kept, model)
+    started = time.process_time()
+    graph = rpp.unravel(model, inputs).graph
+    line.capture_seconds = round(time.process_time() - started, 2)
+    if kept is not None:
+        graphs.keep(graph, kept)
+    return graph
 
 
 def read(path):
