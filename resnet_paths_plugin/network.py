@@ -4,7 +4,7 @@ import difflib
 import hashlib
 import html
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from numbers import Integral
 from typing import Any, Literal, get_args
 
@@ -24,6 +24,7 @@ from resnet_paths_plugin.graph.blocks import BlockLike, ResidualBlock, listed
 from resnet_paths_plugin.graph.capture import CapturedGraph, capture, eval_mode, widened
 from resnet_paths_plugin.graph.detection import detect_blocks
 from resnet_paths_plugin.graph.layers import detect_layers
+from resnet_paths_plugin.graph.other_sums import other_sums
 from resnet_paths_plugin.training import SamplingNetwork
 from resnet_paths_plugin.views import NetworkView, RestrictedNetwork, ScheduledNetwork
 
@@ -291,6 +292,20 @@ class UnraveledNetwork(NetworkView):
         for row in rows:
             row["source"], row["sum"] = (" x ".join(map(str, row[column])) for column in ("source", "sum"))
         return pd.DataFrame(rows, columns=list(columns.values()))
+
+    def other_sums(self) -> pd.DataFrame:
+        """Return the sums that close no residual block, one row each: `module`, `sum` (the graph value) and `reason`.
+
+        They are told so that no count has to be believed: position embeddings and attention masks, lateral sums of
+        feature pyramids, sums over parts of a tensor, skips that pass an operator which is no affine map.
+
+        Raises:
+            InputError: if the network was unraveled into layers.
+        """
+        if self.units == "layers":
+            raise InputError(f"{self.name} was unraveled into layers: ask for its sums with units='blocks'")
+        rows = [asdict(other) for other in other_sums(self.graph, self.blocks)]
+        return pd.DataFrame(rows, columns=["module", "sum", "reason"])
 
     def weights_digest(self) -> str:
         """Return the SHA-256 of all parameters and buffers, their names, dtypes and shapes included."""

@@ -144,11 +144,20 @@ def main() -> None:
     "--input-shape", callback=_numbers(int), metavar="C,H,W",
     help="Shape of one input, for a model that no plugin describes.",
 )  # fmt: skip
+@click.option(
+    "--other-sums", is_flag=True, help="Print also the sums that close no residual block, each with the reason."
+)
 @_units_option
 @_pretrained_option
 @_weights_option
 def blocks(
-    model: str, input_shape: tuple[int, ...] | None, *, units: Units, pretrained: bool, weights: Path | None
+    model: str,
+    input_shape: tuple[int, ...] | None,
+    *,
+    other_sums: bool,
+    units: Units,
+    pretrained: bool,
+    weights: Path | None,
 ) -> None:
     """Print the table of a MODEL's residual blocks, or of its layers."""
     manager = plugins.create_plugin_manager()
@@ -162,7 +171,11 @@ def blocks(
         description = plugins.describe(module, manager)
         if description is None or description.input_shape is None:
             raise InputError(f"the input shape of {model} is not known: give it, as in --input-shape 3,224,224")
-    click.echo(unravel(module, example, units=units, plugin_manager=manager))
+    net = unravel(module, example, units=units, plugin_manager=manager)
+    click.echo(net)
+    if other_sums:
+        table = net.other_sums()
+        click.echo(f"\n{len(table)} other sums" + (f"\n{table.to_string(index=False)}" if len(table) else ""))
 
 
 @main.command("plugins", cls=_Command, short_help="List plugins and analyzers.")

@@ -88,20 +88,25 @@ def _as_skip(root: fx.Node, skip: Term, others: Sequence[Term], flow: DataFlow) 
             continue
         if way.partial and not way.weight:
             return None
-        branches = _branches(root, way, others, flow)
+        branches = branches_of(root, way, others, flow)
         if branches:
             return Reading(root, way.source, skip, way.kind, branches, (way.weight, len(way.operators)))
     return None
 
 
-def _branches(root: fx.Node, way: Skip, others: Sequence[Term], flow: DataFlow) -> tuple[Term, ...]:
-    """Return the other terms that do more to the source than the skip does."""
-    regions = {term: flow.between(way.source, term.node) for term in others}
-    found = [term for term, region in regions.items() if _is_branch(region, way, flow)]
+def branches_of(root: fx.Node, way: Skip, others: Sequence[Term], flow: DataFlow) -> tuple[Term, ...]:
+    """Return the other terms that are branches beside a skip."""
+    found = deeper_terms(way, others, flow)
     if way.weight:
-        own = {*way.operators, *brackets(root)}.union(*(regions[term] for term in found))
-        found = [term for term in found if _is_closed(term, regions[term], own)]
+        own = {*way.operators, *brackets(root)}.union(*found.values())
+        return tuple(term for term, region in found.items() if _is_closed(term, region, own))
     return tuple(found)
+
+
+def deeper_terms(way: Skip, others: Sequence[Term], flow: DataFlow) -> dict[Term, list[fx.Node]]:
+    """Return the other terms that do more to the source than the skip does, and the operators of each from there."""
+    regions = {term: flow.between(way.source, term.node) for term in others}
+    return {term: region for term, region in regions.items() if _is_branch(region, way, flow)}
 
 
 def _is_branch(region: list[fx.Node], way: Skip, flow: DataFlow) -> bool:

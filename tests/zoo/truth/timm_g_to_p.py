@@ -154,9 +154,11 @@ RULES: dict[str, Rule] = {
     "timm.models.naflexvit.NaFlexVit": Rule(0, "pooling of tokens (mean of mean and maximum)"),
     # nasnet
     "timm.models.nasnet.CellStem0": Rule(
-        1,
-        "hard: of five sums only the last: max pooling of the 1x1's output beside a separable chain on a sum that "
-        "holds it; beside its poolings stands what comes from the cell's input through another ReLU node",
+        3,
+        "hard: of five sums the last, max pooling of the 1x1's output beside a separable chain on a sum that holds it, "
+        "and the two whose poolings of the 1x1 of ReLU(x) stand beside a separable chain from ReLU(x). Corrected after "
+        "the first run, which took the ReLU that two modules apply to one tensor for two values: a value is one value, "
+        "however often it is computed",
     ),
     "timm.models.nasnet.CellStem1": Rule(
         1, "hard: as the first stem cell: only max pooling of the left input beside a separable chain from it"
@@ -215,8 +217,7 @@ NOTES: dict[str, str] = {
     "inception_v3, inception_v4": "no sums; the auxiliary head runs in training only",
     "mobilevit": "outer blocks are byobnet's; the first version's transformer blocks are vision_transformer's",
     "naflexvit, pit": "blocks are vision_transformer's or eva's",
-    "nasnetalarge": "1 + 1 stem, 3 first, 15 normal, 2 reduction cells: one each, 22; read by values instead of nodes, "
-    "with equal ReLUs of the same tensor taken for one, the first stem cell would have two more",
+    "nasnetalarge": "3 + 1 stem, 3 first, 15 normal, 2 reduction cells, of the last three kinds one each: 24",
     "pnasnet5large": "13 cells and a stem cell: three each, 42",
     "poolformerv2": "the mixers of stages 3 and 4 pool beside a scaled skip and are not counted; if such a skip were "
     "allowed, every MetaFormer block would have two",
