@@ -86,11 +86,10 @@ def summarise(lines):
     for line in lines:
         if line.blocks < 0 or (line.declared >= 0 and line.blocks != line.declared):
             print(f"  {line.library}/{line.model}: declared {line.declared}, found {line.blocks} {line.note}")
-    if captured:
-        print(
-            f"median capture {statistics.median(line.capture_seconds for line in captured):.1f} s, "
-            f"detection {statistics.median(line.detection_seconds for line in captured):.3f} s"
-        )
+    if len({line.nodes for line in captured}) > 1:
+        for what, seconds in (("capture", "capture_seconds"), ("detection", "detection_seconds")):
+            median = statistics.median(getattr(line, seconds) for line in captured)
+            print(f"{what}: median {median:.3f} s, grows as nodes ** {table.growth(captured, seconds):.2f}")
 
 
 if __name__ == "__main__":

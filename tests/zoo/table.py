@@ -5,6 +5,7 @@ import time
 from collections import Counter
 from dataclasses import asdict, dataclass, fields
 
+import numpy as np
 import timm
 import torchvision
 
@@ -62,7 +63,7 @@ def line_of(library, name, kept=None, before=None):
         before: the line of an earlier run, which says how long capturing took.
     """
     subject = Subject(library, name)
-    version = {"timm": timm, "torchvision": torchvision}[library].__version__
+    version = {"timm": timm, "torchvision": torchvision}[library].__version__.partition("+")[0]
     line = Line(library, version, name, family(subject))
     try:
         model, inputs = build(subject)
@@ -80,7 +81,7 @@ def line_of(library, name, kept=None, before=None):
         return line
     started = time.process_time()
     detect_blocks(graph)
-    line.detection_seconds = round(time.process_time() - started, 3)
+    line.detection_seconds = round(time.process_time() - started, 4)
     blocks = find_blocks(graph)
     line.nodes = len(graph.graph.nodes)
     line.blocks = len(blocks)
@@ -103,6 +104,22 @@ def _graph_of(model, inputs, kept, line, before):
     if kept is not None:
         graphs.keep(graph, kept)
     return graph
+
+
+def by_family(lines):
+    """Return the lines with blocks of each library's families."""
+    families: dict[tuple[str, str], list[Line]] = {}
+    for line in lines:
+        if line.blocks >= 0:
+            families.setdefault((line.library, line.family), []).append(line)
+    return families
+
+
+def growth(lines, seconds):
+    """Return the exponent `a` of a time that grows as `nodes ** a`, fitted by least squares of the logarithms."""
+    timed = [(line.nodes, getattr(line, seconds)) for line in lines if getattr(line, seconds) > 0]
+    nodes, taken = np.log(np.array(timed)).T
+    return float(np.polyfit(nodes, taken, 1)[0])
 
 
 def read(path):
