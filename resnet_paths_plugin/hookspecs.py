@@ -101,10 +101,14 @@ def resnet_paths_review_blocks(model: nn.Module, blocks: tuple[ResidualBlock, ..
 
 @hookspec
 def resnet_paths_analyzers() -> Mapping[str, type]:  # type: ignore[empty-body]  # a specification
-    """Offer further analyzers, by name, for `plugins.analyzers()` and `resnet-paths plugins`.
+    """Offer analyzers by name, for `plugins.analyzers()`, `resnet-paths plugins` and `resnet-paths analyze`.
 
-    Called whenever analyzers are listed.
+    Called whenever analyzers are listed or chosen by name; this package offers its own in the same way.
 
     Returns:
-        A class for each name; its constructor takes the model, and its `attribute` returns an `xarray.Dataset`.
+        A class for each name, which should be that of the class: its constructor takes the unraveled network (or any
+        model, if it is to be used from Python as the others are), and its `attribute` takes `(inputs, target)`
+        batches and returns an `xarray.Dataset` with the attributes of `attributes.provenance`. For
+        `resnet-paths analyze MODEL --analyzer NAME` it is run with its defaults, but for `internal_batch_size`, `seed`
+        and `show_progress`, which it gets where it takes them; the result becomes a group of that name.
     """

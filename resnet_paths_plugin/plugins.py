@@ -269,7 +269,7 @@ def review_blocks(
 
 
 def analyzers(plugin_manager: pluggy.PluginManager | None = None) -> dict[str, type]:
-    """Return the analyzers that plugins offer, by name.
+    """Return the analyzers that plugins offer, by name: those of this package, which its own plugin offers, first.
 
     A name that an earlier plugin has taken is left out with a `PluginWarning`.
 

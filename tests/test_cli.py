@@ -230,7 +230,7 @@ def test_a_folder_gives_what_the_same_images_in_an_npz_file_give(analyzed, tmp_p
 
 def watched(monkeypatch, run):
     """Put one study in the place of all others."""
-    study = Study(group="single_lesions", run=run)
+    study = Study(group="single_lesions", analyzer="BlockLesion", run=run)
     monkeypatch.setattr(cli, "STUDIES", (study,))
 
 

@@ -10,7 +10,7 @@ import time
 import traceback
 import uuid
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from inspect import getdoc
 from pathlib import Path
 from typing import Any, get_args
@@ -23,26 +23,16 @@ import xarray as xr
 from torch import nn
 
 from resnet_paths_plugin import datasets, demo, plugins, report
-from resnet_paths_plugin.analyzers.influence import BlockInfluence
-from resnet_paths_plugin.analyzers.lesion import BlockLesion
 from resnet_paths_plugin.analyzers.measures import Measures
-from resnet_paths_plugin.analyzers.path_length import PathLengthGradient
-from resnet_paths_plugin.analyzers.reordering import BlockReordering
-from resnet_paths_plugin.analyzers.schedules import BlockSchedules
 from resnet_paths_plugin.cli import models
 from resnet_paths_plugin.cli.images import ImageArray, LabelledImages, check_targets, read_images, targets_of
 from resnet_paths_plugin.cli.preprocessing import InputBatches, preprocessing_for
-from resnet_paths_plugin.cli.studies import STUDIES, StudyOptions
+from resnet_paths_plugin.cli.studies import STUDIES, StudyOptions, studies_by
 from resnet_paths_plugin.description import ModelDescription
 from resnet_paths_plugin.errors import FileError, InputError, ResnetPathsError
 from resnet_paths_plugin.network import Units, UnraveledNetwork, unravel
+from resnet_paths_plugin.plotting.kinds import kind_of
 from resnet_paths_plugin.weights import load_weights
-
-ANALYZERS: Mapping[str, type] = {
-    analyzer.__name__: analyzer
-    for analyzer in (BlockInfluence, BlockLesion, BlockReordering, BlockSchedules, PathLengthGradient)
-}
-"""The analyzers of this package, by name; plugins offer more."""
 
 _DPI = 150
 _EXIT_ERROR = 2
@@ -185,7 +175,7 @@ def list_plugins() -> None:
     for info in plugins.listing(manager):
         click.echo(f"{info}\n    module: {info.module}\n    hooks:  {', '.join(info.hooks) or 'none'}")
     click.echo("\nAnalyzers:")
-    for name, analyzer in {**plugins.analyzers(manager), **ANALYZERS}.items():
+    for name, analyzer in plugins.analyzers(manager).items():
         told = (getdoc(analyzer) or "").partition("\n")[0]
         click.echo(f"    {name} ({analyzer.__module__})" + (f": {told}" if told else ""))
 
@@ -203,6 +193,11 @@ def list_plugins() -> None:
 @click.option(
     "--output", type=click.Path(path_type=Path), metavar="FILE.nc",
     help="File to write; report and figures come beside it. [default: named after the model, in the current folder]",
+)  # fmt: skip
+@click.option(
+    "--analyzer", "analyzers", multiple=True, metavar="NAME",
+    help="Run only this analyzer, one of those that `resnet-paths plugins` lists; may be repeated. "
+    "[default: every study of this package]",
 )  # fmt: skip
 @_units_option
 @click.option("--device", default="cpu", show_default=True, help="Device to run on, such as cuda.")
@@ -234,9 +229,9 @@ def list_plugins() -> None:
 @click.option("--progress/--no-progress", default=None, help="Show progress bars. [default: if run in a terminal]")
 def analyze(
     model: str | None, images: Path | None, output: Path | None, *,
-    weights: Path | None, pretrained: bool, units: Units, device: str, batch_size: int | None,
-    mean: tuple[float, ...] | None, std: tuple[float, ...] | None,
-    draws: int, max_deleted: int, max_swaps: int, path_images: int, path_draws: int, seed: int, progress: bool | None,
+    weights: Path | None, pretrained: bool, analyzers: tuple[str, ...], units: Units, device: str,
+    batch_size: int | None, mean: tuple[float, ...] | None, std: tuple[float, ...] | None, draws: int,
+    max_deleted: int, max_swaps: int, path_images: int, path_draws: int, seed: int, progress: bool | None,
 ) -> None:  # fmt: skip
     """Study a MODEL: lesions and reorderings of its residual blocks, and its gradients by path length.
 
@@ -244,7 +239,8 @@ def analyze(
     compares the effect of deleting a block with what foretells it; and splits the input gradient by the length of the
     paths along which it flows: exactly, and by sampled paths as in the paper. Writes one netCDF file with a group per
     study, its figures (Figs. 3, 5, 6 and 7 of Veit et al. 2016, and more), and a report of all of it as one HTML page.
-    Older files of these names are replaced. Of layers (--units layers), which have no skips, only the lesions and
+    Older files of these names are replaced. With --analyzer, only the studies of some analyzers are run, which may be a
+    plugin's. Of layers (--units layers), which have no skips, only the lesions and
     reorderings are run. Without MODEL, studies the embedded network of 54 blocks, and
     without --images on the handwritten digits that were held out from its training; this downloads nothing.
     """
@@ -256,6 +252,7 @@ def analyze(
         _check_writable(output)
     target_device = models.check_device(device)
     manager = plugins.create_plugin_manager()
+    studies = studies_by(analyzers, plugins.analyzers(manager)) if analyzers else STUDIES
     torch.manual_seed(seed)
     found = _held_out_digits() if images is None else read_images(images)
     module = _load(model or models.EMBEDDED, pretrained or model is None, weights, manager).to(target_device)
@@ -283,15 +280,20 @@ def analyze(
         internal_batch_size=batch_size,
         show_progress=sys.stderr.isatty() if progress is None else progress,
     )
+    wanted = [study for study in studies if study.wanted(network, options)]
+    if not wanted:
+        raise InputError(f"{', '.join(analyzers)} finds nothing to study in {network.name} with these options")
     results: dict[str, xr.Dataset] = {}
-    for study in STUDIES:
-        if study.wanted(network, options):
-            results[study.group] = study.run(network, batches, options, results)
+    for study in wanted:
+        results[study.group] = study.run(network, batches, options, results)
     tree = datasets.build_tree(results)
     written = [datasets.save(tree, output)]
     figures = report.figures(tree)
     for figure in figures:
         click.echo(_told(figure))
+    for group, result in results.items():
+        if kind_of(result) is None:
+            click.echo(f"{group}: no figure fits it; the report lists what it holds")
     written += [_save_figure(figure, _figure_path(output, figure.name)) for figure in figures]
     written.append(report.write_report(tree, _report_path(output)))
     click.echo(f"written: {', '.join(map(str, written))}")

@@ -1,12 +1,15 @@
-"""What `resnet-paths analyze` runs: its studies, each of which becomes a group of the file.
+"""What `resnet-paths analyze` runs: its studies, each by one analyzer, each a group of the file.
 
 The mathematics is in the analyzers; what the results look like and what they say is in `report`.
 """
 
-from collections.abc import Callable, Mapping
+import difflib
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 import xarray as xr
 
 from resnet_paths_plugin import demo
@@ -16,10 +19,15 @@ from resnet_paths_plugin.analyzers.levels import placements, swappable, units_of
 from resnet_paths_plugin.analyzers.path_length import PathLengthGradient
 from resnet_paths_plugin.analyzers.reordering import BlockReordering
 from resnet_paths_plugin.cli.preprocessing import InputBatches
+from resnet_paths_plugin.errors import InputError, PluginError, ResnetPathsError
 from resnet_paths_plugin.network import UnraveledNetwork, unravel
 
 _MAPS_SHOWN = 4
 _LONGEST_MAP = 7
+_OPTIONS = ("internal_batch_size", "seed", "show_progress")
+"""Options that any analyzer gets whose `attribute` takes them."""
+_SELF_AND_INPUTS = 2
+_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 Results = Mapping[str, xr.Dataset]
 """The results of the studies before, by group."""
@@ -58,11 +66,13 @@ class Study:
 
     Attributes:
         group: name of its group.
+        analyzer: name of the analyzer that runs it.
         run: computes its result, given those of the studies before.
         wanted: whether it is to be run on this network.
     """
 
     group: str
+    analyzer: str
     run: Callable[[UnraveledNetwork, InputBatches, StudyOptions, Results], xr.Dataset]
     wanted: Callable[[UnraveledNetwork, StudyOptions], bool] = lambda _network, _options: True
 
@@ -113,7 +123,7 @@ def _may_be_reordered(network: UnraveledNetwork, options: StudyOptions) -> bool:
 def _influence(network: UnraveledNetwork, images: InputBatches, options: StudyOptions, results: Results) -> xr.Dataset:
     result: xr.Dataset = BlockInfluence(network).attribute(
         images,
-        lesions=results["single_lesions"],
+        lesions=results.get("single_lesions"),
         internal_batch_size=options.internal_batch_size,
         show_progress=options.show_progress,
     )
@@ -152,16 +162,68 @@ def _wants_paths(network: UnraveledNetwork, options: StudyOptions) -> bool:
 
 
 STUDIES: tuple[Study, ...] = (
-    Study(group="single_lesions", run=_single_lesions),
+    Study(group="single_lesions", analyzer="BlockLesion", run=_single_lesions),
     Study(
         group="plain_single_lesions",
+        analyzer="BlockLesion",
         run=_plain_single_lesions,
         wanted=lambda _, options: options.embedded,
     ),
-    Study(group="random_lesions", run=_random_lesions),
-    Study(group="reorderings", run=_reorderings, wanted=_may_be_reordered),
-    Study(group="influence", run=_influence, wanted=_has_skips),
-    Study(group="path_lengths", run=_path_lengths, wanted=_wants_paths),
-    Study(group="path_maps", run=_path_maps, wanted=_wants_paths),
+    Study(group="random_lesions", analyzer="BlockLesion", run=_random_lesions),
+    Study(group="reorderings", analyzer="BlockReordering", run=_reorderings, wanted=_may_be_reordered),
+    Study(group="influence", analyzer="BlockInfluence", run=_influence, wanted=_has_skips),
+    Study(group="path_lengths", analyzer="PathLengthGradient", run=_path_lengths, wanted=_wants_paths),
+    Study(group="path_maps", analyzer="PathLengthGradient", run=_path_maps, wanted=_wants_paths),
 )
 """The studies, in the order in which they are run."""
+
+
+def studies_by(analyzers: Sequence[str], offered: Mapping[str, type]) -> tuple[Study, ...]:
+    """Return the studies that some analyzers run: those above, or else one with the analyzer's own defaults.
+
+    Args:
+        analyzers: names of analyzers.
+        offered: the analyzers there are, by name.
+
+    Raises:
+        InputError: there is no such analyzer, or it needs more than inputs.
+        PluginError: what a plugin offers is no analyzer, or cannot name a group of the file.
+    """
+    for name in analyzers:
+        if name not in offered:
+            near = difflib.get_close_matches(name, offered, n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise InputError(f"there is no analyzer {name!r}: {hint}Known here are {', '.join(sorted(offered))}")
+    chosen = [study for study in STUDIES if study.analyzer in analyzers]
+    known = {study.analyzer for study in STUDIES}
+    return (*chosen, *(_study_of(name, offered[name]) for name in dict.fromkeys(analyzers) if name not in known))
+
+
+def _study_of(name: str, analyzer: type) -> Study:
+    """Return the study that an analyzer runs by its defaults, in a group of its name."""
+    attribute = getattr(analyzer, "attribute", None)
+    if not callable(attribute):
+        raise PluginError(f"analyzer {name!r} has no method 'attribute' to run: {analyzer!r}")
+    if not name.isidentifier() or name in {study.group for study in STUDIES}:
+        raise PluginError(f"analyzer {name!r} cannot name a group of the file: its plugin should call it otherwise")
+    taken = inspect.signature(attribute).parameters
+    needed = [one.name for one in taken.values() if one.default is one.empty and one.kind not in _VARIADIC]
+    if len(needed) > _SELF_AND_INPUTS:
+        raise InputError(
+            f"analyzer {name!r} needs {', '.join(needed[_SELF_AND_INPUTS:])} and has no default for it: "
+            "run it from Python"
+        )
+
+    def run(network: UnraveledNetwork, images: InputBatches, options: StudyOptions, _: Results) -> xr.Dataset:
+        offered = {option: getattr(options, option) for option in _OPTIONS if option in taken}
+        try:
+            result = analyzer(network).attribute(images, **offered)
+        except (ResnetPathsError, MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            raise PluginError(f"analyzer {name!r} failed: {error!r}") from error
+        if not isinstance(result, xr.Dataset):
+            raise PluginError(f"analyzer {name!r} returned a {type(result).__name__}, not an xarray.Dataset")
+        return result
+
+    return Study(group=name, analyzer=name, run=run)
