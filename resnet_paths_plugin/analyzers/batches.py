@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from resnet_paths_plugin.errors import InputError
-from resnet_paths_plugin.graph.capture import batch_size
+from resnet_paths_plugin.graph.export import batch_size
 
 Target = Any
 """As in Captum: None, an int, a tuple, a tensor of B integers, or a list of B ints or tuples."""

@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from resnet_paths_plugin.analyzers.batches import Batch, Target
 from resnet_paths_plugin.errors import InputError
-from resnet_paths_plugin.graph.capture import eval_mode
+from resnet_paths_plugin.graph.export import eval_mode
 
 Objective = Literal["score", "cross_entropy"] | Callable[[Any, Target], Tensor]
 """A name, or a function of the model's outputs and the batch's target: one number per sample, shape `[B]`."""
