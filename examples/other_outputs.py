@@ -1,4 +1,4 @@
-"""Lesions of models whose outputs are no class scores: segmentation, optical flow and detection, by measures of one's own.
+"""Lesions of models whose outputs are no class scores (segmentation, optical flow, detection), by one's own measures.
 
     python examples/other_outputs.py --pretrained --output studies.nc
 
@@ -38,10 +38,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     weights = "DEFAULT" if options.pretrained else None
     coarse = torch.rand(options.samples, 3, 8, 8)
     images = functional.interpolate(coarse, (options.size, options.size), mode="bicubic").clamp(0, 1)
-    studies = {study.__name__: study(images, weights) for study in (segment, follow, detect)}
+    studies: dict[str, Any] = {study.__name__: study(images, weights) for study in (segment, follow, detect)}
 
     if options.output is not None:
-        tree = xr.DataTree.from_dict({name: study for name, study in studies.items()})
+        tree = xr.DataTree.from_dict(studies)
         print(f"wrote {rpp.save(tree, options.output)}")
 
 
@@ -56,7 +56,8 @@ def segment(images: Tensor, weights: str | None) -> xr.Dataset:
     def mean_iou(outputs: dict[str, Tensor], target: Tensor) -> Tensor:
         n_classes = outputs["out"].shape[1]
         said, meant = (
-            functional.one_hot(classes, n_classes).bool().flatten(1, 2) for classes in (outputs["out"].argmax(1), target)
+            functional.one_hot(classes, n_classes).bool().flatten(1, 2)
+            for classes in (outputs["out"].argmax(1), target)
         )
         both, either = (said & meant).sum(1), (said | meant).sum(1)
         return torch.where(either > 0, both / either, torch.nan).nanmean(1)
@@ -109,7 +110,9 @@ def detect(images: Tensor, weights: str | None) -> xr.Dataset:
 
     scores = net(ready)["cls_logits"].sigmoid()
     study = rpp.BlockLesion(net).attribute(ready, scores, measures={"score_shift": score_shift})
-    tell(f"{type(detector).__name__}: mean change of the class scores at all anchors", study.score_shift, worst="largest")
+    tell(
+        f"{type(detector).__name__}: mean change of the class scores at all anchors", study.score_shift, worst="largest"
+    )
 
     backbone = rpp.unravel(detector.backbone, ready)
     with torch.no_grad():

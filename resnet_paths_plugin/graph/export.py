@@ -55,7 +55,30 @@ def export(model: nn.Module, example_inputs: tuple[Any, ...], *, training: bool 
     ):
         # What the model stores on itself is put back, so there is nothing to warn of.
         warnings.filterwarnings("ignore", message="The tensor attribute", category=UserWarning)
-        return torch.export.export(model, example_inputs, dynamic_shapes=shapes, strict=False)
+        with _one_batch(model, batch):
+            return torch.export.export(model, example_inputs, dynamic_shapes=shapes, strict=False)
+
+
+@contextmanager
+def _one_batch(model: nn.Module, batch: int) -> Iterator[None]:
+    """Let the trace know that inputs which share the batch do so: it takes the batch of each for a size of its own.
+
+    A model may work with both and never show that they are equal, as one that stacks two images does.
+    """
+
+    def compare(module: nn.Module, args: tuple[Any, ...]) -> None:
+        if module is model:
+            sizes = [leaf.shape[0] for leaf in pytree.tree_leaves(args) if isinstance(leaf, Tensor) and leaf.ndim]
+            free = [size for size in sizes if isinstance(size, torch.SymInt)]
+            if any(size != free[0] for size in free):  # the question itself is what the trace notes
+                raise InputError(f"not all inputs have {batch} samples")
+
+    # A hook on all modules, since one on the model's own would change the model.
+    handle = nn.modules.module.register_module_forward_pre_hook(compare)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def batch_size(args: tuple[Any, ...]) -> int:
