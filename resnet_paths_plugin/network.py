@@ -21,8 +21,9 @@ from resnet_paths_plugin.engine.program import Program, Values
 from resnet_paths_plugin.engine.schedule import Schedule
 from resnet_paths_plugin.errors import InputError, NoResidualBlocksError, UnknownBlockError
 from resnet_paths_plugin.graph.blocks import BlockLike, ResidualBlock, listed
-from resnet_paths_plugin.graph.capture import CapturedGraph, capture, eval_mode, widened
+from resnet_paths_plugin.graph.capture import CapturedGraph, capture, widened
 from resnet_paths_plugin.graph.detection import detect_blocks
+from resnet_paths_plugin.graph.export import eval_mode
 from resnet_paths_plugin.graph.layers import detect_layers
 from resnet_paths_plugin.graph.other_sums import other_sums
 from resnet_paths_plugin.training import SamplingNetwork
@@ -118,6 +119,8 @@ class UnraveledNetwork(NetworkView):
             InputError: if the arguments do not fit what was captured.
         """
         parameters = {**self.program.parameters(), **(statistics or {})}
+        if self.graph.batch_range != (1, None):
+            perturbations_per_eval = 1  # a larger batch could be one for which the model does something else
         runs = self._engine.run(schedules, self.inputs(args), parameters, perturbations_per_eval=perturbations_per_eval)
         for place, leaves in runs:
             yield place, self.graph.unflatten(leaves)

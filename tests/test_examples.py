@@ -1,5 +1,6 @@
 """The examples run as they are, and show what they say."""
 
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -60,3 +61,24 @@ def test_the_papers_studies_run_on_any_cifar_resnet(monkeypatch, capsys, tmp_pat
     assert set(tree.children) == {"single_lesions", "random_lesions", "reorderings", "influence", "path_lengths"}
     assert (tmp_path / "out" / "resnet14.html").exists()
     assert imread(tmp_path / "out" / "resnet14-reorderings.png").std() > 0
+
+
+def test_networks_that_segment_follow_and_detect_are_studied(monkeypatch, capsys, tmp_path):
+    script, file = EXAMPLES / "other_outputs.py", tmp_path / "studies.nc"
+    monkeypatch.setattr(sys, "argv", [str(script), "--samples", "1", "--output", str(file)])
+    runpy.run_path(str(script), run_name="__main__")
+
+    printed = capsys.readouterr().out
+    assert "lraspp_mobilenet_v3_large: share of pixels that keep their class, smallest without" in printed
+    assert len(re.findall(r"^  update_block.recurrent_block.convgru1:\d+: ", printed, re.MULTILINE)) == 3
+    assert "of the boxes are found again without body.layer3.0" in printed
+    tree = rpp.load(file)
+    # An intact network keeps all that it says.
+    for group, name, value in (
+        ("segment", "mean_iou", 1),
+        ("follow", "end_point_error", 0),
+        ("detect", "score_shift", 0),
+    ):
+        np.testing.assert_allclose(tree[group][f"intact_{name}"], value, atol=1e-6)
+        assert np.isfinite(tree[group][name]).all()
+    assert tree["follow"].sizes["lesion"] == 12

@@ -1,6 +1,6 @@
 """Inputs and targets as analyzers take them, in batches and in chunks that suit the cache."""
 
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import dataclass
 from itertools import chain
 from numbers import Integral
@@ -12,10 +12,14 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from resnet_paths_plugin.errors import InputError
-from resnet_paths_plugin.graph.capture import batch_size
+from resnet_paths_plugin.graph.export import batch_size
 
 Target = Any
-"""As in Captum: None, an int, a tuple, a tensor of B integers, or a list of B ints or tuples."""
+"""As in Captum: None, an int, a tuple, a tensor of B integers, or a list of B ints or tuples.
+
+For measures and objectives of the user's own also anything else that has a part for each sample: a tensor with first
+dimension B (a map of classes, a flow), a dict or tuple of such tensors, or a list of B things (the boxes of an image).
+"""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -24,7 +28,8 @@ class Batch:
 
     Attributes:
         args: positional arguments; tensors with first dimension `B` are per sample.
-        target: an int or tuple for all samples, a tensor `[B]` of integers, a list of B tuples, or None.
+        target: an int or tuple for all samples, a tensor `[B]` of integers, a list of B tuples, or None; or what the
+            user's own measures make something of.
         size: `B`.
     """
 
@@ -37,7 +42,7 @@ class Batch:
         for start in range(0, self.size, size):
             piece = slice(start, min(start + size, self.size))
             args = pytree.tree_map(lambda leaf: leaf[piece] if self._per_sample(leaf) else leaf, self.args)  # noqa: B023 - used at once
-            target = self.target[piece] if isinstance(self.target, Tensor | list) else self.target
+            target = self._part(lambda values: values[piece])  # noqa: B023 - used at once
             yield Batch(args, target, piece.stop - piece.start)
 
     def evenly(self, most: int) -> Iterator["Batch"]:
@@ -51,24 +56,40 @@ class Batch:
         args = pytree.tree_map(
             lambda leaf: leaf[samples.to(leaf.device)] if self._per_sample(leaf) else leaf, self.args
         )
-        target = self.target
-        if isinstance(target, Tensor):
-            target = target[samples.to(target.device)]
-        elif isinstance(target, list):
-            target = [target[at] for at in index]
+        target = self._part(
+            lambda values: (
+                values[samples.to(values.device)] if isinstance(values, Tensor) else [values[at] for at in index]
+            )
+        )
         return Batch(args, target, len(index))
 
     def to(self, device: torch.device) -> "Batch":
         """Move the tensors to a device."""
         args = pytree.tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, self.args)
-        target = self.target.to(device) if isinstance(self.target, Tensor) else self.target
+        target = pytree.tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, self.target)
         return Batch(args, target, self.size)
+
+    @property
+    def names_outputs(self) -> bool:
+        """Whether the target is one of Captum's: it names outputs by index, or nothing."""
+        target = self.target
+        if isinstance(target, Tensor):
+            return target.ndim == 1 and target.dtype == torch.int64
+        if isinstance(target, tuple | list):
+            return all(isinstance(index, Integral) for index in pytree.tree_leaves(target))
+        return target is None or isinstance(target, int)
 
     def labels(self) -> Tensor | None:
         """Return the target as one class per sample, shape `[B]` int64; None where it is no class."""
         if isinstance(self.target, int):
             return torch.full((self.size,), self.target)
-        return self.target if isinstance(self.target, Tensor) else None
+        return self.target if isinstance(self.target, Tensor) and self.names_outputs else None
+
+    def _part(self, of: Callable[[Any], Any]) -> Target:
+        """Return the target of some samples, which `of` takes out of a list or a tensor."""
+        if isinstance(self.target, list):
+            return of(self.target)
+        return pytree.tree_map(lambda leaf: of(leaf) if self._per_sample(leaf) else leaf, self.target)
 
     def _per_sample(self, leaf: Any) -> bool:
         return isinstance(leaf, Tensor) and leaf.ndim > 0 and leaf.shape[0] == self.size
@@ -154,12 +175,15 @@ class Batches:
         return Batch(args, _normalised(target, size), size)
 
 
-def check_target(target: Target, n_outputs: int) -> None:
-    """Check that every target names one of the model's outputs, which are of shape `[B, n_outputs]`.
+def check_target(batch: Batch, n_outputs: int) -> None:
+    """Check that every target of a batch names one of the model's outputs, which are of shape `[B, n_outputs]`.
 
     Raises:
-        InputError: if a target is out of range, or a tuple of another length than one.
+        InputError: if a target names no output, is out of range, or is a tuple of another length than one.
     """
+    target = batch.target
+    if not batch.names_outputs:
+        raise InputError(f"{_misread(target)}; anything else needs measures (or an objective) of your own that read it")
     if target is None:
         return
     values = target if isinstance(target, Tensor) else torch.tensor(_columns(target))
@@ -203,29 +227,56 @@ def _pair(item: Any) -> tuple[Any, Target]:
 
 
 def _normalised(target: Target, size: int) -> Target:
-    if target is None or isinstance(target, tuple):
+    if target is None or (isinstance(target, int) and not isinstance(target, bool)):
         return target
-    if isinstance(target, int) and not isinstance(target, bool):
-        return target
-    if isinstance(target, list) and target and isinstance(target[0], tuple):
+    if isinstance(target, dict | tuple):
+        return _with_parts(target, size) if any(map(_is_structure, pytree.tree_leaves(target))) else target
+    if isinstance(target, list) and target and _is_structure(target[0]):
         return _of_length(target, size)
     try:
-        labels = torch.as_tensor(target)
+        labels = torch.as_tensor(target).detach()
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(
-            "target must be None, an int, a tuple, B integers or a list of B tuples, not "
+            "target must be None, an int, a tuple, B integers or a list of B tuples, or for measures of your own a "
+            "tensor with first dimension B, a dict of such tensors or a list of B things, not "
             f"{type(target).__name__} ({error})"
         ) from error
-    if labels.is_floating_point() or labels.is_complex() or labels.dtype is torch.bool:
-        raise InputError(f"target must hold integers (indices of outputs), not {labels.dtype}")
-    labels = labels.detach().to(torch.int64)
-    if labels.numel() == 1:
+    counts = not (labels.is_floating_point() or labels.is_complex() or labels.dtype is torch.bool)
+    if not counts and labels.ndim == 0:
+        raise InputError(_misread(labels))
+    labels = labels.to(torch.int64) if counts else labels
+    if counts and labels.numel() == 1:
         return int(labels) if size != 1 else labels.reshape(1)
     return _of_length(labels, size)
 
 
+def _is_structure(part: object) -> bool:
+    return isinstance(part, Tensor | tuple | list | dict)
+
+
+def _with_parts(target: Target, size: int) -> Target:
+    """Return a structure of tensors after checking that each has a part for every sample."""
+    for leaf in pytree.tree_leaves(target):
+        shape = tuple(leaf.shape) if isinstance(leaf, Tensor) else None
+        if not shape or shape[0] != size:
+            what = f"a tensor of shape {shape}" if shape is not None else type(leaf).__name__
+            raise InputError(
+                f"target holds {what} and the batch has {size} samples: a {type(target).__name__} of tensors needs "
+                "the samples along the first dimension of each"
+            )
+    return target
+
+
+def _misread(target: Target) -> str:
+    """Say why a target names no outputs."""
+    if isinstance(target, Tensor) and (target.is_floating_point() or target.dtype is torch.bool or target.is_complex()):
+        return f"target must hold integers (indices of outputs), not {target.dtype}"
+    shape = f"has shape {tuple(target.shape)}" if isinstance(target, Tensor) else f"is a {type(target).__name__}"
+    return f"target {shape}, and the model's outputs take one index for each sample"
+
+
 def _of_length(target: Any, size: int) -> Any:
     shape = tuple(target.shape) if isinstance(target, Tensor) else (len(target),)
-    if shape != (size,):
+    if shape[0] != size:
         raise InputError(f"target has shape {shape} and the batch has {size} samples: pass one target per sample")
     return target

@@ -133,7 +133,8 @@ class BlockInfluence(GradientAttribution):  # type: ignore[misc]  # captum is un
         pieces: list[dict[str, Array]] = []
         with tqdm(total=batches.n_samples, disable=not show_progress, unit="sample", desc="influence") as progress:
             for batch in batches:
-                _check_target(network, batch)
+                if batch.names_outputs or not callable(objective):
+                    _check_target(network, batch)
                 differentiated = None if objective == "cross_entropy" and batch.target is None else objective
                 size = given or _samples_per_pass(network, differentiable=differentiated is not None)
                 for chunk in batch.to(network.device).chunks(size):
@@ -263,7 +264,7 @@ def _check_target(network: UnraveledNetwork, batch: Batch) -> None:
     """Check a batch's target against the outputs before anything is run."""
     leaves = [getattr(leaf, "meta", {}).get("val") for leaf in network.graph.outputs]
     if len(leaves) == 1 and isinstance(leaves[0], Tensor) and leaves[0].ndim == 2:
-        check_target(batch.target, int(leaves[0].shape[1]))
+        check_target(batch, int(leaves[0].shape[1]))
 
 
 def _samples_per_pass(network: UnraveledNetwork, *, differentiable: bool) -> int:

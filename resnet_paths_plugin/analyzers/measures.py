@@ -3,17 +3,20 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from captum._utils.common import _select_targets
 from torch import Tensor
 from torch.nn import functional
 
 from resnet_paths_plugin.analyzers.batches import Batch, Target, check_target
+from resnet_paths_plugin.analyzers.outputs import form, measure_line, outputs_of
 from resnet_paths_plugin.errors import InputError
 from resnet_paths_plugin.network import UnraveledNetwork
 
 Measure = Callable[[Any, Target], Tensor]
-"""A user's measure: of the model's outputs and the batch's target, one number per sample, shape `[B]`."""
+"""A user's measure: of the model's outputs and the batch's target, one number per sample, shape `[B]`.
+
+It sees some samples at a time, and the target of the same samples.
+"""
 
 
 class Measures:
@@ -34,9 +37,11 @@ class Measures:
                 raise InputError(f"measure {name!r} must be callable as (outputs, target) -> [B], not {measure!r}")
         self.n_classes = _classes(network)
         if self.n_classes is None and not self.user:
+            outputs = outputs_of(network)
             raise InputError(
-                f"{network.name} returns {_form(network)}, for which no measure is built in: pass "
-                "measures={'name': function}, where function(outputs, target) returns one number per sample, shape (B,)"
+                f"{network.name} returns {form(outputs)}, for which no measure is built in: pass "
+                "measures={'name': function}, where function(outputs, target) returns one number per sample, shape "
+                f"(B,). For instance {measure_line(outputs)}"
             )
 
     def check(self, batch: Batch) -> None:
@@ -45,15 +50,15 @@ class Measures:
         Raises:
             InputError: if a target is out of range.
         """
-        if self.n_classes is not None:
-            check_target(batch.target, self.n_classes)
+        if self.n_classes is not None and (batch.names_outputs or not self.user):
+            check_target(batch, self.n_classes)
 
     def of(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
         """Return what is measured of one output: name to values, shape `[B]`."""
         values: dict[str, Tensor] = {}
         if self.n_classes is not None:
             values["prediction"] = outputs.argmax(1)
-            if batch.target is not None:
+            if batch.target is not None and batch.names_outputs:
                 values["target_score"] = _select_targets(outputs, batch.target).flatten()
             labels = batch.labels()
             if labels is not None:
@@ -83,16 +88,6 @@ def _classes(network: UnraveledNetwork) -> int | None:
         # A single column is a score of something, and no distribution over classes.
         return int(leaves[0].shape[1]) if leaves[0].shape[1] > 1 else None
     return None
-
-
-def _form(network: UnraveledNetwork) -> str:
-    leaves = [getattr(leaf, "meta", {}).get("val") for leaf in network.graph.outputs]
-    shapes = [
-        "(" + ", ".join("B" if isinstance(size, torch.SymInt) else str(size) for size in leaf.shape) + ")"
-        for leaf in leaves
-        if isinstance(leaf, Tensor)
-    ]
-    return f"outputs of shape {', '.join(shapes) or 'unknown'}"
 
 
 def _checked(name: str, values: Any, size: int) -> Tensor:

@@ -10,8 +10,9 @@ from torch.nn import functional
 from torch.utils import _pytree as pytree
 
 from resnet_paths_plugin.analyzers.batches import Batch, Target
+from resnet_paths_plugin.analyzers.outputs import form, objective_line
 from resnet_paths_plugin.errors import InputError
-from resnet_paths_plugin.graph.capture import eval_mode
+from resnet_paths_plugin.graph.export import eval_mode
 
 Objective = Literal["score", "cross_entropy"] | Callable[[Any, Target], Tensor]
 """A name, or a function of the model's outputs and the batch's target: one number per sample, shape `[B]`."""
@@ -30,7 +31,10 @@ def per_sample(objective: Objective, outputs: Any, batch: Batch) -> Tensor:
             raise InputError(f"the objective must return a tensor of shape ({batch.size},), one per sample, not {got}")
         return values
     if not isinstance(outputs, Tensor):
-        raise InputError("the outputs are no single tensor: pass objective=function(outputs, target) -> (B,)")
+        raise InputError(
+            f"the outputs are no single tensor but {form(outputs, batch.size)}: pass objective=function(outputs, "
+            f"target) -> (B,). For instance {objective_line(outputs)}"
+        )
     if objective == "score":
         return _score(outputs, batch)
     if objective == "cross_entropy":
@@ -77,9 +81,13 @@ def ordinary_gradient(model: nn.Module, objective: Objective, batch: Batch) -> l
 
 
 def _score(outputs: Tensor, batch: Batch) -> Tensor:
-    if batch.target is None and outputs.numel() != batch.size:
+    selected = outputs
+    if batch.target is not None and batch.names_outputs:
+        selected = _select_targets(outputs, batch.target)
+    if selected.numel() != batch.size:
         raise InputError(
-            f"objective 'score' needs a target: the outputs have shape (B, {', '.join(map(str, outputs.shape[1:]))})"
+            "objective 'score' needs a target that selects one number per sample from outputs "
+            f"{form(outputs, batch.size)}: an index, or a tuple of {outputs.ndim - 1}; or pass a function, "
+            f"for instance {objective_line(outputs)}"
         )
-    selected = _select_targets(outputs, batch.target) if batch.target is not None else outputs
     return selected.reshape(batch.size)

@@ -4,14 +4,11 @@ The graph reads the model's own parameters and buffers each time it is bound; it
 that were captured in training mode change any: their own statistics.
 """
 
-import random
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
@@ -19,8 +16,11 @@ from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
 from resnet_paths_plugin.errors import CaptureError, InputError, StochasticModelWarning
+from resnet_paths_plugin.graph.export import batch_size, export, training_mode
+from resnet_paths_plugin.graph.failure import explained, where_batch_is_asked_for
 from resnet_paths_plugin.graph.functional import functional_program
 from resnet_paths_plugin.graph.operators import draws_at_random
+from resnet_paths_plugin.graph.place import Place
 from resnet_paths_plugin.graph.statistics import check_momentum, counters, draw_functionally, written_counters
 
 
@@ -39,6 +39,8 @@ class CapturedGraph:
         out_spec: tree structure of the model's output.
         counters: in training mode, the placeholder of the counter that each batch norm counts its batches on; whoever
             runs the batch norm counts it up.
+        batch_range: smallest and largest batch that the graph holds for; None where there is no largest.
+        batch_place: where the model asks for its batch size, if only some hold and the place was found.
     """
 
     model: nn.Module
@@ -51,6 +53,8 @@ class CapturedGraph:
     out_spec: pytree.TreeSpec
     _exported_state: dict[str, Tensor] = field(repr=False)
     counters: dict[fx.Node, fx.Node] = field(default_factory=dict)
+    batch_range: tuple[int, int | None] = (1, None)
+    batch_place: Place | None = None
 
     @property
     def batch_symbol(self) -> Any:
@@ -116,7 +120,22 @@ class CapturedGraph:
                     "arguments that are no tensors are fixed by the capture; unravel the model again"
                 )
             bound[node] = leaf
+        for position, size in samples.values():
+            self._check_range(position, size)
         return bound
+
+    def _check_range(self, position: int, size: int) -> None:
+        """Refuse a batch of a size for which the model does something else than was captured."""
+        least, most = self.batch_range
+        if least <= size and (most is None or size <= most):
+            return
+        held = f"{least}" if least == most else f"{least} or more" if most is None else f"{least} to {most}"
+        place = f" ({self.batch_place})" if self.batch_place else ""
+        raise InputError(
+            f"input {position} has {size} samples, and what was captured holds for {held} only, as what the model does "
+            f"depends on its batch size{place}: pass batches of such sizes (internal_batch_size cuts larger ones), "
+            "write the model for any batch size, or unravel it again with a batch of this size"
+        )
 
     def example_inputs(self) -> tuple[Any, ...]:
         """Return arguments like those that were captured, all zeros, to capture the model again."""
@@ -152,22 +171,26 @@ def capture(
         CaptureError: if `torch.export` cannot follow the model, or if in training mode the model writes to more of
             its parameters and buffers than the statistics of batch norms.
     """
+    exported = program is None
     if program is None:
         program = _export(model, widened(example_inputs), training=training)
+    sizes = _batch_range(program)
+    written = written_counters(program) if training else None
     if training:
-        written = written_counters(program)
         draw_functionally(program.graph)
-        program = functional_program(program)
-        return replace(_graph_of(model, program), counters=counters(program, written))
     program = functional_program(program)
-    if any(draws_at_random(node) for node in program.graph.nodes):
+    if not training and any(draws_at_random(node) for node in program.graph.nodes):
         warnings.warn(
             f"{type(model).__name__} draws random numbers in eval mode, as in a dropout that is always on: each run "
             "differs, and studies that compare runs mean little",
             StochasticModelWarning,
             stacklevel=3,
         )
-    return _graph_of(model, program)
+    place = None
+    if exported and sizes != (1, None):
+        place = where_batch_is_asked_for(model, widened(example_inputs), training=training)
+    graph = replace(_graph_of(model, program), batch_range=sizes, batch_place=place)
+    return graph if written is None else replace(graph, counters=counters(program, written))
 
 
 def widened(example_inputs: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -184,103 +207,14 @@ def widened(example_inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(pytree.tree_map(widen, example_inputs))
 
 
-def batch_size(args: tuple[Any, ...]) -> int:
-    """Return `B`, the first dimension of the first tensor among the arguments.
-
-    Raises:
-        InputError: if there is no tensor with a batch dimension, or the batch is empty.
-    """
-    for leaf in pytree.tree_leaves(args):
-        if isinstance(leaf, Tensor) and leaf.ndim:
-            if leaf.shape[0] == 0:
-                raise InputError("the batch is empty: pass at least one sample")
-            return int(leaf.shape[0])
-    raise InputError("inputs must hold at least one tensor whose first dimension is the batch")
-
-
-@contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Clear the training flag of every module, and put each module's attributes back as they were.
-
-    The flags are set directly, as a model's own `train` may do more than set flags; what a forward pass stores on its
-    module is gone afterwards.
-    """
-    with _kept_attributes(model):
-        for module in model.modules():
-            module.training = False
-        yield
-
-
-@contextmanager
-def training_mode(model: nn.Module) -> Iterator[None]:
-    """Set the modules' flags for training, and put each module's attributes back as they were.
-
-    A model that is in training mode stays as it is, so that parts of it may be in eval mode (frozen batch norms).
-    Otherwise the flags are those that its own `train` sets, which may leave parts in eval mode as well.
-    """
-    trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    with _kept_attributes(model):
-        try:
-            if not model.training:
-                model.train()
-            yield
-        finally:
-            for parameter, requires_grad in trainable:
-                parameter.requires_grad_(requires_grad)
-
-
-@contextmanager
-def _kept_attributes(model: nn.Module) -> Iterator[None]:
-    """Put each module's attributes back as they were."""
-    kept = [
-        (held, dict(held))
-        for module in model.modules()
-        for held in (vars(module), module._parameters, module._buffers, module._modules)  # noqa: SLF001 - torch's registries
-    ]
-    try:
-        yield
-    finally:
-        for held, before in kept:
-            held.clear()
-            held.update(before)
-
-
 def _export(model: nn.Module, example_inputs: tuple[Any, ...], *, training: bool = False) -> ExportedProgram:
-    batch = batch_size(example_inputs)
-
-    def dynamic(leaf: Any) -> dict[int, Any] | None:
-        if isinstance(leaf, Tensor):
-            return {0: torch.export.Dim.AUTO} if leaf.ndim and leaf.shape[0] == batch else {}
-        return None
-
-    shapes = pytree.tree_map(dynamic, example_inputs)
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]  # torch's
-    fastpath = torch.backends.mha.get_fastpath_enabled()
-    # The fused inference path of nn.MultiheadAttention has no gradient; it is switched off while tracing.
-    torch.backends.mha.set_fastpath_enabled(value=False)
+    if training:
+        with training_mode(model):
+            check_momentum(model)
     try:
-        with (
-            training_mode(model) if training else eval_mode(model),
-            _kept_generators(),
-            torch.random.fork_rng(devices=devices),
-            torch.enable_grad(),
-            warnings.catch_warnings(),
-        ):
-            # What the model stores on itself is put back, so there is nothing to warn of.
-            warnings.filterwarnings("ignore", message="The tensor attribute", category=UserWarning)
-            if training:
-                check_momentum(model)
-            return torch.export.export(model, example_inputs, dynamic_shapes=shapes, strict=False)
-    except CaptureError:
-        raise
+        return export(model, example_inputs, training=training)
     except Exception as error:
-        raise CaptureError(
-            f"torch.export cannot capture {type(model).__name__}: {_first_line(error)}. "
-            "Check that the example inputs fit the model (its forward runs on them), or write a plugin whose "
-            "'resnet_paths_capture' hook exports a form of the model without the operation in question"
-        ) from error
-    finally:
-        torch.backends.mha.set_fastpath_enabled(value=fastpath)
+        raise CaptureError(explained(error, model, example_inputs, training=training)) from error
 
 
 def _graph_of(model: nn.Module, program: ExportedProgram) -> CapturedGraph:
@@ -317,6 +251,27 @@ def _graph_of(model: nn.Module, program: ExportedProgram) -> CapturedGraph:
     return CapturedGraph(model, program.graph, tensors, constants, tuple(inputs), in_spec, outputs, out_spec, state)
 
 
+def _batch_range(program: ExportedProgram) -> tuple[int, int | None]:
+    """Return the smallest and the largest batch that a program holds for, None where there is no largest.
+
+    Export takes any dynamic size to be 2 or more, and what it captures then holds for 1 too.
+    """
+    names = set(program.graph_signature.user_inputs)
+    for node in program.graph.nodes:
+        value = node.meta.get("val")
+        if node.op != "placeholder" or node.name not in names or not isinstance(value, Tensor) or not value.ndim:
+            continue
+        if isinstance(size := value.shape[0], torch.SymInt):
+            expression = size.node.expr
+            if expression.is_number:
+                return int(expression), int(expression)
+            known = program.range_constraints.get(expression)
+            if known is not None:
+                least, most = (int(end) if end.is_Integer else None for end in (known.lower, known.upper))
+                return (1 if least is None or least <= 2 else least), most
+    return 1, None
+
+
 def _check_input(position: int, expected: Tensor, given: Any) -> None:
     if not isinstance(given, Tensor):
         raise InputError(f"input {position} must be a tensor, not {type(given).__name__}")
@@ -350,19 +305,3 @@ def _check_batch(position: int, expected: Tensor, given: Tensor, samples: dict[A
             f"input {position} has {given.shape[0]} samples and input {first} has {size}: "
             "all inputs of a batch need as many"
         )
-
-
-@contextmanager
-def _kept_generators() -> Iterator[None]:
-    """Leave the generators of Python and numpy, which a model may draw from, as they were."""
-    python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the global one is what a model draws from
-    try:
-        yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(legacy)  # noqa: NPY002
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return f"{type(error).__name__}: {text.splitlines()[0] if text else 'no message'}"

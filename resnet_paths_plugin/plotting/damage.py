@@ -16,7 +16,7 @@ from resnet_paths_plugin.plotting import style
 from resnet_paths_plugin.plotting.style import FloatArray
 
 DEFAULT_MEASURES = ("error", "prediction_changed")
-"""What is drawn where no measure is named, the first of them that is there."""
+"""What is drawn where no measure is named: the first of them that is there, before any other."""
 
 _SHORT_LABELS = {"error": "error", "prediction_changed": "changed predictions", "correct": "correct predictions"}
 _NO_MEASURES = frozenset({
@@ -54,8 +54,17 @@ def measures(dataset: xr.Dataset, change: str) -> list[str]:
     )
 
 
+def default_measure(dataset: xr.Dataset, change: str) -> str | None:
+    """The measure that is drawn and told where none is named: a default one, else the study's first; None without any.
+
+    Studies of outputs that are no class scores hold the user's own measures alone.
+    """
+    known = measures(dataset, change)
+    return next((name for name in (*DEFAULT_MEASURES, *known) if name in known), None)
+
+
 def damage(dataset: xr.Dataset, change: str, measure: str | None, figure: str) -> Damage:
-    """What each change did: the named measure, else the error, else the share of changed predictions.
+    """What each change did: the named measure, else the default one.
 
     Args:
         dataset: result of a study of changed networks.
@@ -64,12 +73,12 @@ def damage(dataset: xr.Dataset, change: str, measure: str | None, figure: str) -
         figure: name of the figure, for the error's text.
 
     Raises:
-        InputError: if the measure is not there, or none is named and neither default is there.
+        InputError: if the measure is not there, or none is named and there is none.
     """
     known = measures(dataset, change)
-    name = measure or next((name for name in DEFAULT_MEASURES if name in known), None)
+    name = measure or default_measure(dataset, change)
     if name not in known:
-        missing = f"'{measure}'" if measure else "'error' nor 'prediction_changed'"
+        missing = f"'{measure}'" if measure else "measure"
         raise InputError(
             f"{figure} finds no {missing} along '{change}' in this dataset; "
             f"pass measure= one of: {', '.join(known) or '(it holds no measure at all)'}"

@@ -43,7 +43,7 @@ def plot_single_lesions(
         ds: result of `BlockLesion`, with lesions of one block each.
         ax: where to draw; by default in a figure of its own.
         measure: variable with dimension `lesion` to draw; by default `error`, else the share of
-            `prediction_changed`.
+            `prediction_changed`, else the first of the user's own by name.
         chance: what guessing would give, in the measure's unit (errors are fractions).
         plain: result of `BlockLesion` on the layers of a network without skips, for comparison: drawn in the same
             Axes, its layers spread evenly over the axis.
@@ -87,7 +87,7 @@ def plot_random_lesions(
         ds: result of `BlockLesion`, with `n_deleted`.
         ax: where to draw; by default in a figure of its own.
         measure: variable with dimension `lesion` to draw; by default `error`, else the share of
-            `prediction_changed`.
+            `prediction_changed`, else the first of the user's own by name.
         chance: what guessing would give, in the measure's unit (errors are fractions).
 
     Returns:

@@ -38,7 +38,7 @@ def plot_reorderings(
         ds: result of `BlockReordering`.
         ax: where to draw; by default in a figure of its own.
         measure: variable with dimension `reordering` to draw; by default `error`, else the share of
-            `prediction_changed`.
+            `prediction_changed`, else the first of the user's own by name.
         chance: what guessing would give, in the measure's unit (errors are fractions).
         over: whose order tau compares: the `"movable"` blocks', or that of `"all"` blocks.
 

@@ -63,7 +63,7 @@ def plot_schedules(
         ax: where to draw; by default in a figure of its own.
         family: which family; may be left out if the dataset has one only.
         measure: variable with dimension `schedule` to draw; by default `error`, else the share of
-            `prediction_changed`.
+            `prediction_changed`, else the first of the user's own by name.
         chance: what guessing would give, in the measure's unit (errors are fractions).
 
     Returns:

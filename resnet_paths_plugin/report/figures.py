@@ -23,6 +23,7 @@ from matplotlib.figure import Figure
 from resnet_paths_plugin import plotting
 from resnet_paths_plugin.errors import InputError
 from resnet_paths_plugin.plotting.classes import class_rises, names_of
+from resnet_paths_plugin.plotting.damage import default_measure
 from resnet_paths_plugin.plotting.kinds import kind_of
 from resnet_paths_plugin.plotting.schedules import TITLES, families
 from resnet_paths_plugin.plotting.survival import chain_length, default_deletions
@@ -95,7 +96,7 @@ class ReportStudy:
 
     def chance(self, change: str) -> float | None:
         """The error of guessing, where the error is drawn and the number of classes is known."""
-        if self.n_classes is None or sentences.measure_of(self.dataset, change) != "error":
+        if self.n_classes is None or default_measure(self.dataset, change) != "error":
             return None
         return 1 - 1 / self.n_classes
 
@@ -169,7 +170,7 @@ _Made = tuple[str, str, str, Callable[[], Figure]]
 
 
 def _single_lesions(study: ReportStudy) -> Iterator[_Made]:
-    ds, measure = study.dataset, sentences.measure_of(study.dataset, "lesion")
+    ds, measure = study.dataset, default_measure(study.dataset, "lesion")
     beside = ", and of a plain network without one of its layers" if study.plain is not None else ""
     yield (
         "",
@@ -193,7 +194,7 @@ def _single_lesions(study: ReportStudy) -> Iterator[_Made]:
 
 
 def _random_lesions(study: ReportStudy) -> Iterator[_Made]:
-    ds, measure = study.dataset, sentences.measure_of(study.dataset, "lesion")
+    ds, measure = study.dataset, default_measure(study.dataset, "lesion")
     yield (
         "",
         f"Deleting {'random ' if sentences.is_random(ds) else ''}sets of blocks, by their size (Fig. 5a)",
@@ -203,7 +204,7 @@ def _random_lesions(study: ReportStudy) -> Iterator[_Made]:
 
 
 def _reorderings(study: ReportStudy) -> Iterator[_Made]:
-    ds, measure = study.dataset, sentences.measure_of(study.dataset, "reordering")
+    ds, measure = study.dataset, default_measure(study.dataset, "reordering")
     if np.isfinite(ds["kendall_tau"].values).any():
         yield (
             "",
@@ -214,7 +215,7 @@ def _reorderings(study: ReportStudy) -> Iterator[_Made]:
 
 
 def _trainings(study: ReportStudy) -> Iterator[_Made]:
-    ds, measure = study.dataset, sentences.measure_of(study.dataset, "lesion")
+    ds, measure = study.dataset, default_measure(study.dataset, "lesion")
     yield (
         "",
         "Deleting single blocks after different trainings (Fig. 8)",
@@ -224,7 +225,7 @@ def _trainings(study: ReportStudy) -> Iterator[_Made]:
 
 
 def _schedules(study: ReportStudy) -> Iterator[_Made]:
-    ds, measure = study.dataset, sentences.measure_of(study.dataset, "schedule")
+    ds, measure = study.dataset, default_measure(study.dataset, "schedule")
     for family in families(ds):
         yield (
             family,

@@ -20,7 +20,7 @@ from markupsafe import Markup
 
 from resnet_paths_plugin.errors import FileError, ResnetPathsError
 from resnet_paths_plugin.plotting import block_axis
-from resnet_paths_plugin.plotting.damage import damage
+from resnet_paths_plugin.plotting.damage import damage, default_measure
 from resnet_paths_plugin.report import sentences
 from resnet_paths_plugin.report.figures import DPI, ReportFigure, ReportStudy, figures_of, studies
 
@@ -233,7 +233,7 @@ def _block_tables(study: ReportStudy) -> Iterator[BlockTable]:
 
 def _deletions(ds: xr.Dataset) -> tuple[str, list[str]]:
     """The column that tells what deleting each block, or its group, does."""
-    effect = damage(ds, "lesion", sentences.measure_of(ds, "lesion"), "the report")
+    effect = damage(ds, "lesion", default_measure(ds, "lesion"), "the report")
     lesions = block_axis.single_lesions(ds, "the report")
     deleted = ds["deleted"].transpose("lesion", "block").values
     cells = ["\N{EN DASH}"] * ds.sizes["block"]

@@ -12,7 +12,7 @@ from resnet_paths_plugin import paths
 from resnet_paths_plugin.errors import InputError
 from resnet_paths_plugin.plotting import block_axis
 from resnet_paths_plugin.plotting.classes import ClassRises
-from resnet_paths_plugin.plotting.damage import Damage, damage, mean, measures, rank_correlation, worst
+from resnet_paths_plugin.plotting.damage import Damage, damage, default_measure, mean, rank_correlation, worst
 from resnet_paths_plugin.plotting.schedules import scales
 from resnet_paths_plugin.plotting.style import FloatArray, signed
 
@@ -21,12 +21,6 @@ SIZES_SHOWN = 5
 SMALL_RISE = 0.01
 NOTABLE_CORRELATION = 0.5
 _WHAT = {"error": "error", "prediction_changed": "share of changed predictions"}
-
-
-def measure_of(ds: xr.Dataset, change: str) -> str | None:
-    """The measure that is drawn and told: the default one, else the first of the study's own; None without any."""
-    known = measures(ds, change)
-    return next((name for name in ("error", "prediction_changed", *known) if name in known), None)
 
 
 def single_lesions(ds: xr.Dataset, plain: xr.Dataset | None = None) -> str:
@@ -290,7 +284,7 @@ def percent(fraction: float) -> str:
 
 
 def _damage(ds: xr.Dataset, change: str) -> Damage:
-    effect = damage(ds, change, measure_of(ds, change), "the report")
+    effect = damage(ds, change, default_measure(ds, change), "the report")
     if not np.isfinite(effect.values).any():
         raise InputError(f"every value of '{effect.name}' is NaN or infinite: there is nothing to tell")
     return effect
