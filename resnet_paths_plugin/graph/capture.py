@@ -4,6 +4,7 @@ The graph reads the model's own parameters and buffers each time it is bound; it
 that were captured in training mode change any: their own statistics.
 """
 
+import inspect
 import random
 import warnings
 from collections.abc import Iterator, Sequence
@@ -253,7 +254,6 @@ def _export(model: nn.Module, example_inputs: tuple[Any, ...], *, training: bool
             return {0: torch.export.Dim.AUTO} if leaf.ndim and leaf.shape[0] == batch else {}
         return None
 
-    shapes = pytree.tree_map(dynamic, example_inputs)
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]  # torch's
     fastpath = torch.backends.mha.get_fastpath_enabled()
     # The fused inference path of nn.MultiheadAttention has no gradient; it is switched off while tracing.
@@ -270,6 +270,9 @@ def _export(model: nn.Module, example_inputs: tuple[Any, ...], *, training: bool
             warnings.filterwarnings("ignore", message="The tensor attribute", category=UserWarning)
             if training:
                 check_momentum(model)
+            # By parameter of the model's `forward`, as export wants them: those of `*args` are one.
+            given = inspect.signature(model.forward).bind(*example_inputs).arguments
+            shapes = pytree.tree_map(dynamic, dict(given))
             return torch.export.export(model, example_inputs, dynamic_shapes=shapes, strict=False)
     except CaptureError:
         raise
