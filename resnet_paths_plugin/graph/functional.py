@@ -62,9 +62,7 @@ def _operand_of(
     shapes = [operand.meta["val"].shape for operand in operands if isinstance(operand, fx.Node)]
     # An empty vector adds nothing, whatever the rank of the others.
     sizes = [0 if tuple(shape) == (0,) else shape[along] for shape in shapes]
-    if along % rank != dim % rank or not all(
-        isinstance(size, int) for size in (*sizes, start or 0, end or 0)
-    ):
+    if along % rank != dim % rank or not all(isinstance(size, int) for size in (*sizes, start or 0, end or 0)):
         return None
     total = sum(sizes)
     first, last = (
