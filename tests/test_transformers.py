@@ -83,6 +83,8 @@ class InFloat64(TorchFunctionMode):
         def wide(argument):
             return torch.float64 if argument is torch.float32 else argument
 
+        if func is torch.Tensor.float:
+            func = torch.Tensor.double
         return func(*map(wide, args), **{key: wide(value) for key, value in (kwargs or {}).items()})
 
 
