@@ -82,3 +82,44 @@ def test_networks_that_segment_follow_and_detect_are_studied(monkeypatch, capsys
         np.testing.assert_allclose(tree[group][f"intact_{name}"], value, atol=1e-6)
         assert np.isfinite(tree[group][name]).all()
     assert tree["follow"].sizes["lesion"] == 12
+
+
+def test_a_transformers_model_is_studied_without_an_adapter_or_a_download(monkeypatch, capsys):
+    pytest.importorskip("transformers", reason="the models are those of transformers, extra 'test'")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    script = EXAMPLES / "transformers_models.py"
+    monkeypatch.setattr(sys, "argv", [str(script), "--models", "gpt2", "--samples", "3"])
+    runpy.run_path(str(script), run_name="__main__")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "GPT2LMHeadModel: 4 blocks"
+    drops = {line.split()[0]: float(line.split()[-1]) for line in lines[2:6]}
+    lengths = [line.split() for line in lines if line and line[0].isdigit()]
+    assert [cells[:2] for cells in lengths] == [["0", "1"], ["1", "4"], ["2", "6"], ["3", "4"], ["4", "1"]]
+
+    subject = runpy.run_path(str(script))["build"]("gpt2", 3, "sdpa")
+    module = subject.module.eval()
+
+    def scores():
+        return module(subject.inputs).gather(1, subject.labels[:, None])
+
+    with torch.no_grad():
+        intact = scores().mean().item()
+        for name, drop in drops.items():
+            # The layer adds the first value that an attention returns, and what an MLP returns.
+            zero = lambda _, __, out: (out[0] * 0, *out[1:]) if isinstance(out, tuple) else out * 0  # noqa: E731
+            hook = module.get_submodule(name).register_forward_hook(zero)
+            assert drop == pytest.approx(intact - scores().mean().item(), rel=0.01, abs=1e-5)
+            hook.remove()
+
+    # Along the one path of length 0 the head reads the embeddings.
+    embeddings = {}
+    module.model.transformer.drop.register_forward_hook(
+        lambda _, __, out: embeddings.setdefault("stem", out.detach().requires_grad_())
+    )
+    for name in drops:
+        module.get_submodule(name).register_forward_hook(
+            lambda _, __, out: (out[0].detach(), *out[1:]) if isinstance(out, tuple) else out.detach()
+        )
+    scores().sum().backward()
+    norm = embeddings["stem"].grad.flatten(1).norm(dim=1).mean().item()
+    assert float(lengths[0][2]) == pytest.approx(norm, rel=0.01)

@@ -57,6 +57,36 @@ def test_additional_arguments_are_not_attributed_to():
     assert found.completeness_error.max() < 1e-12
 
 
+def test_arguments_may_be_variadic():
+    class Variadic(Chain):
+        def forward(self, x, *factors):
+            for factor in factors:
+                x = x * factor[:, None]
+            return super().forward(x)
+
+    model, x, factors = Variadic(plain).double(), images(), (torch.rand(5).double(), torch.rand(5).double())
+    net = rpp.unravel(model, (x, *factors))
+    assert len(net.blocks) == 2
+    assert torch.equal(net(x[:3], *(f[:3] for f in factors)), model(x[:3], *(f[:3] for f in factors)))
+    found = rpp.PathLengthGradient(net).attribute(x, 0, factors, keep_maps=True)
+    x.requires_grad_()
+    (gradient,) = torch.autograd.grad(model(x, *factors)[:, 0].sum(), x)
+    np.testing.assert_allclose(found.gradient.values.sum(0), gradient, rtol=1e-5)
+
+
+def test_an_empty_vector_among_the_parts_of_a_concatenation_changes_nothing():
+    def cached(x, layer):  # as a cache of keys that holds nothing yet
+        return x + torch.tanh(torch.cat([x.new_zeros(0), layer(x)], 1)[:, :4])
+
+    model, twin, x = Chain(cached).double(), Chain(plain).double(), images()
+    twin.load_state_dict(model.state_dict())
+    net = rpp.unravel(model, x)
+    assert torch.equal(net(x), model(x))
+    assert torch.equal(net.lesioned(0)(x), rpp.unravel(twin, x).lesioned(0)(x))
+    found, expected = (rpp.PathLengthGradient(one).attribute(x, 0) for one in (net, twin))
+    np.testing.assert_allclose(found.gradient_norm, expected.gradient_norm, rtol=1e-12)
+
+
 @pytest.mark.parametrize("estimator", ["exact", "sampled", "signs"])
 def test_a_value_that_is_added_twice_is_one_term(estimator):
     twice = Chain(lambda x, layer: x + x + torch.tanh(layer(x))).double()

@@ -286,6 +286,7 @@ def test_concatenation(dim):
     check(aten.cat.default, [x, constant(2, 3, 4), y], dim)
     check(aten.cat.default, [x, y, x], dim)
     check(aten.cat.default, [x, y])
+    check(aten.cat.default, [constant(0), x, y], dim, rule=False)
 
 
 @pytest.mark.parametrize(

@@ -282,7 +282,7 @@ def _check_taps(network: UnraveledNetwork, graph: PathGraph, tap: ResidualBlock 
         if not isinstance(value, Tensor) or not value.is_floating_point():
             raise InputError(
                 "a gradient needs floating-point values, and an input holds integers (such as token ids): "
-                "take tap='stem' or a block"
+                "take tap='stem' or a block; what is no input, such as a mask, goes into additional_forward_args"
             )
         if network.program.batch_dim(at) is None:
             raise InputError(

@@ -340,8 +340,8 @@ def _matmul(call: Call) -> Pullback | None:
 
 def _concatenation(call: Call) -> Pullback | None:
     parts = call.node.args[0]
-    if not isinstance(parts, list | tuple):
-        return None
+    if not isinstance(parts, list | tuple) or any(part.shape == (0,) for part in call.args[0]):
+        return None  # an empty vector may stand among parts of another rank
     dim = call.args[1] if len(call.args) > 1 else 0
     sizes = [part.shape[dim] for part in call.args[0]]
     along = dim % call.value.ndim + 1

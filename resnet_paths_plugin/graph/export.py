@@ -3,6 +3,7 @@
 Knows nothing of graphs, and does not explain failures.
 """
 
+import inspect
 import io
 import logging
 import random
@@ -44,7 +45,6 @@ def export(model: nn.Module, example_inputs: tuple[Any, ...], *, training: bool 
             return {0: torch.export.Dim.AUTO} if leaf.ndim and leaf.shape[0] == batch else {}
         return None
 
-    shapes = pytree.tree_map(dynamic, example_inputs)
     with (
         training_mode(model) if training else eval_mode(model),
         kept_generators(),
@@ -55,6 +55,9 @@ def export(model: nn.Module, example_inputs: tuple[Any, ...], *, training: bool 
     ):
         # What the model stores on itself is put back, so there is nothing to warn of.
         warnings.filterwarnings("ignore", message="The tensor attribute", category=UserWarning)
+        # By parameter of the model's `forward`, as export wants them: those of `*args` are one.
+        given = inspect.signature(model.forward).bind(*example_inputs).arguments
+        shapes = pytree.tree_map(dynamic, dict(given))
         with _one_batch(model, batch):
             return torch.export.export(model, example_inputs, dynamic_shapes=shapes, strict=False)
 

@@ -62,13 +62,13 @@ def _operand_of(
 ) -> fx.Node | None:
     """Return the operand of a concatenation that a slice of it equals, or None."""
     operands, along = cat.args[0], cat.args[1] if len(cat.args) > 1 else 0
-    shape = cat.meta["val"].shape
+    rank = cat.meta["val"].ndim
     if not isinstance(operands, list | tuple) or not isinstance(along, int) or step != 1:
         return None
-    sizes = [operand.meta["val"].shape[along] for operand in operands if isinstance(operand, fx.Node)]
-    if along % len(shape) != dim % len(shape) or not all(
-        isinstance(size, int) for size in (*sizes, start or 0, end or 0)
-    ):
+    shapes = [operand.meta["val"].shape for operand in operands if isinstance(operand, fx.Node)]
+    # An empty vector adds nothing, whatever the rank of the others.
+    sizes = [0 if tuple(shape) == (0,) else shape[along] for shape in shapes]
+    if along % rank != dim % rank or not all(isinstance(size, int) for size in (*sizes, start or 0, end or 0)):
         return None
     total = sum(sizes)
     first, last = (
