@@ -16,7 +16,7 @@ def test_the_readme_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(ROOT / "examples" / "third_party_plugin")  # which a reader installs
     exec(compile("\n".join(blocks), str(README), "exec"), {})  # noqa: S102 - our own README
     plt.close("all")
-    assert len(blocks) == 5
+    assert len(blocks) == 6
     printed = capsys.readouterr().out
     assert "8 residual blocks" in printed
     assert "5 layers that can be deleted" in printed
