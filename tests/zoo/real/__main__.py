@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from zoo.real import choice, table
 from zoo.real.examine import Line, examine
 
-FAMILIES_PER_PROCESS = 4
+FAMILIES_PER_PROCESS = 8
 
 
 def main():

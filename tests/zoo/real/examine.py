@@ -22,8 +22,10 @@ LENGTHS_BEYOND = 4
 """Longest length told apart in networks of more; what is longer shares a row."""
 VISIBLE = 1e-5
 """Least change of an output, relative to its largest element, that is more than rounding in float32."""
-COMPLETE, COMPLETE_FLOAT64 = 1e-5, 1e-12
-"""Largest relative difference of summed path gradients from the ordinary gradient, in float32 and float64."""
+COMPLETE = 1e-5
+"""Largest relative difference of summed path gradients from the ordinary gradient, in float32."""
+ROUNDING = 5 * torch.finfo(torch.float64).eps
+"""The same in float64, relative to the cancellation of the lengths' gradients."""
 FUSED = "by nothing without torch's fused path of nn.MultiheadAttention"
 """The one known reason for which outputs differ in their last digits."""
 
@@ -42,7 +44,9 @@ class Line:
         finite: whether all outputs of lesions were finite.
         least_change: the least change of an output by a lesion, relative to that output's largest element.
         completeness: largest relative difference, over samples, of the summed path gradients from the model's gradient.
-        completeness_float64: the same in float64, where float32 does not suffice.
+        cancellation: summed norms of the path gradients of each length, relative to the norm of their sum, the largest
+            over samples: by so much the sum's rounding errors are larger than those of the parts.
+        completeness_float64: completeness in float64, where float32 does not suffice.
         untouched: whether the model was as before afterwards.
         seconds: what it all took.
         note: the reason for everything that is not as it should be.
@@ -60,6 +64,7 @@ class Line:
     finite: bool = False
     least_change: float = float("nan")
     completeness: float = float("nan")
+    cancellation: float = float("nan")
     completeness_float64: float = float("nan")
     untouched: bool = False
     seconds: float = 0.0
@@ -72,7 +77,7 @@ class Line:
             self.lesions == self.blocks
             and self.finite
             and self.least_change > VISIBLE
-            and (self.completeness < COMPLETE or self.completeness_float64 < COMPLETE_FLOAT64)
+            and (self.completeness < COMPLETE or self.completeness_float64 < ROUNDING * self.cancellation)
         )
         return self.blocks >= 0 and (self.identical or FUSED in self.note) and self.untouched and whole
 
@@ -154,30 +159,32 @@ def _lesion(net, inputs, intact, line):
 
 def _add_up(model, net, inputs, line):
     """Compare the sum of the path gradients of all lengths with the model's own gradient."""
-    weights = random_weights(leaves_of(model(*inputs)))
-    line.completeness = _short(incompleteness(model, net, inputs, weights))
+    line.completeness, line.cancellation = map(_short, completeness(model, net, inputs))
     if len(net.blocks) > MOST_BLOCKS:
         yield f"{len(net.blocks)} blocks: lengths to {LENGTHS_BEYOND} told apart, longer ones together"
 
 
 def _add_up_exactly(model, inputs, line):
     """Tell whether it is float32 that keeps the path gradients from adding up."""
-    net = rpp.unravel(model, inputs)
-    weights = random_weights(leaves_of(model(*inputs)))
-    rows = path_gradients(net, inputs, weights)[0].flatten(2)
-    cancelled = float((rows.norm(dim=2).sum(0) / rows.sum(0).norm(dim=1)).max())
-    line.completeness_float64 = _short(incompleteness(model, net, inputs, weights))
-    if line.completeness_float64 < COMPLETE_FLOAT64:
-        yield f"the lengths' gradients cancel to 1/{cancelled:.0f} of their norms: float32 rounds, float64 adds up"
+    line.completeness_float64 = _short(completeness(model, rpp.unravel(model, inputs), inputs)[0])
+    if line.completeness_float64 < ROUNDING * line.cancellation:
+        yield f"the lengths' gradients cancel to 1/{line.cancellation:.0f}: float32 rounds, in float64 they add up"
 
 
-def incompleteness(model, net, inputs, weights):
-    """Return the largest relative difference, over samples, between summed path gradients and the model's gradient."""
-    found = [rows.sum(0) for rows in path_gradients(net, inputs, weights)]
+def completeness(model, net, inputs):
+    """Return how far summed path gradients are from the model's gradient, and how far they cancel.
+
+    Both are the largest over samples, relative to the gradient's norm; the objective is a random weighted sum of the
+    outputs.
+    """
+    with torch.no_grad():
+        weights = random_weights(leaves_of(model(*inputs)))
+    banks = path_gradients(net, inputs, weights)
     expected = gradients(model, inputs, weights)
-    missing = sum((one - other).double().square().flatten(1).sum(1) for one, other in zip(found, expected, strict=True))
-    whole = sum(other.double().square().flatten(1).sum(1) for other in expected)
-    return float((missing / whole).sqrt().max())
+    missing = _norms([rows.sum(0) - ordinary for rows, ordinary in zip(banks, expected, strict=True)])
+    parts = sum(_norms(rows) for rows in zip(*banks, strict=True))
+    whole = _norms(expected)
+    return float((missing / whole).max()), float((parts / whole).max())
 
 
 def path_gradients(net, inputs, weights):
@@ -217,6 +224,11 @@ def same(found, expected):
 def change(found, expected):
     """Return the largest change of an output, relative to that output's largest element."""
     return max(float((one - other).abs().max() / other.abs().max()) for one, other in zip(found, expected, strict=True))
+
+
+def _norms(gradients):
+    """Return the norm of each sample's gradients at all inputs, shape `[B]` float64."""
+    return sum(gradient.double().square().flatten(1).sum(1) for gradient in gradients).sqrt()
 
 
 def _short(value):
