@@ -72,13 +72,14 @@ def families():
 
 def cheapest(members):
     """Return the recipe of the model that needs the least work, among those with the fewest parameters."""
-    few = sorted(members, key=lambda subject: (_parameters(subject), subject.name))[:CANDIDATES]
-    recipes = [recipe for recipe in map(smallest, few) if recipe is not None]
-    return min(recipes, key=_work)
+    if len(members) > CANDIDATES:
+        members = sorted(members, key=lambda subject: (_parameters(subject), subject.name))[:CANDIDATES]
+    found = [one for one in map(smallest, members) if one is not None]
+    return min(found, key=lambda one: (one[1], one[0].subject.name))[0]
 
 
 def smallest(subject):
-    """Return the recipe with the smallest input that a model runs on, or None."""
+    """Return the recipe with the smallest input that a model runs on, and its work in operations; None without one."""
     channels = 3 if subject.library == "torchvision" else _default_shape(subject)[0]
     frames = [(count,) for count in FRAMES] if _kind(subject).startswith(video.__name__) else [()]
     shapes = [(channels, *count, side, side) for side in SIDES for count in frames]
@@ -87,23 +88,21 @@ def smallest(subject):
     for shape in shapes:
         for sized_by in SIZED_BY[subject.library]:
             recipe = Recipe(subject, shape, sized_by)
-            if _runs(recipe):
-                return recipe
+            work = _work(recipe)
+            if work is not None:
+                return recipe, work
     return None
 
 
-def _runs(recipe):
+def _work(recipe):
+    """Return the operations of one run, or None where the model does not run on the recipe's input."""
     try:
-        _on_meta(recipe)
+        with warnings.catch_warnings(), torch.no_grad(), FlopCounterMode(display=False) as counter:
+            warnings.simplefilter("ignore")
+            _meta_model(recipe)(*recipe.inputs(2, "meta"))
     except Exception:  # noqa: BLE001 - whatever a library raises for a size that does not suit it
-        return False
-    return True
-
-
-def _on_meta(recipe):
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
-        return _meta_model(recipe)(*recipe.inputs(2, "meta"))
+        return None
+    return counter.get_total_flops()
 
 
 def _meta_model(recipe):
@@ -113,12 +112,6 @@ def _meta_model(recipe):
     except (NotImplementedError, RuntimeError):
         # Some constructors compute with values, which the meta device does not have.
         return recipe.model().to("meta").requires_grad_(requires_grad=False)
-
-
-def _work(recipe):
-    with FlopCounterMode(display=False) as counter:
-        _on_meta(recipe)
-    return counter.get_total_flops(), recipe.subject.name
 
 
 def _parameters(subject):
