@@ -1,0 +1,1 @@
+"""One model of every family with real tensors: outputs, lesions and path gradients, against the model itself."""
