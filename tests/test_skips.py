@@ -175,6 +175,18 @@ class Overlapping(Module):
         return torch.cat([x[:, :6], x[:, 4:6]], 1) + self.deep(x)
 
 
+class Floored(Module):
+    """The larger of a value and a constant: an activation function, spelt as a maximum."""
+
+    def forward(self, x):
+        return torch.maximum(x, torch.zeros(WIDTH)) + self.deep(x)
+
+
+class MaximumOfTwo(Module):
+    def forward(self, x):
+        return torch.max(x, torch.zeros(WIDTH)) + self.deep(x)
+
+
 class OneOfASplit(Module):
     def forward(self, x):
         a, b = x.chunk(2, 1)
@@ -189,7 +201,9 @@ class AcrossDimensions(Module):
         return torch.cat([tokens, features], 1) + self.deep(x)
 
 
-@pytest.mark.parametrize("middle", [OnePartTwice, Overlapping, OneOfASplit, AcrossDimensions, AlsoRead])
+@pytest.mark.parametrize(
+    "middle", [OnePartTwice, Overlapping, OneOfASplit, AcrossDimensions, AlsoRead, Floored, MaximumOfTwo]
+)
 def test_parts_that_are_not_the_whole_and_lateral_sums_are_no_skips(middle):
     model, x = tokens(middle())
     assert rpp.unravel(model, x).blocks == ()

@@ -50,8 +50,8 @@ AVERAGE_POOLING = _overloads("avg_pool1d", "avg_pool2d", "avg_pool3d", "lp_pool2
 MAX_POOLING = _overloads(
     "max_pool1d", "max_pool2d", "max_pool3d", "max_pool2d_with_indices", "max_pool3d_with_indices",
 )  # fmt: skip
-MAXIMA = _overloads("amax", "max")
-"""Over a dimension of windows, a maximum is a pooling."""
+MAXIMA = frozenset({aten.amax.default, aten.max.dim})
+"""Over a dimension of windows, a maximum is a pooling; that of two tensors is none."""
 ADAPTIVE_POOLING = _overloads(
     "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d",
     "_adaptive_avg_pool2d", "_adaptive_avg_pool3d",
