@@ -143,6 +143,12 @@ class TestSingleLesions:
         assert ax.get_ylabel() == "changed predictions (%)"
         assert "intact network" not in legend(ax)
 
+    def test_a_measure_of_the_users_own_is_drawn_where_there_is_no_error(self):
+        heat = np.arange(2 * N, dtype=float).reshape(N, 2)
+        ax = plotting.plot_single_lesions(single_lesions(heat=heat))
+        assert ax.get_ylabel() == "heat"
+        np.testing.assert_allclose(ax.lines[0].get_ydata(), heat.mean(1))
+
     def test_a_measure_of_the_users_own_is_averaged_over_samples(self):
         ds = single_lesions(depth_error=np.arange(2.0 * N).reshape(N, 2))
         ds["depth_error"].attrs = {"long_name": "error of depth", "units": "m"}
@@ -174,8 +180,8 @@ class TestSingleLesions:
     @pytest.mark.parametrize(
         ("ds", "kwargs", "message"),
         [
-            (single_lesions(), {}, "no 'error' nor 'prediction_changed'"),
-            (single_lesions(heat=np.zeros((N, 2))), {}, "pass measure= one of: heat"),
+            (single_lesions(), {}, "finds no measure along 'lesion'"),
+            (single_lesions(heat=np.zeros((N, 2))), {"measure": "cold"}, "pass measure= one of: heat"),
             (single_lesions(error=np.zeros(N)), {"measure": "loss"}, "no 'loss' along 'lesion'"),
             (single_lesions(error=np.zeros(N)), {"measure": "deleted"}, "no 'deleted'"),
             (lesions([{0, 2}, {1, 3}], error=[0.1, 0.2]), {}, "lesions of one block each"),
