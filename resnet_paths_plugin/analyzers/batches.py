@@ -64,6 +64,12 @@ class Batch:
         target = self.target.to(device) if isinstance(self.target, Tensor) else self.target
         return Batch(args, target, self.size)
 
+    def copied(self) -> "Batch":
+        """Return the batch with tensors of its own, that hold these samples and no others."""
+        args = pytree.tree_map(lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, self.args)
+        target = self.target.clone() if isinstance(self.target, Tensor) else self.target
+        return Batch(args, target, self.size)
+
     def labels(self) -> Tensor | None:
         """Return the target as one class per sample, shape `[B]` int64; None where it is no class."""
         if isinstance(self.target, int):
