@@ -163,7 +163,7 @@ def writable(path: str | os.PathLike[str]) -> Path:
 
 
 def opened(path: Path) -> xr.Dataset:
-    """Return a result of one group from its file; values are read when they are used, and are then as `load` has them."""
+    """Return a result of one group from its file: what `load` gives, but values are read when they are used."""
     return xr.open_dataset(path, engine="netcdf4", mask_and_scale=False, decode_times=False).drop_encoding()
 
 

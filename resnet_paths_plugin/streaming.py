@@ -18,7 +18,7 @@ DIM = "sample"
 
 _CHUNK_BYTES = 2**20
 """Size that a variable's chunk in a file should have."""
-_MOST_SAMPLES = 4096
+_MOST_SAMPLES = 1024
 
 
 class SamplesInMemory:
@@ -87,11 +87,12 @@ class SampleFile:
                 for name in _along_samples(block):
                     variable = block.variables[name]
                     values = variable.values + self._n_samples if name == DIM else variable.values
-                    place = slice(self._n_samples, self._n_samples + block.sizes[DIM])
-                    self._file[name][tuple(place if dim == DIM else slice(None) for dim in variable.dims)] = _raw(values)
+                    samples = slice(self._n_samples, self._n_samples + block.sizes[DIM])
+                    place = tuple(samples if dim == DIM else slice(None) for dim in variable.dims)
+                    self._file[name][place] = _raw(values)
         except (OSError, RuntimeError) as error:  # netCDF reports a full disk by a RuntimeError
             raise self._failed(error) from error
-        self._n_samples += block.sizes[DIM]
+        self._n_samples += block.sizes.get(DIM, 0)
         self._last = block
 
     def finish(self, target: Path) -> None:
@@ -135,7 +136,7 @@ def _create(block: xr.Dataset, path: Path) -> None:
             encoding[str(name)]["chunksizes"] = tuple(samples if d == DIM else n for d, n in variable.sizes.items())
     # As a tree, so that attributes are in the order that `save` gives them.
     xr.DataTree.from_dict({"/": block}).to_netcdf(
-        path, engine="netcdf4", encoding={"/": encoding}, unlimited_dims={"/": {DIM}}
+        path, engine="netcdf4", encoding={"/": encoding}, unlimited_dims={"/": {DIM} & set(block.sizes)}
     )
 
 

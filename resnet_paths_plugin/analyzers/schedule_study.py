@@ -125,7 +125,12 @@ def run_study(
     with StudyRun(network, run, attrs, facts=facts, sizes=sizes, show_progress=show_progress) as study_run:
         conditions.prepare(schedules, study_run)
         work = ScheduleWork(
-            schedules, study_run.sizes["schedules"], width, measured.user, conditions.substitution, conditions.statistics
+            schedules,
+            study_run.sizes["schedules"],
+            width,
+            measured.user,
+            conditions.substitution,
+            conditions.statistics,
         )
         pieces = study_run.pieces(
             Stage(study.dim, work),
@@ -152,11 +157,10 @@ def chunk_size(network: UnraveledNetwork, run: RunOptions | None = None) -> int:
 
 def _merged(groups: Sequence[Arrays], back: NDArray[np.intp]) -> dict[str, NDArray[Any]]:
     """Return the results of all groups together, with the schedules in the order of the study."""
-    values = {
+    return {
         name: np.concatenate([group[name] for group in groups])[back] if array.ndim == 2 else array
         for name, array in groups[0].items()
     }
-    return values
 
 
 def _datasets(

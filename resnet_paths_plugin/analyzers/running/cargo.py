@@ -64,7 +64,7 @@ def unpacked(cargo: bytes, device: torch.device | str | None = None) -> Unravele
     graph = capture(program.module(check_guards=False), (), program)
     if facts["units"] == "layers":
         graph, _ = detect_layers(graph)
-    network = UnraveledNetwork(graph, [_block(**block) for block in facts["blocks"]], units=facts["units"])
+    network = UnraveledNetwork(graph, [_block(block) for block in facts["blocks"]], units=facts["units"])
     if network.graph_digest() != facts["graph"]:
         raise CaptureError(
             f"{facts['name']} did not arrive at a worker as it was sent: give the workers the same version of torch, "
@@ -78,6 +78,7 @@ def key_of(cargo: bytes) -> str:
     return hashlib.sha256(cargo).hexdigest()
 
 
-def _block(**facts: Any) -> ResidualBlock:
-    shapes = {name: tuple(facts.pop(name)) for name in ("source_shape", "sum_shape")}
-    return ResidualBlock(**facts, **shapes)
+def _block(facts: dict[str, Any]) -> ResidualBlock:
+    shapes = {name: tuple(fact) for name, fact in facts.items() if isinstance(fact, list)}
+    block: dict[str, Any] = {**facts, **shapes}
+    return ResidualBlock(**block)

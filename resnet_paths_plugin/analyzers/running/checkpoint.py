@@ -18,6 +18,8 @@ from resnet_paths_plugin.analyzers.running.units import Arrays
 from resnet_paths_plugin.errors import CheckpointError, FileError
 
 _CALL = "call.json"
+CONTENT = "content of "
+"""Begins the name of a fact that is a fingerprint, which tells a reader nothing where another fact differs too."""
 _SUFFIX = ".unit"
 _DATA = "samples"
 _CHECKSUM_BYTES = 32
@@ -66,11 +68,12 @@ class UnitFolder:
         if recorded is None:
             self._write(name, json.dumps(dict(facts), indent=1).encode())
             return
+        other = [fact for fact in dict.fromkeys((*recorded, *facts)) if recorded.get(fact) != facts.get(fact)]
         differences = [
             f"{fact} was {_shown(recorded.get(fact))} and is {_shown(facts.get(fact))} in this call"
-            for fact in dict.fromkeys((*recorded, *facts))
-            if recorded.get(fact) != facts.get(fact)
-        ]
+            for fact in other
+            if not fact.startswith(CONTENT)
+        ] or [f"the {fact} is another one in this call" for fact in other]
         if differences:
             raise CheckpointError(
                 f"the checkpoint {self.path} was made by another call: {'; '.join(differences)}. Make the same call "
@@ -158,8 +161,8 @@ class UnitFolder:
             sync_folder(self.path)
         except OSError as error:
             raise FileError(
-                f"cannot write the checkpoint {self.path}: {error.strerror or error}. The units that it holds are kept: "
-                "the same call goes on from them"
+                f"cannot write the checkpoint {self.path}: {error.strerror or error}. The units that it holds are "
+                "kept: the same call goes on from them"
             ) from error
         finally:
             with suppress(OSError):

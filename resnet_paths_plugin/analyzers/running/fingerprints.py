@@ -1,7 +1,8 @@
 """Fingerprints of values: what tells two studies' arguments, or two batches of data, apart."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import fields, is_dataclass
 from functools import partial
 from types import CodeType, FunctionType
@@ -23,7 +24,7 @@ def fingerprint(value: object) -> str:
     return digest.hexdigest()
 
 
-def _feed(update: Callable[[bytes], None], value: object, open_: set[int]) -> None:  # noqa: PLR0912 - one case per kind
+def _feed(update: Callable[[bytes], None], value: object, open_: set[int]) -> None:
     match value:
         case Tensor():
             update(f"tensor {value.dtype} {tuple(value.shape)}".encode())
@@ -54,7 +55,7 @@ def _parts(value: Any) -> list[object]:  # noqa: PLR0911 - one return for each k
     match value:
         case Mapping():
             return sorted((fingerprint(key), fingerprint(item)) for key, item in value.items())  # type: ignore[return-value]
-        case Set():
+        case AbstractSet():
             return sorted(fingerprint(item) for item in value)  # type: ignore[return-value]
         case list() | tuple() | np.ndarray():
             return list(value)

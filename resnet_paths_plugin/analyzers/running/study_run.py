@@ -13,7 +13,7 @@ import xarray as xr
 from tqdm.auto import tqdm
 
 from resnet_paths_plugin import datasets
-from resnet_paths_plugin.analyzers.running.checkpoint import Facts, UnitFolder, sync_folder
+from resnet_paths_plugin.analyzers.running.checkpoint import CONTENT, Facts, UnitFolder, sync_folder
 from resnet_paths_plugin.analyzers.running.fingerprints import fingerprint
 from resnet_paths_plugin.analyzers.running.options import RunOptions
 from resnet_paths_plugin.analyzers.running.units import Arrays, Samples, Stage, Unit, units
@@ -97,9 +97,11 @@ class StudyRun:
             if self._target is not None:
                 self._folder.remove()
         elif isinstance(error, ResnetPathsError | KeyboardInterrupt) and (kept := len(self._folder)):
-            error.add_note(f"{kept} finished units are kept in {self._folder.path}: the same call goes on from there.")
+            error.add_note(f"{kept} finished units are kept in {self._folder.path}: the same call goes on from them.")
 
-    def pieces(self, stage: Stage, samples: Iterable[Samples], total: int | None) -> Iterator[tuple[Samples, list[Arrays]]]:
+    def pieces(
+        self, stage: Stage, samples: Iterable[Samples], total: int | None
+    ) -> Iterator[tuple[Samples, list[Arrays]]]:
         """Yield each piece of samples with the results of its units, in order, as soon as all of them are there.
 
         Args:
@@ -221,12 +223,10 @@ def _call(network: UnraveledNetwork, attrs: Mapping[str, object], facts: Mapping
         "operators of the graph": network.graph_digest(),
         "number of torch threads": settings.threads,
         "float32 matmul precision": settings.matmul_precision,
-        **{f"content of {name}": fingerprint(value) for name, value in facts.items()},
+        **{f"{CONTENT}{name}": fingerprint(value) for name, value in facts.items()},
     }
 
 
 def _work_facts(stage: Stage) -> Facts:
     """Return a fingerprint of each part of a stage's work."""
-    return {name: fingerprint(value) for name, value in vars(stage.work).items()}
-
-
+    return {f"{CONTENT}{name}": fingerprint(value) for name, value in vars(stage.work).items()}

@@ -1,6 +1,5 @@
 """Units of work on an executor: what travels once to each worker, and what a worker does with it."""
 
-import io
 import os
 import pickle
 import tempfile
@@ -12,7 +11,7 @@ from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 
@@ -45,12 +44,13 @@ class Settings:
         """Hold these settings for a while."""
         before = Settings.here()
         try:
-            self._set(before)
+            self.set_after(before)
             yield
         finally:
-            before._set(self)
+            before.set_after(self)
 
-    def _set(self, before: "Settings") -> None:
+    def set_after(self, before: "Settings") -> None:
+        """Set what differs from the settings before."""
         if self.threads != before.threads:
             torch.set_num_threads(self.threads)
         if self.matmul_precision != before.matmul_precision:
@@ -162,7 +162,7 @@ class Crew:
         self._packed: tuple[bytes, bytes] | None = None
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
-    def __enter__(self) -> "Crew":
+    def __enter__(self) -> Self:
         if self._executor is None:
             self._place()
             return self
