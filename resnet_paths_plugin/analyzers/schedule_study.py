@@ -149,7 +149,8 @@ def _checked(batches: Batches, measured: Measures) -> Iterator[Batch]:
 
 def chunk_size(network: UnraveledNetwork, run: RunOptions | None = None) -> int:
     """Return the number of samples per forward pass whose values suit the cache."""
-    device = network.device if run is None or run.device is None else torch.device(run.device)
+    asked = RunOptions.of(run).device
+    device = network.device if asked is None else torch.device(asked)
     if device.type != "cpu":
         return 256
     return int(np.clip(CACHE_BYTES // network.program.bytes_per_sample(), 8, 256))

@@ -33,7 +33,7 @@ from resnet_paths_plugin.analyzers.schedules import BlockSchedules
 from resnet_paths_plugin.cli import models
 from resnet_paths_plugin.cli.images import ImageArray, LabelledImages, check_targets, read_images, targets_of
 from resnet_paths_plugin.cli.preprocessing import InputBatches, preprocessing_for
-from resnet_paths_plugin.cli.running import PartialRun, executor_for
+from resnet_paths_plugin.cli.running import PartialRun, executor_for, last_note, run_options
 from resnet_paths_plugin.cli.studies import STUDIES, StudyOptions
 from resnet_paths_plugin.description import ModelDescription
 from resnet_paths_plugin.errors import FileError, InputError, ResnetPathsError
@@ -88,17 +88,12 @@ class _Command(click.Command):
             except (ResnetPathsError, torch.OutOfMemoryError) as error:
                 if debug:
                     traceback.print_exc()
-                click.echo(f"Error: {' '.join(' '.join([str(error), *_last_note(error)]).split())}", err=True)
+                click.echo(f"Error: {' '.join(' '.join([str(error), *last_note(error)]).split())}", err=True)
                 ctx.exit(_EXIT_ERROR)
             except KeyboardInterrupt as error:
-                told = ["\nInterrupted. Files are written at the end, each whole or not at all.", *_last_note(error)]
+                told = ["\nInterrupted. Files are written at the end, each whole or not at all.", *last_note(error)]
                 click.echo("\n".join(told), err=True)
                 ctx.exit(_EXIT_INTERRUPTED)
-
-
-def _last_note(error: BaseException) -> list[str]:
-    """Return what was said last of an error on its way: what it means for the command."""
-    return getattr(error, "__notes__", [])[-1:]
 
 
 def _warn(message: str) -> None:
@@ -226,19 +221,14 @@ def list_plugins() -> None:
               help="Sampled paths of each length.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True,
               help="Seed of everything random, initial weights included.")  # fmt: skip
-@click.option("--workers", type=click.IntRange(min=1), metavar="N",
-              help="Worker processes to run on here; set OMP_NUM_THREADS to the number of cores for each. "
-              "[default: none]")  # fmt: skip
-@click.option("--scheduler", metavar="ADDRESS",
-              help="Scheduler of a dask cluster to run on, such as tcp://10.0.0.1:8786.")  # fmt: skip
-@click.option("--resume", is_flag=True,
-              help="Go on from what an interrupted run of the same command has finished, kept in FILE.nc.partial.")  # fmt: skip
+@run_options
 @click.option("--progress/--no-progress", default=None, help="Show progress bars. [default: if run in a terminal]")
 def analyze(
     model: str | None, images: Path | None, output: Path | None, *,
     weights: Path | None, pretrained: bool, units: Units, device: str, batch_size: int | None,
     mean: tuple[float, ...] | None, std: tuple[float, ...] | None,
-    draws: int, max_deleted: int, max_swaps: int, path_images: int, path_draws: int, seed: int, workers: int | None, scheduler: str | None, resume: bool, progress: bool | None,
+    draws: int, max_deleted: int, max_swaps: int, path_images: int, path_draws: int, seed: int, progress: bool | None,
+    workers: int | None, scheduler: str | None, resume: bool,
 ) -> None:  # fmt: skip
     """Study a MODEL: lesions and reorderings of its residual blocks, and its gradients by path length.
 

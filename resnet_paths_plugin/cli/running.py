@@ -2,16 +2,44 @@
 
 import multiprocessing
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import click
+
 from resnet_paths_plugin.analyzers.running import RunOptions, UnitFolder
 from resnet_paths_plugin.errors import CheckpointError, FileError, InputError, ResnetPathsError
 
 _SECONDS_TO_CONNECT = 30
+
+
+def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say where a command runs."""
+    for option in (
+        click.option(
+            "--resume", is_flag=True,
+            help="Go on from what an interrupted run of the same command has finished; FILE.nc.partial keeps it.",
+        ),
+        click.option(
+            "--scheduler", metavar="ADDRESS",
+            help="Scheduler of a dask cluster to run on, such as tcp://10.0.0.1:8786.",
+        ),
+        click.option(
+            "--workers", type=click.IntRange(min=1), metavar="N",
+            help="Worker processes to run on here. Each has as many threads as a run without them: set OMP_NUM_THREADS "
+            "to the cores for each.",
+        ),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def last_note(error: BaseException) -> list[str]:
+    """Return what was said last of an error on its way: what it means for the command."""
+    return list(getattr(error, "__notes__", []))[-1:]
 
 
 class PartialRun:
@@ -98,7 +126,7 @@ def _client(scheduler: str) -> Any:
             "--scheduler needs the package distributed: pip install 'resnet-paths-plugin[distributed]'"
         ) from error
     try:
-        return Client(scheduler, timeout=_SECONDS_TO_CONNECT)
+        return Client(scheduler, timeout=_SECONDS_TO_CONNECT)  # type: ignore[no-untyped-call]  # distributed's
     except (OSError, ValueError) as error:
         raise InputError(
             f"no dask scheduler answers at {scheduler!r}: start one with 'dask scheduler', and give the address that "

@@ -10,6 +10,8 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
 from torch.export.passes import move_to_device_pass
 
 from resnet_paths_plugin.errors import CaptureError, InputError
@@ -33,6 +35,7 @@ def packed(network: UnraveledNetwork) -> bytes:
         "units": network.units,
         "graph": network.graph_digest(),
         "name": network.name,
+        "strides": _made_plain(program),
     }
     file = io.BytesIO()
     try:
@@ -54,13 +57,14 @@ def unpacked(cargo: bytes, device: torch.device | str | None = None) -> Unravele
     """
     extra: dict[str, Any] = {_FACTS: ""}
     program = torch.export.load(io.BytesIO(cargo), extra_files=extra)
+    facts = json.loads(extra[_FACTS])
+    _laid_out(program, facts["strides"])
     if device is not None:
         try:
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError) as error:
             raise InputError(f"a worker has no device {str(device)!r}: {error}") from error
         program = move_to_device_pass(program, torch.device(device))
-    facts = json.loads(extra[_FACTS])
     graph = capture(program.module(check_guards=False), (), program)
     if facts["units"] == "layers":
         graph, _ = detect_layers(graph)
@@ -76,6 +80,35 @@ def unpacked(cargo: bytes, device: torch.device | str | None = None) -> Unravele
 def key_of(cargo: bytes) -> str:
     """Return what cargo is known by."""
     return hashlib.sha256(cargo).hexdigest()
+
+
+def _made_plain(program: ExportedProgram) -> dict[str, tuple[int, ...]]:
+    """Give every tensor of a program a storage of its own, contiguous, as its file keeps no other; return the strides.
+
+    How values lie in memory (channels last, say) decides how convolutions round.
+    """
+    strides: dict[str, tuple[int, ...]] = {}
+    for tensors in (program.state_dict, program.constants):
+        for name, tensor in tensors.items():
+            if isinstance(tensor, Tensor):
+                if not tensor.is_contiguous():
+                    strides[name] = tensor.clone().stride()
+                tensors[name] = _like(tensor, tensor.detach().clone(memory_format=torch.contiguous_format))
+    return strides
+
+
+def _laid_out(program: ExportedProgram, strides: dict[str, list[int]]) -> None:
+    """Lay the tensors of a program out as they were."""
+    for tensors in (program.state_dict, program.constants):
+        for name in strides.keys() & tensors.keys():
+            plain = tensors[name].detach()
+            laid_out = torch.empty_strided(plain.shape, strides[name], dtype=plain.dtype, device=plain.device)
+            tensors[name] = _like(tensors[name], laid_out.copy_(plain))
+
+
+def _like(tensor: Tensor, values: Tensor) -> Tensor:
+    """Return values as a parameter where the tensor is one."""
+    return nn.Parameter(values, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else values
 
 
 def _block(facts: dict[str, Any]) -> ResidualBlock:

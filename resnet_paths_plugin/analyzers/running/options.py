@@ -51,6 +51,19 @@ class RunOptions:
             except (RuntimeError, TypeError) as error:
                 raise InputError(f"device {self.device!r} is none that torch knows: {error}") from error
 
+    @classmethod
+    def of(cls, run: object) -> "RunOptions":
+        """Return what an analyzer was given as `run`; the default for None.
+
+        Raises:
+            InputError: if it is something else.
+        """
+        if run is None:
+            return cls()
+        if not isinstance(run, cls):
+            raise InputError(f"run must be RunOptions(...), not {type(run).__name__}")
+        return run
+
 
 def is_client(executor: object) -> bool:
     """Whether this is a `dask.distributed.Client`, without importing it."""

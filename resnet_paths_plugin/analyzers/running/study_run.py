@@ -18,7 +18,7 @@ from resnet_paths_plugin.analyzers.running.fingerprints import fingerprint
 from resnet_paths_plugin.analyzers.running.options import RunOptions
 from resnet_paths_plugin.analyzers.running.units import Arrays, Samples, Stage, Unit, units
 from resnet_paths_plugin.analyzers.running.workers import Crew, Settings
-from resnet_paths_plugin.errors import InputError, ResnetPathsError
+from resnet_paths_plugin.errors import ResnetPathsError
 from resnet_paths_plugin.network import UnraveledNetwork
 from resnet_paths_plugin.streaming import SampleFile, SamplesInMemory
 
@@ -63,10 +63,8 @@ class StudyRun:
         sizes: Mapping[str, int],
         show_progress: bool = False,
     ) -> None:
-        if options is not None and not isinstance(options, RunOptions):
-            raise InputError(f"run must be RunOptions(...), not {type(options).__name__}")
         self.network = network
-        self.options = options or RunOptions()
+        self.options = RunOptions.of(options)
         self.show_progress = show_progress
         self.sizes: Mapping[str, int] = sizes
         self._target: Path | None = None
