@@ -3,7 +3,10 @@
 The blocks are results of some samples each; what a reader gets is the same either way.
 """
 
+import errno
 import os
+import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -106,22 +109,30 @@ class SampleFile:
             for name, variable in self._last.variables.items():
                 if DIM not in variable.dims and variable.dtype.kind != "U":
                     self._file[name][...] = _raw(variable.values)
-            self.close()
+            self._close()
             with self._path.open("rb+") as file:
                 os.fsync(file.fileno())
             self._path.replace(target)
         except (OSError, RuntimeError) as error:
             raise self._failed(error) from error
 
-    def close(self) -> None:
-        """Close the file, complete or not."""
+    def discard(self) -> None:
+        """Close and remove the file, unless it has its place."""
+        with suppress(OSError, RuntimeError):
+            self._close()
+        self._path.unlink(missing_ok=True)
+
+    def _close(self) -> None:
         if self._file is not None and self._file.isopen():
             self._file.close()
 
     def _failed(self, error: Exception) -> FileError:
+        told = getattr(error, "strerror", None) or str(error)
+        if shutil.disk_usage(self._path.parent).free < _CHUNK_BYTES:
+            told = f"{os.strerror(errno.ENOSPC)} ({told})"  # of which netCDF says nothing
         return FileError(
-            f"cannot write the result: {getattr(error, 'strerror', None) or error}. The finished units are kept: make "
-            "room, then the same call goes on from them"
+            f"cannot write the result: {told}. The finished units are kept: when this is mended, the same call goes on "
+            "from them"
         )
 
 

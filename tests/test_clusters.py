@@ -2,6 +2,7 @@
 
 import os
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -89,8 +90,8 @@ def test_one_client_runs_several_models(client):
 def lethal(outputs, target):
     """Kill the worker that runs this, the first time that it is run after the flag was set."""
     flag = os.environ.get("RESNET_PATHS_TEST_FLAG")
-    if flag and os.path.exists(flag):
-        os.unlink(flag)
+    if flag and Path(flag).exists():
+        Path(flag).unlink()
         os._exit(9)
     return margin(outputs, target)
 
@@ -107,7 +108,9 @@ def test_the_units_of_a_worker_that_is_killed_are_done_again(tmp_path):
         client.run(os.environ.__setitem__, "RESNET_PATHS_TEST_FLAG", str(flag))
         flag.touch()
         found = rpp.BlockLesion(network()).attribute(
-            batches(60), measures={"margin": lethal}, run=rpp.RunOptions(executor=client, checkpoint=tmp_path / "run.nc")
+            batches(60),
+            measures={"margin": lethal},
+            run=rpp.RunOptions(executor=client, checkpoint=tmp_path / "run.nc"),
         )
         deadline = time.monotonic() + 60
         while len(set(client.run(os.getpid).values()) | pids) < 3 and time.monotonic() < deadline:
@@ -119,11 +122,14 @@ def test_the_units_of_a_worker_that_is_killed_are_done_again(tmp_path):
 
 
 def test_a_unit_that_kills_every_worker_is_told_of():
-    with cluster() as workers, distributed.Client(workers) as client:
-        with pytest.raises(WorkerLostError, match="samples 0 to"):
-            rpp.BlockLesion(network()).attribute(
-                *batches()[0], measures={"margin": always_lethal}, run=rpp.RunOptions(executor=client)
-            )
+    with (
+        cluster() as workers,
+        distributed.Client(workers) as client,
+        pytest.raises(WorkerLostError, match="samples 0 to"),
+    ):
+        rpp.BlockLesion(network()).attribute(
+            *batches()[0], measures={"margin": always_lethal}, run=rpp.RunOptions(executor=client)
+        )
 
 
 def test_workers_that_are_threads_of_this_process_use_the_network_itself(monkeypatch):

@@ -2,10 +2,10 @@
 
 import multiprocessing
 import os
-import random
 import signal
 import time
 
+import numpy as np
 import pytest
 import torch
 from networks import PreActivation, randomised
@@ -76,7 +76,7 @@ def test_twenty_kills_at_random_moments_change_nothing(tmp_path, processes):
     process.join(PATIENCE_S)
     assert timeless(rpp.load(tmp_path / "whole.nc")).identical(undisturbed)
 
-    moments = random.Random(0)
+    moments = np.random.default_rng(0)
     kept = []
     for kill in range(KILLS):
         folder = tmp_path / str(kill)

@@ -138,6 +138,7 @@ class BlockInfluence(GradientAttribution):  # type: ignore[misc]  # captum is un
             ),
             seed=None,
             arguments=arguments,
+            run=run,
         )
         attrs = {**attrs, "references": REFERENCES}
         work = InfluenceWork(objective, vector_dim)

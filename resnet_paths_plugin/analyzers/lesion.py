@@ -129,6 +129,7 @@ class BlockLesion(ScheduleAnalyzer):
             summary=_summary(network, ablation, batch_norm),
             seed=seed if n_deleted is not None or ablation == "resample" else None,
             arguments=arguments,
+            run=run,
         )
         return run_study(
             network,

@@ -118,6 +118,7 @@ class PathLengthGradient(GradientAttribution):  # type: ignore[misc]  # captum i
             ),
             seed=seed if {"sampled", "signs"} & set(study.estimators) else None,
             arguments=arguments,
+            run=run,
         )
         given = positive("internal_batch_size", internal_batch_size)
         sizes = {"samples": given or max(1, chunk_size(network, run) // 8)}

@@ -137,6 +137,7 @@ class BlockReordering(ScheduleAnalyzer):
             ),
             seed=seed if n_swaps is not None else None,
             arguments=arguments,
+            run=run,
         )
         return run_study(
             network,

@@ -149,11 +149,15 @@ def _checked(batches: Batches, measured: Measures) -> Iterator[Batch]:
 
 def chunk_size(network: UnraveledNetwork, run: RunOptions | None = None) -> int:
     """Return the number of samples per forward pass whose values suit the cache."""
-    asked = RunOptions.of(run).device
-    device = network.device if asked is None else torch.device(asked)
-    if device.type != "cpu":
+    if device_of(network, run).type != "cpu":
         return 256
     return int(np.clip(CACHE_BYTES // network.program.bytes_per_sample(), 8, 256))
+
+
+def device_of(network: UnraveledNetwork, run: RunOptions | None) -> torch.device:
+    """Return the device that a network runs on."""
+    asked = RunOptions.of(run).device
+    return network.device if asked is None else torch.device(asked)
 
 
 def _merged(groups: Sequence[Arrays], back: NDArray[np.intp]) -> dict[str, NDArray[Any]]:
@@ -209,6 +213,7 @@ def study_attrs(
     summary: str,
     seed: int | None,
     arguments: Mapping[str, Any],
+    run: RunOptions | None = None,
 ) -> dict[str, Any]:
     """Return the provenance of a study of this network."""
     facts = attributes.provenance(
@@ -219,7 +224,7 @@ def study_attrs(
         description=network.description,
         weights_digest=network.weights_digest(),
         plugins=network.plugin_names,
-        device=network.device,
+        device=device_of(network, run),
         dtype=network.dtype,
         seed=seed,
         arguments=arguments,

@@ -105,6 +105,7 @@ class BlockSchedules(ScheduleAnalyzer):
             ),
             seed=None,
             arguments=arguments,
+            run=run,
         )
         return run_study(
             network,

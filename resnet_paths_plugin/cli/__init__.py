@@ -277,7 +277,7 @@ def analyze(
         show_progress=sys.stderr.isatty() if progress is None else progress,
     )
     results: dict[str, xr.Dataset] = {}
-    with executor_for(scheduler, workers) as executor, partial.kept():
+    with partial.kept(), executor_for(scheduler, workers) as executor:
         for study in STUDIES:
             if study.wanted(network, options):
                 run = partial.options(study.group, executor)

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from resnet_paths_plugin.analyzers.running import RunOptions, UnitFolder
-from resnet_paths_plugin.errors import CheckpointError, FileError, InputError, ResnetPathsError
+from resnet_paths_plugin.errors import CheckpointError, FileError, InputError
 
 _SECONDS_TO_CONNECT = 30
 
@@ -77,14 +77,17 @@ class PartialRun:
         """Remove all of it."""
         for folder in self._folders():
             folder.remove()
-        self.path.rmdir()
+        try:
+            self.path.rmdir()
+        except OSError as error:
+            raise FileError(f"cannot remove the folder {self.path}: {error.strerror or error}") from error
 
     @contextmanager
     def kept(self) -> Iterator[None]:
         """Say on the way out of an error what is kept; keep no folder without units."""
         try:
             yield
-        except (ResnetPathsError, KeyboardInterrupt) as error:
+        except BaseException as error:
             if len(self):
                 error.add_note(
                     f"{len(self)} finished units are kept in {self.path}: the same command with --resume goes on from "

@@ -11,13 +11,20 @@ import uuid
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
 from resnet_paths_plugin.analyzers.running.units import Arrays
 from resnet_paths_plugin.errors import CheckpointError, FileError
 
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
+
 _CALL = "call.json"
+_LOCK = "in-use.lock"
 CONTENT = "content of "
 """Begins the name of a fact that is a fingerprint, which tells a reader nothing where another fact differs too."""
 _SUFFIX = ".unit"
@@ -36,6 +43,7 @@ class UnitFolder:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
+        self._lock: IO[bytes] | None = None
 
     def open(self, call: Facts) -> None:
         """Make the folder for a call, or check that it was made for the same.
@@ -48,15 +56,24 @@ class UnitFolder:
             self.path.mkdir(exist_ok=True)
             for left in self.path.glob("*.tmp"):  # of a process that was killed
                 left.unlink()
-            stranger = next((one for one in self.path.iterdir() if one.suffix not in {_SUFFIX, ".json"}), None)
+            stranger = next((one for one in self.path.iterdir() if one.suffix not in {_SUFFIX, ".json", ".lock"}), None)
         except OSError as error:
             raise FileError(f"cannot write the checkpoint {self.path}: {error.strerror or error}") from error
-        if stranger is not None or (not (self.path / _CALL).exists() and any(self.path.iterdir())):
+        if stranger is not None or (
+            not (self.path / _CALL).exists() and any(one.name != _LOCK for one in self.path.iterdir())
+        ):
             raise CheckpointError(
                 f"{self.path} is no checkpoint of a study: it holds {stranger.name if stranger else 'other files'}. "
                 "Choose another name, or remove it"
             )
+        self._hold()
         self.agree(_CALL, call)
+
+    def close(self) -> None:
+        """Let other processes open it."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
     def agree(self, name: str, facts: Facts) -> None:
         """Write what the units are made for, or check that it is the same as before.
@@ -138,6 +155,23 @@ class UnitFolder:
             self.path.rmdir()
         except OSError as error:
             raise FileError(f"cannot remove the checkpoint {self.path}: {error.strerror or error}") from error
+
+    def _hold(self) -> None:
+        """Keep other processes out, where the system has locks that end with the process."""
+        if fcntl is None:
+            return
+        lock = (self.path / _LOCK).open("wb")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            lock.close()
+            raise CheckpointError(
+                f"another process is at work on the checkpoint {self.path}: wait for it, or name another one"
+            ) from error
+        except OSError:  # a file system without locks
+            lock.close()
+            return
+        self._lock = lock
 
     def _recorded(self, name: str) -> dict[str, str | int | float] | None:
         try:

@@ -1,7 +1,7 @@
 """StudyRun: one study under way. Its units are given out, kept as they finish, and their results put in order."""
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import suppress
 from dataclasses import dataclass
@@ -70,6 +70,7 @@ class StudyRun:
         self._target: Path | None = None
         self._folder: UnitFolder | None = None
         self._file: SampleFile | None = None
+        self._under_way: list[Generator[tuple[Samples, list[Arrays]], None, None]] = []
         checkpoint = self.options.checkpoint
         if isinstance(checkpoint, UnitFolder):
             self._folder = checkpoint
@@ -87,10 +88,13 @@ class StudyRun:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        for pieces in self._under_way:
+            pieces.close()  # what has been given out is called off, and what is done is kept
         if self._file is not None:
-            self._file.close()
+            self._file.discard()
         if self._folder is None:
             return
+        self._folder.close()
         if error is None:
             if self._target is not None:
                 self._folder.remove()
@@ -100,13 +104,20 @@ class StudyRun:
     def pieces(
         self, stage: Stage, samples: Iterable[Samples], total: int | None
     ) -> Iterator[tuple[Samples, list[Arrays]]]:
-        """Yield each piece of samples with the results of its units, in order, as soon as all of them are there.
+        """Iterate over pieces of samples and the results of their units, in order, as soon as they are there.
 
         Args:
             stage: what is done with the samples.
             samples: the pieces, read as units are given out, a bounded number ahead.
             total: number of samples, where it is known.
         """
+        pieces = self._pieces(stage, samples, total)
+        self._under_way.append(pieces)
+        return pieces
+
+    def _pieces(
+        self, stage: Stage, samples: Iterable[Samples], total: int | None
+    ) -> Generator[tuple[Samples, list[Arrays]], None, None]:
         if self._folder is not None:
             self._folder.agree(f"{stage.name}.json", _work_facts(stage))
         groups: list[Arrays] = []
