@@ -5,11 +5,12 @@ from resnet_paths_plugin.analyzers.influence import BlockInfluence
 from resnet_paths_plugin.analyzers.lesion import BlockLesion
 from resnet_paths_plugin.analyzers.path_length import PathLengthGradient
 from resnet_paths_plugin.analyzers.reordering import BlockReordering
+from resnet_paths_plugin.analyzers.running import RunOptions
 from resnet_paths_plugin.analyzers.schedules import BlockSchedules
 from resnet_paths_plugin.datasets import load, save
 from resnet_paths_plugin.description import ModelDescription, Preprocessing
 from resnet_paths_plugin.engine.schedule import Schedule
-from resnet_paths_plugin.errors import ModelNotFoundError, ResnetPathsError
+from resnet_paths_plugin.errors import CheckpointError, ModelNotFoundError, ResnetPathsError, WorkerLostError
 from resnet_paths_plugin.graph.blocks import ResidualBlock
 from resnet_paths_plugin.hookspecs import hookimpl
 from resnet_paths_plugin.network import UnraveledNetwork, unravel
@@ -20,6 +21,7 @@ __all__ = [
     "BlockLesion",
     "BlockReordering",
     "BlockSchedules",
+    "CheckpointError",
     "ModelDescription",
     "ModelNotFoundError",
     "PathLengthGradient",
@@ -27,8 +29,10 @@ __all__ = [
     "Preprocessing",
     "ResidualBlock",
     "ResnetPathsError",
+    "RunOptions",
     "Schedule",
     "UnraveledNetwork",
+    "WorkerLostError",
     "create_plugin_manager",
     "hookimpl",
     "hookspecs",

@@ -133,13 +133,7 @@ def save(result: xr.Dataset | xr.DataTree, path: str | os.PathLike[str]) -> Path
     for group in groups.values():
         _check_storable(group)
     path = Path(path)
-    target = Path(os.path.realpath(path))
-    if target.is_dir():
-        raise FileError(f"{path} is a folder: give the name of a file in it, such as {path / 'result.nc'}")
-    if not target.parent.is_dir():
-        raise FileError(f"cannot write {path}: the folder {target.parent} does not exist. Create it first")
-    if target.exists() and not os.access(target, os.W_OK):
-        raise FileError(f"cannot write {path}: the file is write-protected. Choose another name")
+    target = writable(path)
     temporary = target.parent / f".{uuid.uuid4().hex}.tmp"
     try:
         _write(groups, temporary)
@@ -149,6 +143,28 @@ def save(result: xr.Dataset | xr.DataTree, path: str | os.PathLike[str]) -> Path
     finally:
         temporary.unlink(missing_ok=True)
     return path
+
+
+def writable(path: str | os.PathLike[str]) -> Path:
+    """Return the place of a file to write, links followed.
+
+    Raises:
+        FileError: if it is a folder or write-protected, or its folder does not exist.
+    """
+    path = Path(path)
+    target = Path(os.path.realpath(path))
+    if target.is_dir():
+        raise FileError(f"{path} is a folder: give the name of a file in it, such as {path / 'result.nc'}")
+    if not target.parent.is_dir():
+        raise FileError(f"cannot write {path}: the folder {target.parent} does not exist. Create it first")
+    if target.exists() and not os.access(target, os.W_OK):
+        raise FileError(f"cannot write {path}: the file is write-protected. Choose another name")
+    return target
+
+
+def opened(path: Path) -> xr.Dataset:
+    """Return a result of one group from its file: what `load` gives, but values are read when they are used."""
+    return xr.open_dataset(path, engine="netcdf4", mask_and_scale=False, decode_times=False).drop_encoding()
 
 
 def load(path: str | os.PathLike[str]) -> xr.Dataset | xr.DataTree:

@@ -40,6 +40,14 @@ class FileError(ResnetPathsError, OSError):
     """A file or folder is missing, damaged, or not of the kind expected."""
 
 
+class CheckpointError(ResnetPathsError, ValueError):
+    """A checkpoint was made by another call, for another model or from other data."""
+
+
+class WorkerLostError(ResnetPathsError, RuntimeError):
+    """An executor has lost workers and cannot go on."""
+
+
 class UnsupportedMethodError(ResnetPathsError, TypeError):
     """A method that hooks or walks submodules was applied to a view, where it would silently mean nothing."""
 

@@ -12,6 +12,7 @@ import pandas as pd
 import pluggy
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 from resnet_paths_plugin import plugins
 from resnet_paths_plugin.description import ModelDescription
@@ -21,7 +22,7 @@ from resnet_paths_plugin.engine.program import Program, Values
 from resnet_paths_plugin.engine.schedule import Schedule
 from resnet_paths_plugin.errors import InputError, NoResidualBlocksError, UnknownBlockError
 from resnet_paths_plugin.graph.blocks import BlockLike, ResidualBlock, listed
-from resnet_paths_plugin.graph.capture import CapturedGraph, capture, widened
+from resnet_paths_plugin.graph.capture import CapturedGraph, capture, exported, widened
 from resnet_paths_plugin.graph.detection import detect_blocks
 from resnet_paths_plugin.graph.export import eval_mode
 from resnet_paths_plugin.graph.layers import detect_layers
@@ -124,6 +125,10 @@ class UnraveledNetwork(NetworkView):
         runs = self._engine.run(schedules, self.inputs(args), parameters, perturbations_per_eval=perturbations_per_eval)
         for place, leaves in runs:
             yield place, self.graph.unflatten(leaves)
+
+    def prefix_order(self, schedules: Sequence[Schedule]) -> list[int]:
+        """Return the positions of schedules in an order in which those that begin alike follow one another."""
+        return self._engine.prefix_order(schedules)
 
     def inputs(self, args: tuple[Any, ...]) -> Values:
         """Return the model's arguments by the position of the input that each is.
@@ -261,6 +266,13 @@ class UnraveledNetwork(NetworkView):
         """Return the residual blocks of another capture of the model, found as this network's were."""
         return find_blocks(graph, self.description, self._plugin_manager)
 
+    def exported(self) -> ExportedProgram:
+        """Return the model exported as it was for this network, with the weights that it has now."""
+        args = self.graph.example_inputs()
+        with eval_mode(self.model):
+            program = plugins.capture(self.model, args, self._plugin_manager)
+        return program or exported(self.model, args)
+
     def path_counts(self) -> list[int]:
         """Return how many paths of each length 0, 1, ... lead from the output to the inputs, exactly.
 
@@ -320,6 +332,10 @@ class UnraveledNetwork(NetworkView):
                 data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
                 digest.update(data.numpy().tobytes())
         return f"sha256:{digest.hexdigest()}"
+
+    def graph_digest(self) -> str:
+        """Return the SHA-256 of the graph: its operators with their arguments, in order."""
+        return f"sha256:{hashlib.sha256(str(self.graph.graph).encode()).hexdigest()}"
 
     def __repr__(self) -> str:
         table = self.table().to_string(index_names=False) if self.blocks else f"(no {_NOUNS[self.units]})"

@@ -69,6 +69,12 @@ class Batch:
         target = pytree.tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, self.target)
         return Batch(args, target, self.size)
 
+    def copied(self) -> "Batch":
+        """Return the batch with tensors of its own, that hold these samples and no others."""
+        args = pytree.tree_map(lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, self.args)
+        target = pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, self.target)
+        return Batch(args, target, self.size)
+
     @property
     def names_outputs(self) -> bool:
         """Whether the target is one of Captum's: it names outputs by index, or nothing."""

@@ -4,26 +4,24 @@ Nothing is deleted here. With the results of `BlockLesion` at hand, each quantit
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
-import torch
 import xarray as xr
 from captum.attr import GradientAttribution
 from captum.log import log_usage
 from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from resnet_paths_plugin import datasets
 from resnet_paths_plugin.analyzers.batches import Batch, Batches, Target, check_target
-from resnet_paths_plugin.analyzers.objectives import Objective, output_gradients
+from resnet_paths_plugin.analyzers.influence_work import InfluenceWork, differentiated
+from resnet_paths_plugin.analyzers.objectives import Objective
+from resnet_paths_plugin.analyzers.running import Arrays, RunOptions, Stage, StudyRun
 from resnet_paths_plugin.analyzers.schedule_study import chunk_size, network_for, positive, study_attrs
 from resnet_paths_plugin.attributes import PAPER
-from resnet_paths_plugin.engine.backward import bank_dtype
-from resnet_paths_plugin.engine.states import BlockState, StatesEngine
 from resnet_paths_plugin.errors import InputError
 from resnet_paths_plugin.network import UnraveledNetwork
 
@@ -73,6 +71,7 @@ class BlockInfluence(GradientAttribution):  # type: ignore[misc]  # captum is un
         effect: str | None = None,
         internal_batch_size: int | None = None,
         show_progress: bool = False,
+        run: RunOptions | None = None,
     ) -> xr.Dataset:
         """Compare source `x_i`, branch `f_i` (as it is added) and sum `y_i` of every block of the intact network.
 
@@ -103,6 +102,7 @@ class BlockInfluence(GradientAttribution):  # type: ignore[misc]  # captum is un
                 takes the objective's own, `"loss"` or `"target_score"`.
             internal_batch_size: samples per pass; None chooses a number that suits cache and memory.
             show_progress: whether to show a progress bar.
+            run: where to run it, and where to keep what is finished; None runs it here.
 
         Returns:
             A Dataset with dims `block` and `sample`, float64: the variables above (block, sample), `gate_openness`
@@ -128,22 +128,6 @@ class BlockInfluence(GradientAttribution):  # type: ignore[misc]  # captum is un
             "objective": objective, "vector_dim": vector_dim, "lesions": lesions, "effect": effect,
             "internal_batch_size": internal_batch_size,
         }  # fmt: skip
-        given = positive("internal_batch_size", internal_batch_size)
-        engine = StatesEngine(network.program)
-        pieces: list[dict[str, Array]] = []
-        with tqdm(total=batches.n_samples, disable=not show_progress, unit="sample", desc="influence") as progress:
-            for batch in batches:
-                if batch.names_outputs or not callable(objective):
-                    _check_target(network, batch)
-                differentiated = None if objective == "cross_entropy" and batch.target is None else objective
-                size = given or _samples_per_pass(network, differentiable=differentiated is not None)
-                for chunk in batch.to(network.device).chunks(size):
-                    pieces.append(_measured(network, engine, chunk, differentiated, vector_dim))
-                    progress.update(chunk.size)
-        names = list(pieces[0])
-        if any(list(piece) != names for piece in pieces):
-            raise InputError("some batches have targets and others have none: give all batches targets, or none")
-        values = {name: np.concatenate([piece[name] for piece in pieces], axis=1) for name in names}
         attrs = study_attrs(
             network,
             analyzer=type(self).__name__,
@@ -154,96 +138,19 @@ class BlockInfluence(GradientAttribution):  # type: ignore[misc]  # captum is un
             ),
             seed=None,
             arguments=arguments,
+            run=run,
         )
-        return _dataset(network, values, truth, {**attrs, "references": REFERENCES})
-
-
-def _measured(
-    network: UnraveledNetwork, engine: StatesEngine, chunk: Batch, objective: Objective | None, vector_dim: int | None
-) -> dict[str, Array]:
-    """Return the variables of one chunk by name, shape `[n, B]`; NaN where nothing is known."""
-    names = ["branch_to_source_norm", "source_sum_cosine", "block_influence", "angular_distance"]
-    names += ["branch_descent_cosine", "lesion_estimate"] if objective is not None else []
-    names += ["gate_openness"] if any(block.gate is not None for block in network.blocks) else []
-    found = {name: np.full((len(network.blocks), chunk.size), np.nan) for name in names}
-    branches: dict[int, Tensor] = {}
-
-    def measure(state: BlockState) -> None:
-        for name, values in _of_state(state, vector_dim).items():
-            found[name][state.block.index] = values.cpu().numpy()
-        if objective is not None:
-            branches[state.block.index] = state.branch
-
-    inputs, parameters = network.inputs(chunk.args), network.program.parameters()
-    run = engine.run(inputs, parameters, measure, differentiable=objective is not None)
-    if objective is not None:
-        outputs = network.graph.unflatten(run.outputs)
-        leaves = output_gradients(objective, outputs, chunk, bank_dtype(network.dtype))
-        for index, gradient in run.gradients(leaves).items():
-            for name, values in _of_gradient(branches[index], gradient, vector_dim).items():
-                found[name][index] = values.cpu().numpy()
-    return found
-
-
-def _of_state(state: BlockState, vector_dim: int | None) -> dict[str, Tensor]:
-    """Return what a block's values tell, shape `[B]` each, float64."""
-    # The skip of an identity is the source in the layout of the sum.
-    source = state.skip if state.block.skip_kind == "identity" else state.source
-    branch, total = _vectors(state.branch, vector_dim), _vectors(state.sum, vector_dim)
-    found: dict[str, Tensor] = {}
-    if source is not None and _positions(source, vector_dim) == _positions(state.sum, vector_dim):
-        norm = _norm(_vectors(source, vector_dim))
-        ratio = _norm(branch) / norm
-        found["branch_to_source_norm"] = ratio.where(norm > 0, torch.nan).nanmean(1)
-    if source is not None and source.shape == state.sum.shape:
-        cosine = _cosine(_vectors(source, vector_dim), total)
-        found["source_sum_cosine"] = cosine.nanmean(1)
-        found["block_influence"] = (1 - cosine).nanmean(1)
-        found["angular_distance"] = (cosine.arccos() / math.pi).nanmean(1)
-    if state.gate is not None:
-        found["gate_openness"] = state.gate.double().flatten(1).mean(1)
-    return found
-
-
-def _of_gradient(branch: Tensor, gradient: Tensor, vector_dim: int | None) -> dict[str, Tensor]:
-    """Return what a branch and the gradient at its sum tell, shape `[B]` each, float64."""
-    cosine = _cosine(_vectors(branch, vector_dim), -_vectors(gradient, vector_dim))
-    estimate = -(gradient.double() * branch.double()).flatten(1).sum(1)
-    return {"branch_descent_cosine": cosine.nanmean(1), "lesion_estimate": estimate}
-
-
-def _vectors(values: Tensor, vector_dim: int | None) -> Tensor:
-    """Return the vectors that are compared, `[B, positions, features]` float64, of values `[B, *]`."""
-    values = values.double()
-    if vector_dim is None:
-        return values.reshape(len(values), 1, -1)
-    last = values.movedim(_dim(values, vector_dim), -1)
-    return last.reshape(len(values), -1, last.shape[-1])
-
-
-def _positions(values: Tensor, vector_dim: int | None) -> tuple[int, ...] | None:
-    """Return the sizes of the dimensions over which vectors are averaged; None where there is no such vector."""
-    if vector_dim is None:
-        return ()
-    if not -values.ndim < vector_dim < values.ndim - 1:
-        return None
-    dim = _dim(values, vector_dim)
-    return tuple(size for at, size in enumerate(values.shape) if at not in {0, dim})
-
-
-def _dim(values: Tensor, vector_dim: int) -> int:
-    return vector_dim + 1 if vector_dim >= 0 else vector_dim + values.ndim
-
-
-def _norm(vectors: Tensor) -> Tensor:
-    norms: Tensor = torch.linalg.vector_norm(vectors, dim=-1)
-    return norms
-
-
-def _cosine(one: Tensor, other: Tensor) -> Tensor:
-    """Return the cosines of vectors, `[B, positions]`; NaN where one of them is zero."""
-    product = (one * other).sum(-1)
-    return (product / _norm(one) / _norm(other)).clamp(-1, 1)
+        attrs = {**attrs, "references": REFERENCES}
+        work = InfluenceWork(objective, vector_dim)
+        given = positive("internal_batch_size", internal_batch_size)
+        gradient = differentiated(objective, (batches.first,)) is not None
+        sizes = {"samples": given or _samples_per_pass(network, chunk_size(network, run), differentiable=gradient)}
+        facts = {"objective": objective, "lesions": truth}
+        with StudyRun(network, run, attrs, facts=facts, sizes=sizes, show_progress=show_progress) as study_run:
+            size = study_run.sizes["samples"]
+            chunks = ((chunk,) for batch in _checked(network, batches, objective) for chunk in batch.chunks(size))
+            pieces = study_run.pieces(Stage("influence", work), chunks, batches.n_samples)
+            return study_run.gather(_datasets(network, (groups[0] for _, groups in pieces), truth, attrs))
 
 
 def _check_vector_dim(network: UnraveledNetwork, vector_dim: object) -> None:
@@ -260,16 +167,18 @@ def _check_vector_dim(network: UnraveledNetwork, vector_dim: object) -> None:
             )
 
 
-def _check_target(network: UnraveledNetwork, batch: Batch) -> None:
-    """Check a batch's target against the outputs before anything is run."""
+def _checked(network: UnraveledNetwork, batches: Batches, objective: Objective) -> Iterator[Batch]:
+    """Yield the batches, each after checking its target against the outputs."""
     leaves = [getattr(leaf, "meta", {}).get("val") for leaf in network.graph.outputs]
-    if len(leaves) == 1 and isinstance(leaves[0], Tensor) and leaves[0].ndim == 2:
-        check_target(batch, int(leaves[0].shape[1]))
+    for batch in batches:
+        read = batch.names_outputs or not callable(objective)
+        if read and len(leaves) == 1 and isinstance(leaves[0], Tensor) and leaves[0].ndim == 2:
+            check_target(batch, int(leaves[0].shape[1]))
+        yield batch
 
 
-def _samples_per_pass(network: UnraveledNetwork, *, differentiable: bool) -> int:
-    """Return the number of samples whose values suit the cache, and fit in memory where all of them are kept."""
-    size = chunk_size(network)
+def _samples_per_pass(network: UnraveledNetwork, size: int, *, differentiable: bool) -> int:
+    """Return the number of samples, at most `size`, whose values fit in memory where all of them are kept."""
     if not differentiable:
         return size
     program = network.program
@@ -342,31 +251,36 @@ def _difference(theirs: list[str], ours: list[str]) -> str:
     return f"their block {at} is {theirs[at]!r}, its is {ours[at]!r}"
 
 
-def _dataset(
+def _datasets(
     network: UnraveledNetwork,
-    values: Mapping[str, Array],
+    pieces: Iterable[Arrays],
     truth: tuple[Array, Mapping[str, object]] | None,
     attrs: Mapping[str, object],
-) -> xr.Dataset:
-    variables: dict[str, datasets.Entry] = {name: (("block", "sample"), array) for name, array in values.items()}
-    coords = datasets.block_coords(network.blocks)
-    if truth is not None:
-        effects, described = truth
-        proxies = [name for name in PROXIES if name in values]
-        variables["lesion_effect"] = (("block",), effects, described)
-        variables["rank_correlation"] = (
-            ("proxy",),
-            [_rank_correlation(_mean_over_samples(values[name]), effects) for name in proxies],
-        )
-        coords["proxy"] = ("proxy", proxies)
-    return datasets.build(variables, coords=coords, attrs=attrs)
+) -> Iterator[xr.Dataset]:
+    """Yield the result of each piece of samples; what is said of all samples holds for those up to there."""
+    sums: dict[str, tuple[Array, NDArray[np.intp]]] = {}
+    for values in pieces:
+        variables: dict[str, datasets.Entry] = {name: (("block", "sample"), array) for name, array in values.items()}
+        coords = datasets.block_coords(network.blocks)
+        if truth is not None:
+            effects, described = truth
+            proxies = [name for name in PROXIES if name in values]
+            for name in proxies:
+                known = ~np.isnan(values[name])
+                total, count = np.where(known, values[name], 0.0).sum(axis=1), known.sum(axis=1)
+                before = sums.get(name, (np.zeros_like(total), np.zeros_like(count)))
+                sums[name] = before[0] + total, before[1] + count
+            variables["lesion_effect"] = (("block",), effects, described)
+            variables["rank_correlation"] = (
+                ("proxy",),
+                [_rank_correlation(_mean(*sums[name]), effects) for name in proxies],
+            )
+            coords["proxy"] = ("proxy", proxies)
+        yield datasets.build(variables, coords=coords, attrs=attrs)
 
 
-def _mean_over_samples(values: Array) -> Array:
-    """Return the mean of each row over what is not NaN; NaN where nothing is."""
-    known = ~np.isnan(values)
-    count = known.sum(axis=1)
-    total = np.where(known, values, 0.0).sum(axis=1)
+def _mean(total: Array, count: NDArray[np.intp]) -> Array:
+    """Return means over what is not NaN; NaN where nothing is."""
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 

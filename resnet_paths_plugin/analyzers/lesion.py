@@ -10,9 +10,10 @@ import xarray as xr
 from captum.log import log_usage
 
 from resnet_paths_plugin.analyzers.batches import Batches, Target
-from resnet_paths_plugin.analyzers.conditions import Ablation, BatchNorm, Conditions
+from resnet_paths_plugin.analyzers.conditions import BatchNorm, Conditions
 from resnet_paths_plugin.analyzers.levels import Level, Units, unit_names, units_of
 from resnet_paths_plugin.analyzers.measures import Measure
+from resnet_paths_plugin.analyzers.running import RunOptions
 from resnet_paths_plugin.analyzers.schedule_study import (
     ScheduleAnalyzer,
     ScheduleStudy,
@@ -21,6 +22,7 @@ from resnet_paths_plugin.analyzers.schedule_study import (
     run_study,
     study_attrs,
 )
+from resnet_paths_plugin.analyzers.schedule_work import Ablation
 from resnet_paths_plugin.engine.schedule import Schedule
 from resnet_paths_plugin.errors import InputError
 from resnet_paths_plugin.graph.blocks import BlockLike, ResidualBlock, listed
@@ -55,6 +57,7 @@ class BlockLesion(ScheduleAnalyzer):
         perturbations_per_eval: int | None = None,
         seed: int = 0,
         show_progress: bool = False,
+        run: RunOptions | None = None,
     ) -> xr.Dataset:
         """Run the network without some of its blocks.
 
@@ -82,6 +85,7 @@ class BlockLesion(ScheduleAnalyzer):
             perturbations_per_eval: lesions per forward pass, in one larger batch; None chooses.
             seed: seed of the random lesions, and of the other samples.
             show_progress: whether to show a progress bar.
+            run: where to run it, and where to keep what is finished; None runs it here.
 
         Returns:
             A Dataset with dims `lesion`, `sample`, `block`: `target_score`, `target_score_drop`, `loss` and
@@ -125,6 +129,7 @@ class BlockLesion(ScheduleAnalyzer):
             summary=_summary(network, ablation, batch_norm),
             seed=seed if n_deleted is not None or ablation == "resample" else None,
             arguments=arguments,
+            run=run,
         )
         return run_study(
             network,
@@ -135,6 +140,7 @@ class BlockLesion(ScheduleAnalyzer):
             measures=measures,
             internal_batch_size=internal_batch_size,
             perturbations_per_eval=perturbations_per_eval,
+            run=run,
             show_progress=show_progress,
         )
 

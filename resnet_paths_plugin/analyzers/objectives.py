@@ -1,5 +1,6 @@
 """The scalar whose gradient is taken: a sum over samples of one number each."""
 
+import threading
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -16,6 +17,9 @@ from resnet_paths_plugin.graph.export import eval_mode
 
 Objective = Literal["score", "cross_entropy"] | Callable[[Any, Target], Tensor]
 """A name, or a function of the model's outputs and the batch's target: one number per sample, shape `[B]`."""
+
+
+_ALONE = threading.Lock()
 
 
 def per_sample(objective: Objective, outputs: Any, batch: Batch) -> Tensor:
@@ -68,7 +72,8 @@ def ordinary_gradient(model: nn.Module, objective: Objective, batch: Batch) -> l
         leaf.detach().requires_grad_() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
         for leaf in leaves
     ]
-    with eval_mode(model), torch.enable_grad():
+    # One thread at a time, as the model's flags are changed for the while.
+    with _ALONE, eval_mode(model), torch.enable_grad():
         # Copies, as a model may work in place on its input.
         given = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in tracked]
         outputs = model(*pytree.tree_unflatten(given, spec))

@@ -1,20 +1,19 @@
 """PathLengthGradient: the gradient by path length, of all paths exactly, of sampled paths, or by random signs."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import xarray as xr
 from captum.attr import GradientAttribution
 from captum.log import log_usage
 from torch import nn
-from tqdm.auto import tqdm
 
-from resnet_paths_plugin.analyzers.batches import Batches, Target
+from resnet_paths_plugin.analyzers.batches import Batch, Batches, Target
 from resnet_paths_plugin.analyzers.grades import Grade, grading_of
-from resnet_paths_plugin.analyzers.objectives import (
-    Objective,
-)
-from resnet_paths_plugin.analyzers.path_study import ESTIMATORS, Estimator, PathStudy
+from resnet_paths_plugin.analyzers.objectives import Objective
+from resnet_paths_plugin.analyzers.path_study import PathStudy
+from resnet_paths_plugin.analyzers.path_work import ESTIMATORS, Estimator
+from resnet_paths_plugin.analyzers.running import RunOptions, Stage, StudyRun
 from resnet_paths_plugin.analyzers.schedule_study import chunk_size, network_for, positive, study_attrs
 from resnet_paths_plugin.errors import InputError
 from resnet_paths_plugin.graph.blocks import BlockLike, ResidualBlock
@@ -49,6 +48,7 @@ class PathLengthGradient(GradientAttribution):  # type: ignore[misc]  # captum i
         internal_batch_size: int | None = None,
         seed: int = 0,
         show_progress: bool = False,
+        run: RunOptions | None = None,
     ) -> xr.Dataset:
         """Compute gradients by path length, with the activations of the intact network.
 
@@ -73,6 +73,7 @@ class PathLengthGradient(GradientAttribution):  # type: ignore[misc]  # captum i
             internal_batch_size: samples per walk; None chooses a number that suits the cache.
             seed: seed of paths and signs.
             show_progress: whether to show a progress bar.
+            run: where to run it, and where to keep what is finished; None runs it here.
 
         Returns:
             A Dataset with dims `path_length` and `sample` (one dim per axis where the grade has several), over the
@@ -107,13 +108,6 @@ class PathLengthGradient(GradientAttribution):  # type: ignore[misc]  # captum i
             keep_maps=keep_maps,
             seed=seed,
         )
-        size = positive("internal_batch_size", internal_batch_size) or max(1, chunk_size(network) // 8)
-        with tqdm(total=batches.n_samples, disable=not show_progress, unit="sample", desc="path length") as progress:
-            for batch in batches:
-                study.check(batch)
-                for chunk in batch.to(network.device).chunks(size):
-                    study.add(chunk)
-                    progress.update(chunk.size)
         attrs = study_attrs(
             network,
             analyzer=type(self).__name__,
@@ -124,8 +118,23 @@ class PathLengthGradient(GradientAttribution):  # type: ignore[misc]  # captum i
             ),
             seed=seed if {"sampled", "signs"} & set(study.estimators) else None,
             arguments=arguments,
+            run=run,
         )
-        return study.dataset(attrs)
+        given = positive("internal_batch_size", internal_batch_size)
+        sizes = {"samples": given or max(1, chunk_size(network, run) // 8)}
+        facts = vars(study.work)
+        with StudyRun(network, run, attrs, facts=facts, sizes=sizes, show_progress=show_progress) as study_run:
+            size = study_run.sizes["samples"]
+            chunks = ((chunk,) for batch in _checked(study, batches) for chunk in batch.chunks(size))
+            pieces = study_run.pieces(Stage("path_length", study.work), chunks, batches.n_samples)
+            found = ((samples[0].size, groups[0]) for samples, groups in pieces)
+            return study_run.gather(study.results(found, attrs))
+
+
+def _checked(study: PathStudy, batches: Batches) -> Iterator[Batch]:
+    for batch in batches:
+        study.check(batch)
+        yield batch
 
 
 def _estimators(estimator: Estimator | Sequence[Estimator]) -> tuple[Estimator, ...]:

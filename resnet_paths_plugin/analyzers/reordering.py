@@ -15,6 +15,7 @@ from resnet_paths_plugin.analyzers.batches import Batches, Target
 from resnet_paths_plugin.analyzers.conditions import BatchNorm, Conditions
 from resnet_paths_plugin.analyzers.levels import Level, Units, placements, swappable, unit_names, units_of
 from resnet_paths_plugin.analyzers.measures import Measure
+from resnet_paths_plugin.analyzers.running import RunOptions
 from resnet_paths_plugin.analyzers.schedule_study import (
     ScheduleAnalyzer,
     ScheduleStudy,
@@ -63,6 +64,7 @@ class BlockReordering(ScheduleAnalyzer):
         perturbations_per_eval: int | None = None,
         seed: int = 0,
         show_progress: bool = False,
+        run: RunOptions | None = None,
     ) -> xr.Dataset:
         """Run the network with its blocks in other orders.
 
@@ -89,6 +91,7 @@ class BlockReordering(ScheduleAnalyzer):
             perturbations_per_eval: orders per forward pass, in one larger batch; None chooses.
             seed: seed of the random orders.
             show_progress: whether to show a progress bar.
+            run: where to run it, and where to keep what is finished; None runs it here.
 
         Returns:
             A Dataset with dims `reordering`, `sample`, `position`, `block`: `order` (reordering, position), the index
@@ -134,6 +137,7 @@ class BlockReordering(ScheduleAnalyzer):
             ),
             seed=seed if n_swaps is not None else None,
             arguments=arguments,
+            run=run,
         )
         return run_study(
             network,
@@ -144,6 +148,7 @@ class BlockReordering(ScheduleAnalyzer):
             measures=measures,
             internal_batch_size=internal_batch_size,
             perturbations_per_eval=perturbations_per_eval,
+            run=run,
             show_progress=show_progress,
         )
 

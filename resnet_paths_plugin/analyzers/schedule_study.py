@@ -1,7 +1,7 @@
 """The study that lesions, reorderings and schedules share: run schedules over batches, measure, build a Dataset."""
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral
 from typing import Any
@@ -10,20 +10,24 @@ import numpy as np
 import torch
 import xarray as xr
 from captum.attr import PerturbationAttribution
-from torch import Tensor, nn
-from torch.utils import _pytree as pytree
-from tqdm.auto import tqdm
+from numpy.typing import NDArray
+from torch import nn
 
 from resnet_paths_plugin import attributes, datasets
 from resnet_paths_plugin.analyzers.batches import Batch, Batches
 from resnet_paths_plugin.analyzers.conditions import Conditions
 from resnet_paths_plugin.analyzers.measures import Measure, Measures
+from resnet_paths_plugin.analyzers.running import Arrays, RunOptions, Stage, StudyRun
+from resnet_paths_plugin.analyzers.schedule_work import IS_FINITE, ScheduleWork
 from resnet_paths_plugin.engine.schedule import Schedule
 from resnet_paths_plugin.errors import InputError, NonFiniteOutputWarning
 from resnet_paths_plugin.network import UnraveledNetwork, unravel
 
 CACHE_BYTES = 4 * 2**20
 """Size that the largest value of a chunk should have on a CPU; larger ones leave the cache."""
+
+SCHEDULES_PER_UNIT = 32
+"""Schedules in one unit of work: as many as make the intact pass that each unit begins with cheap."""
 
 MOST_CLASS_NAMES = 200
 """Longer lists of class names are not stored with a result."""
@@ -84,6 +88,7 @@ def run_study(
     measures: Mapping[str, Measure] | None,
     internal_batch_size: int | None,
     perturbations_per_eval: int | None,
+    run: RunOptions | None = None,
     show_progress: bool,
 ) -> xr.Dataset:
     """Run every schedule over every batch and return the measures, dims `(study.dim, sample)`.
@@ -97,72 +102,98 @@ def run_study(
         measures: the user's measures.
         internal_batch_size: samples per forward pass; None chooses a number that suits the cache.
         perturbations_per_eval: schedules per forward pass; None chooses.
+        run: where to run it; None runs it here.
         show_progress: whether to show a progress bar.
 
     Raises:
         InputError: if inputs, targets or measures do not fit the network.
+        CheckpointError: if there is a checkpoint of another study.
     """
     datasets.check_names(measures or ())
     measured = Measures(network, measures)
-    size = positive("internal_batch_size", internal_batch_size) or chunk_size(network)
     width = positive("perturbations_per_eval", perturbations_per_eval) or 1
+    sizes = {
+        "samples": positive("internal_batch_size", internal_batch_size) or chunk_size(network, run),
+        # Where schedules share a batch, how many of them decides how numbers are rounded.
+        "schedules": max(1, SCHEDULES_PER_UNIT // width) * width,
+    }
     measured.check(batches.first)
-    conditions.prepare(study.schedules, show_progress=show_progress)
-    pieces: list[dict[str, np.ndarray[Any, Any]]] = []
-    with (
-        torch.no_grad(),
-        tqdm(total=batches.n_samples, disable=not show_progress, unit="sample", desc=study.dim) as progress,
-    ):
-        for batch in batches:
-            measured.check(batch)
-            for chunk, schedules in conditions.chunks(batch.to(network.device), study.schedules, size):
-                pieces.append(_run_chunk(network, conditions.outputs(schedules, chunk, width), chunk, measured))
-                progress.update(chunk.size)
-    names = set(pieces[0])
-    if any(set(piece) != names for piece in pieces):
-        raise InputError("some batches have targets and others have none: give all batches targets, or none")
-    values = {name: np.concatenate([piece[name] for piece in pieces], axis=-1) for name in pieces[0]}
-    return _dataset(network, study, values, {**attrs, **_classes(network, measured)})
+    attrs = {**attrs, **_classes(network, measured)}
+    order = network.prefix_order(study.schedules)
+    schedules = tuple(study.schedules[place] for place in order)
+    facts = {"schedules": study.schedules, "measures": measured.user}
+    with StudyRun(network, run, attrs, facts=facts, sizes=sizes, show_progress=show_progress) as study_run:
+        conditions.prepare(schedules, study_run)
+        work = ScheduleWork(
+            schedules,
+            study_run.sizes["schedules"],
+            width,
+            measured.user,
+            conditions.substitution,
+            conditions.statistics,
+        )
+        pieces = study_run.pieces(
+            Stage(study.dim, work),
+            conditions.pieces(_checked(batches, measured), study_run.sizes["samples"]),
+            batches.n_samples,
+        )
+        back = np.argsort(order)
+        return study_run.gather(_datasets(network, study, (_merged(groups, back) for _, groups in pieces), attrs))
 
 
-def chunk_size(network: UnraveledNetwork) -> int:
+def _checked(batches: Batches, measured: Measures) -> Iterator[Batch]:
+    for batch in batches:
+        measured.check(batch)
+        yield batch
+
+
+def chunk_size(network: UnraveledNetwork, run: RunOptions | None = None) -> int:
     """Return the number of samples per forward pass whose values suit the cache."""
-    if network.device.type != "cpu":
+    if device_of(network, run).type != "cpu":
         return 256
     return int(np.clip(CACHE_BYTES // network.program.bytes_per_sample(), 8, 256))
 
 
-def _run_chunk(
-    network: UnraveledNetwork, runs: Iterator[tuple[int, Any]], chunk: Batch, measures: Measures
-) -> dict[str, np.ndarray[Any, Any]]:
-    """Return the measures of one chunk: `[schedule, sample]`, and of the intact network `intact_...` as `[sample]`."""
-    intact = network(*chunk.args)
-    reference = measures.of(intact, chunk)
-    _warn_if_not_finite(network, intact)
-    rows: dict[int, dict[str, Tensor]] = {}
-    for place, outputs in runs:
-        rows[place] = measures.of(outputs, chunk)
-        measures.against(outputs, rows[place], intact, reference)
-    found = {name: _numpy(torch.stack([rows[place][name] for place in sorted(rows)])) for name in rows[0]}
-    found |= {f"intact_{name}": _numpy(values) for name, values in reference.items()}
-    labels = chunk.labels() if measures.n_classes is not None else None
-    return found if labels is None else found | {"label": _numpy(labels)}
+def device_of(network: UnraveledNetwork, run: RunOptions | None) -> torch.device:
+    """Return the device that a network runs on."""
+    asked = RunOptions.of(run).device
+    return network.device if asked is None else torch.device(asked)
 
 
-def _dataset(
+def _merged(groups: Sequence[Arrays], back: NDArray[np.intp]) -> dict[str, NDArray[Any]]:
+    """Return the results of all groups together, with the schedules in the order of the study."""
+    return {
+        name: np.concatenate([group[name] for group in groups])[back] if array.ndim == 2 else array
+        for name, array in groups[0].items()
+    }
+
+
+def _datasets(
     network: UnraveledNetwork,
     study: ScheduleStudy,
-    values: Mapping[str, np.ndarray[Any, Any]],
+    pieces: Iterable[dict[str, NDArray[Any]]],
     attrs: Mapping[str, object],
-) -> xr.Dataset:
-    variables: dict[str, datasets.Entry] = dict(study.variables)
-    for name, array in values.items():
-        variables[name] = ((study.dim, "sample") if array.ndim == 2 else ("sample",), array)
-    if "correct" in values:
-        variables["error"] = ((study.dim,), 1 - values["correct"].mean(axis=-1))
-        variables["intact_error"] = ((), 1 - values["intact_correct"].mean())
-    coords = {study.dim: (study.dim, list(study.labels)), **datasets.block_coords(network.blocks)}
-    return datasets.build(variables, coords=coords, attrs=attrs)
+) -> Iterator[xr.Dataset]:
+    """Yield the result of each piece of samples; what is said of all samples holds for those up to there."""
+    n_samples = 0
+    correct: NDArray[Any] | int = 0
+    intact_correct = 0
+    warned = False
+    for values in pieces:
+        if not values.pop(IS_FINITE) and not warned:
+            warned = True
+            _warn_not_finite(network)
+        variables: dict[str, datasets.Entry] = dict(study.variables)
+        for name, array in values.items():
+            variables[name] = ((study.dim, "sample") if array.ndim == 2 else ("sample",), array)
+        if "correct" in values:
+            n_samples += values["correct"].shape[-1]
+            correct = correct + values["correct"].sum(axis=-1)
+            intact_correct += int(values["intact_correct"].sum())
+            variables["error"] = ((study.dim,), 1 - correct / n_samples)
+            variables["intact_error"] = ((), 1 - intact_correct / n_samples)
+        coords = {study.dim: (study.dim, list(study.labels)), **datasets.block_coords(network.blocks)}
+        yield datasets.build(variables, coords=coords, attrs=attrs)
 
 
 def _classes(network: UnraveledNetwork, measured: Measures) -> dict[str, object]:
@@ -182,6 +213,7 @@ def study_attrs(
     summary: str,
     seed: int | None,
     arguments: Mapping[str, Any],
+    run: RunOptions | None = None,
 ) -> dict[str, Any]:
     """Return the provenance of a study of this network."""
     facts = attributes.provenance(
@@ -192,19 +224,12 @@ def study_attrs(
         description=network.description,
         weights_digest=network.weights_digest(),
         plugins=network.plugin_names,
-        device=network.device,
+        device=device_of(network, run),
         dtype=network.dtype,
         seed=seed,
         arguments=arguments,
     )
     return {**facts, "units": network.units}
-
-
-def _numpy(values: Tensor) -> np.ndarray[Any, Any]:
-    if values.dtype in {torch.float16, torch.bfloat16}:
-        values = values.float()
-    array: np.ndarray[Any, Any] = values.cpu().numpy()
-    return array
 
 
 def positive(name: str, value: int | None) -> int | None:
@@ -229,12 +254,10 @@ def draws_of(draws: int, seed: int) -> int:
     return int(draws)
 
 
-def _warn_if_not_finite(network: UnraveledNetwork, outputs: Any) -> None:
-    tensors = [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
-    if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
-        warnings.warn(
-            f"the intact {network.name} returns NaN or infinity: check its weights and inputs; measures of such "
-            "outputs mean little",
-            NonFiniteOutputWarning,
-            stacklevel=2,
-        )
+def _warn_not_finite(network: UnraveledNetwork) -> None:
+    warnings.warn(
+        f"the intact {network.name} returns NaN or infinity: check its weights and inputs; measures of such "
+        "outputs mean little",
+        NonFiniteOutputWarning,
+        stacklevel=2,
+    )

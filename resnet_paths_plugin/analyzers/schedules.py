@@ -12,6 +12,7 @@ from resnet_paths_plugin import datasets
 from resnet_paths_plugin.analyzers.batches import Batches, Target
 from resnet_paths_plugin.analyzers.conditions import BatchNorm, Conditions
 from resnet_paths_plugin.analyzers.measures import Measure
+from resnet_paths_plugin.analyzers.running import RunOptions
 from resnet_paths_plugin.analyzers.schedule_study import (
     ScheduleAnalyzer,
     ScheduleStudy,
@@ -53,6 +54,7 @@ class BlockSchedules(ScheduleAnalyzer):
         internal_batch_size: int | None = None,
         perturbations_per_eval: int | None = None,
         show_progress: bool = False,
+        run: RunOptions | None = None,
     ) -> xr.Dataset:
         """Run the network under named schedules.
 
@@ -69,6 +71,7 @@ class BlockSchedules(ScheduleAnalyzer):
             internal_batch_size: samples per forward pass; None chooses a number that suits the cache.
             perturbations_per_eval: schedules per forward pass, in one larger batch; None chooses.
             show_progress: whether to show a progress bar.
+            run: where to run it, and where to keep what is finished; None runs it here.
 
         Returns:
             A Dataset with dims `schedule`, `sample`, `block`, `entry`: `family` (schedule), `changed` (schedule,
@@ -102,6 +105,7 @@ class BlockSchedules(ScheduleAnalyzer):
             ),
             seed=None,
             arguments=arguments,
+            run=run,
         )
         return run_study(
             network,
@@ -112,6 +116,7 @@ class BlockSchedules(ScheduleAnalyzer):
             measures=measures,
             internal_batch_size=internal_batch_size,
             perturbations_per_eval=perturbations_per_eval,
+            run=run,
             show_progress=show_progress,
         )
 

@@ -11,6 +11,7 @@ import traceback
 import uuid
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from inspect import getdoc
 from pathlib import Path
 from typing import Any, get_args
@@ -27,6 +28,7 @@ from resnet_paths_plugin.analyzers.measures import Measures
 from resnet_paths_plugin.cli import models
 from resnet_paths_plugin.cli.images import ImageArray, LabelledImages, check_targets, read_images, targets_of
 from resnet_paths_plugin.cli.preprocessing import InputBatches, preprocessing_for
+from resnet_paths_plugin.cli.running import PartialRun, executor_for, last_note, run_options
 from resnet_paths_plugin.cli.studies import STUDIES, StudyOptions, studies_by
 from resnet_paths_plugin.description import ModelDescription
 from resnet_paths_plugin.errors import FileError, InputError, ResnetPathsError
@@ -76,10 +78,11 @@ class _Command(click.Command):
             except (ResnetPathsError, torch.OutOfMemoryError) as error:
                 if debug:
                     traceback.print_exc()
-                click.echo(f"Error: {' '.join(str(error).split())}", err=True)
+                click.echo(f"Error: {' '.join(' '.join([str(error), *last_note(error)]).split())}", err=True)
                 ctx.exit(_EXIT_ERROR)
-            except KeyboardInterrupt:
-                click.echo("\nInterrupted. Files are written at the end, each whole or not at all.", err=True)
+            except KeyboardInterrupt as error:
+                told = ["\nInterrupted. Files are written at the end, each whole or not at all.", *last_note(error)]
+                click.echo("\n".join(told), err=True)
                 ctx.exit(_EXIT_INTERRUPTED)
 
 
@@ -226,12 +229,14 @@ def list_plugins() -> None:
               help="Sampled paths of each length.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True,
               help="Seed of everything random, initial weights included.")  # fmt: skip
+@run_options
 @click.option("--progress/--no-progress", default=None, help="Show progress bars. [default: if run in a terminal]")
 def analyze(
     model: str | None, images: Path | None, output: Path | None, *,
     weights: Path | None, pretrained: bool, analyzers: tuple[str, ...], units: Units, device: str,
     batch_size: int | None, mean: tuple[float, ...] | None, std: tuple[float, ...] | None, draws: int,
     max_deleted: int, max_swaps: int, path_images: int, path_draws: int, seed: int, progress: bool | None,
+    workers: int | None, scheduler: str | None, resume: bool,
 ) -> None:  # fmt: skip
     """Study a MODEL: lesions and reorderings of its residual blocks, and its gradients by path length.
 
@@ -269,6 +274,7 @@ def analyze(
     _check_classes(network, batches)
     noun = "residual blocks" if units == "blocks" else "layers that can be deleted"
     click.echo(f"{network.name}: {len(network.blocks)} {noun}, {len(found)} images of {found.origin}")
+    partial = PartialRun(output, resume=resume)
     options = StudyOptions(
         embedded=model is None and images is None and units == "blocks",
         draws=draws,
@@ -284,10 +290,13 @@ def analyze(
     if not wanted:
         raise InputError(f"{', '.join(analyzers)} finds nothing to study in {network.name} with these options")
     results: dict[str, xr.Dataset] = {}
-    for study in wanted:
-        results[study.group] = study.run(network, batches, options, results)
-    tree = datasets.build_tree(results)
-    written = [datasets.save(tree, output)]
+    with partial.kept(), executor_for(scheduler, workers) as executor:
+        for study in wanted:
+            run = partial.options(study.group, executor)
+            results[study.group] = study.run(network, batches, replace(options, run=run), results)
+        tree = datasets.build_tree(results)
+        written = [datasets.save(tree, output)]
+    partial.remove()
     figures = report.figures(tree)
     for figure in figures:
         click.echo(_told(figure))

@@ -18,6 +18,7 @@ from resnet_paths_plugin.analyzers.lesion import BlockLesion
 from resnet_paths_plugin.analyzers.levels import placements, swappable, units_of
 from resnet_paths_plugin.analyzers.path_length import PathLengthGradient
 from resnet_paths_plugin.analyzers.reordering import BlockReordering
+from resnet_paths_plugin.analyzers.running import RunOptions
 from resnet_paths_plugin.cli.preprocessing import InputBatches
 from resnet_paths_plugin.errors import InputError, PluginError, ResnetPathsError
 from resnet_paths_plugin.network import UnraveledNetwork, unravel
@@ -47,6 +48,7 @@ class StudyOptions:
         seed: seed of every random draw.
         internal_batch_size: samples per forward pass; None lets the analyzer choose.
         show_progress: whether to show progress bars.
+        run: where to run a study, and where to keep what is finished.
     """
 
     embedded: bool = False
@@ -58,6 +60,7 @@ class StudyOptions:
     seed: int = 0
     internal_batch_size: int | None = None
     show_progress: bool = False
+    run: RunOptions | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +82,7 @@ class Study:
 
 def _single_lesions(network: UnraveledNetwork, images: InputBatches, options: StudyOptions, _: Results) -> xr.Dataset:
     result: xr.Dataset = BlockLesion(network).attribute(
-        images, internal_batch_size=options.internal_batch_size, show_progress=options.show_progress
+        images, internal_batch_size=options.internal_batch_size, show_progress=options.show_progress, run=options.run
     )
     return result
 
@@ -99,6 +102,7 @@ def _random_lesions(network: UnraveledNetwork, images: InputBatches, options: St
         seed=options.seed,
         internal_batch_size=options.internal_batch_size,
         show_progress=options.show_progress,
+        run=options.run,
     )
     return result
 
@@ -111,6 +115,7 @@ def _reorderings(network: UnraveledNetwork, images: InputBatches, options: Study
         seed=options.seed,
         internal_batch_size=options.internal_batch_size,
         show_progress=options.show_progress,
+        run=options.run,
     )
     return result
 
@@ -126,6 +131,7 @@ def _influence(network: UnraveledNetwork, images: InputBatches, options: StudyOp
         lesions=results.get("single_lesions"),
         internal_batch_size=options.internal_batch_size,
         show_progress=options.show_progress,
+        run=options.run,
     )
     return result
 
@@ -138,6 +144,7 @@ def _path_lengths(network: UnraveledNetwork, images: InputBatches, options: Stud
         seed=options.seed,
         internal_batch_size=options.internal_batch_size,
         show_progress=options.show_progress,
+        run=options.run,
     )
     return result
 
@@ -149,6 +156,7 @@ def _path_maps(network: UnraveledNetwork, images: InputBatches, options: StudyOp
         keep_maps=True,
         internal_batch_size=options.internal_batch_size,
         show_progress=options.show_progress,
+        run=options.run,
     )
     return result
 

@@ -63,6 +63,18 @@ class ForwardEngine:
         run.segment(0, values, run.static, members)
         yield from run.visit(0, values, members)
 
+    def prefix_order(self, schedules: Sequence[Schedule]) -> list[int]:
+        """Return the positions of schedules in the order of the prefix tree's leaves.
+
+        Cut into groups in this order, schedules share within a group most of what they share at all.
+        """
+        ranks: list[dict[Any, int]] = [{} for _ in self.program.sums]
+        ways = [
+            tuple(rank.setdefault(key, len(rank)) for rank, key in zip(ranks, self.analysis.of(one).keys, strict=True))
+            for one in schedules
+        ]
+        return sorted(range(len(ways)), key=ways.__getitem__)
+
     @cached_property
     def stackable(self) -> bool:
         """Whether several schedules can share a batch: the batch is a dimension of every value alive at a sum."""

@@ -217,6 +217,15 @@ def _export(model: nn.Module, example_inputs: tuple[Any, ...], *, training: bool
         raise CaptureError(explained(error, model, example_inputs, training=training)) from error
 
 
+def exported(model: nn.Module, example_inputs: tuple[Any, ...]) -> ExportedProgram:
+    """Export a model in eval mode with a dynamic batch, leaving it as it is.
+
+    Raises:
+        CaptureError: if `torch.export` cannot follow the model.
+    """
+    return _export(model, widened(example_inputs))
+
+
 def _graph_of(model: nn.Module, program: ExportedProgram) -> CapturedGraph:
     signature = program.graph_signature
     placeholders = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}

@@ -1,0 +1,82 @@
+"""Units of work: some samples and one group of what is done with them. Each is pure and can be run anywhere."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+from resnet_paths_plugin.analyzers.batches import Batch
+from resnet_paths_plugin.network import UnraveledNetwork
+
+Arrays = Mapping[str, NDArray[Any]]
+"""The results of a unit by name."""
+
+Samples = tuple[Batch, ...]
+"""What a unit reads: the samples that it is about, and whatever else it needs of the data."""
+
+Job = Callable[[int, Samples], Arrays]
+"""Runs one group of a stage's work on some samples."""
+
+
+class Work(Protocol):
+    """What a stage does with samples: a plain value that can be pickled, sent once to each worker."""
+
+    @property
+    def n_groups(self) -> int:
+        """How many units the work on one piece of samples is cut into."""
+
+    def on(self, network: UnraveledNetwork) -> Job:
+        """Return what runs a unit on a network; called once in each thread that runs units."""
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """One pass over some data.
+
+    Attributes:
+        name: names the stage and its files.
+        work: what is done with the samples.
+    """
+
+    name: str
+    work: Work
+
+
+@dataclass(frozen=True, eq=False)
+class Unit:
+    """One unit of a stage.
+
+    Attributes:
+        index: its place in the stage, from 0; pieces of samples come one after the other, each with all its groups.
+        group: which group of the work it does.
+        samples: what it does it with.
+        first: number of the first sample that it is about.
+    """
+
+    index: int
+    group: int
+    samples: Samples
+    first: int
+
+    @property
+    def about(self) -> str:
+        """The samples, in words."""
+        return f"samples {self.first} to {self.first + self.samples[0].size - 1}"
+
+
+def units(pieces: Iterator[Samples], n_groups: int) -> Iterator[Unit]:
+    """Yield the units of a stage in their order."""
+    first = index = 0
+    for piece in pieces:
+        # Copies, so that values lie in memory in the same way wherever a unit is run.
+        samples = tuple(batch.copied() for batch in piece)
+        for group in range(n_groups):
+            yield Unit(index, group, samples, first)
+            index += 1
+        first += samples[0].size
+
+
+def slices(length: int, size: int) -> Sequence[slice]:
+    """Return slices of at most `size` that cover a length."""
+    return [slice(start, min(start + size, length)) for start in range(0, length, size)]

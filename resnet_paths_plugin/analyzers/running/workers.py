@@ -1,0 +1,295 @@
+"""Units of work on an executor: what travels once to each worker, and what a worker does with it."""
+
+import os
+import pickle
+import tempfile
+import threading
+import uuid
+from collections import OrderedDict
+from collections.abc import Iterator
+from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+
+from resnet_paths_plugin.analyzers.running.cargo import key_of, packed, unpacked
+from resnet_paths_plugin.analyzers.running.options import is_client
+from resnet_paths_plugin.analyzers.running.units import Arrays, Job, Samples, Unit, Work
+from resnet_paths_plugin.errors import InputError, WorkerLostError
+from resnet_paths_plugin.network import UnraveledNetwork
+
+_KEPT = 2
+"""Networks, and pieces of work, that a worker keeps at hand."""
+_TRIES = 4
+"""How often a unit is given to a cluster that loses it, or the data that it needs."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of torch that decide how numbers are rounded; a worker takes them over from the caller."""
+
+    threads: int
+    matmul_precision: str
+
+    @classmethod
+    def here(cls) -> "Settings":
+        """Return the settings of this thread."""
+        return cls(torch.get_num_threads(), torch.get_float32_matmul_precision())
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold these settings for a while."""
+        before = Settings.here()
+        try:
+            self.set_after(before)
+            yield
+        finally:
+            before.set_after(self)
+
+    def set_after(self, before: "Settings") -> None:
+        """Set what differs from the settings before."""
+        if self.threads != before.threads:
+            torch.set_num_threads(self.threads)
+        if self.matmul_precision != before.matmul_precision:
+            torch.set_float32_matmul_precision(self.matmul_precision)
+
+
+@dataclass(eq=False)
+class _Bench:
+    """A network and the work on it, with one job for each thread, as jobs may keep state between units."""
+
+    network: UnraveledNetwork
+    work: Work
+    jobs: dict[int, Job] = field(default_factory=dict)
+
+    def run(self, group: int, samples: Samples) -> Arrays:
+        job = self.jobs.get(threading.get_ident())
+        if job is None:
+            job = self.jobs[threading.get_ident()] = self.work.on(self.network)
+        return job(group, tuple(batch.to(self.network.device) for batch in samples))
+
+
+_HERE: dict[str, _Bench] = {}
+"""Work that was given out in this process, by token and process: a fork of it has none."""
+_ARRIVED: OrderedDict[str, _Bench] = OrderedDict()
+_NETWORKS: OrderedDict[tuple[str, str], UnraveledNetwork] = OrderedDict()
+_ARRIVING = threading.Lock()
+
+Cargo = bytes | Path | None
+"""Bytes, or a file on this machine that holds them."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a worker is told with each unit.
+
+    Attributes:
+        token: names the work.
+        keys: what the network and the work are known by, once they have been packed.
+        device: device to run on, for a network that is sent.
+        settings: settings of the caller.
+    """
+
+    token: str
+    settings: Settings
+    keys: tuple[str, str] = ("", "")
+    device: str | None = None
+
+
+def run_unit(order: Order, group: int, samples: bytes, network: Cargo, work: Cargo) -> Arrays:
+    """Run a unit where the executor has brought it, in the caller's own process or in another one."""
+    with order.settings.held():
+        bench = _HERE.get(_own(order.token)) or _arrived(order, network, work)
+        return bench.run(group, pickle.loads(samples))  # noqa: S301 - an executor's own way
+
+
+def is_here(token: str) -> bool:
+    """Whether this runs in the process that gave the work out."""
+    return _own(token) in _HERE
+
+
+def _own(token: str) -> str:
+    return f"{os.getpid()} {token}"
+
+
+def _arrived(order: Order, network: Cargo, work: Cargo) -> _Bench:
+    """Return what has arrived, unpacked once in each process."""
+    with _ARRIVING:
+        bench = _ARRIVED.get(order.token)
+        if bench is None:
+            where = (order.keys[0], str(order.device))
+            loaded = _NETWORKS.get(where)
+            if loaded is None:
+                loaded = _NETWORKS[where] = unpacked(_content(network, order.keys[0]), order.device)
+                while len(_NETWORKS) > _KEPT:
+                    _NETWORKS.popitem(last=False)
+            does = pickle.loads(_content(work, order.keys[1]))  # noqa: S301 - an executor's own way
+            bench = _ARRIVED[order.token] = _Bench(loaded, does)
+            while len(_ARRIVED) > _KEPT:
+                _ARRIVED.popitem(last=False)
+        return bench
+
+
+def _content(cargo: Cargo, key: str) -> bytes:
+    content = cargo.read_bytes() if isinstance(cargo, Path) else cargo
+    if content is None or key_of(content) != key:
+        raise InputError("what arrived at a worker is not what was sent: its temporary file has been changed")
+    return content
+
+
+class Crew:
+    """Those who run the units of one stage; to be used in a `with` statement.
+
+    Args:
+        executor: an executor, a `dask.distributed.Client`, or None for this thread.
+        network: the network; where the executor's workers share this process, they use it itself.
+        work: what is done on it.
+        device: device that a network which is sent runs on.
+    """
+
+    def __init__(self, executor: Any, network: UnraveledNetwork, work: Work, device: str | None) -> None:
+        self._client = executor if is_client(executor) else None
+        self._executor: Executor | None = (
+            executor if self._client is None else self._client.get_executor(pure=False, retries=0)
+        )
+        self._network, self._work = network, work
+        self._order = Order(uuid.uuid4().hex, Settings.here(), device=device)
+        self._bench = _Bench(network, work)
+        self._cargo: tuple[Any, Any] = (None, None)
+        self._packed: tuple[bytes, bytes] | None = None
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+
+    def __enter__(self) -> Self:
+        if self._executor is None:
+            self._place()
+            return self
+        _HERE[_own(self._order.token)] = self._bench
+        try:
+            if self._asked(self._executor.submit(is_here, self._order.token)):
+                self._place()
+            else:
+                self._send()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _HERE.pop(_own(self._order.token), None)
+        if self._folder is not None:
+            self._folder.cleanup()
+
+    @property
+    def most_in_flight(self) -> int:
+        """How many units are given out before the results of the first are awaited."""
+        if self._executor is None:
+            return 1
+        if self._client is not None:
+            workers = sum(self._client.nthreads().values())
+        else:
+            workers = getattr(self._executor, "_max_workers", None) or os.cpu_count() or 1
+        return 4 * max(1, int(workers))
+
+    def submit(self, unit: Unit) -> "Future[Arrays]":
+        """Give a unit to a worker, or run it here.
+
+        Raises:
+            WorkerLostError: if the executor has lost a worker for good.
+        """
+        if self._executor is None:
+            done: Future[Arrays] = Future()
+            done.set_result(self._bench.run(unit.group, unit.samples))
+            return done
+        samples = pickle.dumps(tuple(_on_cpu(batch) for batch in unit.samples))
+        try:
+            return self._executor.submit(run_unit, self._order, unit.group, samples, *self._cargo)
+        except BrokenExecutor as error:
+            raise _lost(error) from error
+
+    def result(self, future: "Future[Arrays]", unit: Unit, tries: int) -> "Future[Arrays] | Arrays":
+        """Return the results of a future that is done, or another future where a cluster lost the unit.
+
+        Raises:
+            WorkerLostError: if the executor has lost a worker for good, or the unit took several workers with it.
+        """
+        try:
+            return future.result()
+        except BrokenExecutor as error:
+            raise _lost(error) from error
+        except Exception as error:
+            if self._client is None or not _lost_by_cluster(error):
+                raise
+            if tries >= _TRIES:
+                raise WorkerLostError(
+                    f"{unit.about} were given to workers {tries} times, and each time they or their data were lost: "
+                    f"look at the workers' logs and memory ({error})"
+                ) from error
+            self._scatter()
+            return self.submit(unit)
+
+    def _asked(self, future: "Future[bool]") -> bool:
+        try:
+            return future.result()
+        except BrokenExecutor as error:
+            raise _lost(error) from error
+
+    def _place(self) -> None:
+        """Put a copy of the network on the device asked for, where it is to run in this process but not there yet."""
+        if self._order.device not in {None, str(self._network.device)}:
+            self._bench.network = unpacked(packed(self._network), self._order.device)
+
+    def _send(self) -> None:
+        """Pack network and work, and bring them to where the workers find them."""
+        self._packed = packed(self._network), _pickled(self._work, by_value=self._client is not None)
+        keys = key_of(self._packed[0]), key_of(self._packed[1])
+        device = self._order.device or str(self._network.device)
+        self._order = Order(self._order.token, self._order.settings, keys, device)
+        if self._client is not None:
+            self._scatter()
+            return
+        self._folder = tempfile.TemporaryDirectory(prefix="resnet-paths-")
+        paths = [Path(self._folder.name) / name for name in ("network.pt2", "work")]
+        for path, content in zip(paths, self._packed, strict=True):
+            path.write_bytes(content)
+        self._cargo = (paths[0], paths[1])
+
+    def _scatter(self) -> None:
+        """Bring the cargo to every worker of a cluster; those that come later fetch it from these."""
+        if self._client is not None and self._packed is not None:
+            self._cargo = tuple(self._client.scatter(list(self._packed), broadcast=True))
+
+
+def _on_cpu(batch: Any) -> Any:
+    return batch.to(torch.device("cpu"))
+
+
+def _pickled(work: Work, *, by_value: bool) -> bytes:
+    """Pickle the work, for a cluster together with functions that its workers cannot import."""
+    try:
+        if by_value:
+            import cloudpickle  # noqa: PLC0415 - comes with distributed, an extra
+
+            content: bytes = cloudpickle.dumps(work)
+            return content
+        return pickle.dumps(work)
+    except Exception as error:
+        raise InputError(
+            f"a measure, objective or schedule cannot be sent to another process: {error}. Define functions at the "
+            "top level of a module, or use a ThreadPoolExecutor or a dask client"
+        ) from error
+
+
+def _lost_by_cluster(error: BaseException) -> bool:
+    """Whether a cluster lost a unit, or data that it needs, together with a worker."""
+    return isinstance(error, CancelledError) or type(error).__name__ in {"KilledWorker", "FutureCancelledError"}
+
+
+def _lost(error: BaseException) -> WorkerLostError:
+    return WorkerLostError(
+        f"a worker process of the pool has ended abruptly ({error}): it was killed, perhaps for want of memory, or a "
+        "script's pool is not started under `if __name__ == '__main__':`. A ProcessPoolExecutor cannot go on after "
+        "that: make the same call with a new one"
+    )

@@ -1,0 +1,94 @@
+"""A process that is killed at a random moment, twenty times: the next call goes on to an identical result."""
+
+import multiprocessing
+import os
+import signal
+import time
+
+import numpy as np
+import pytest
+import torch
+from networks import PreActivation, randomised
+from small_studies import batches, timeless
+
+import resnet_paths_plugin as rpp
+
+KILLS = 20
+PATIENCE_S = 120
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
+
+
+def study(checkpoint=None):
+    """Two stages and 80 units, in a tenth of a second or two."""
+    torch.manual_seed(1)
+    return rpp.BlockLesion(randomised(PreActivation(blocks=3)).eval()).attribute(
+        batches(40),
+        n_deleted=[1, 2],
+        draws=20,
+        batch_norm="recalibrated",
+        internal_batch_size=2,
+        run=rpp.RunOptions(checkpoint=checkpoint),
+    )
+
+
+def told_study(checkpoint, telling):
+    """Say when the first file is about to be written, and when all is done."""
+    torch.set_num_threads(1)
+    from resnet_paths_plugin.analyzers.running import UnitFolder
+
+    opening = UnitFolder.open
+
+    def told(folder, call):
+        telling.send("begins")
+        opening(folder, call)
+
+    UnitFolder.open = told
+    study(checkpoint)
+    telling.send("done")
+
+
+@pytest.fixture(scope="module")
+def processes():
+    """Processes of a server that has imported what they need; they have not yet run anything."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["resnet_paths_plugin", "small_studies", "captum.attr"])
+    return context
+
+
+def begun(processes, checkpoint):
+    """Return a process that is about to write its first file, and what it tells."""
+    listening, telling = processes.Pipe(duplex=False)
+    process = processes.Process(target=told_study, args=(checkpoint, telling))
+    process.start()
+    telling.close()
+    assert listening.poll(PATIENCE_S)
+    assert listening.recv() == "begins"
+    return process, listening
+
+
+def test_twenty_kills_at_random_moments_change_nothing(tmp_path, processes):
+    undisturbed = timeless(study())
+    process, listening = begun(processes, tmp_path / "whole.nc")
+    start = time.perf_counter()
+    assert listening.poll(PATIENCE_S)
+    duration = time.perf_counter() - start
+    process.join(PATIENCE_S)
+    assert timeless(rpp.load(tmp_path / "whole.nc")).identical(undisturbed)
+
+    moments = np.random.default_rng(0)
+    kept = []
+    for kill in range(KILLS):
+        folder = tmp_path / str(kill)
+        folder.mkdir()
+        process, _ = begun(processes, folder / "run.nc")
+        time.sleep(moments.uniform(0, duration))
+        os.kill(process.pid, signal.SIGKILL)
+        process.join(PATIENCE_S)
+        kept.append(len(list(folder.rglob("*.unit"))) if not (folder / "run.nc").exists() else None)
+        assert {path.name for path in folder.iterdir()} <= {"run.nc", "run.nc.partial"}
+        found = study(folder / "run.nc")
+        assert timeless(found).identical(undisturbed), f"kill {kill}, with {kept[-1]} units kept"
+        assert [path.name for path in folder.iterdir()] == ["run.nc"]
+    assert sum(count is not None for count in kept) >= KILLS // 2, "most were killed before the end"
+    assert len({count for count in kept if count}) >= 3, "at different places"

@@ -1,0 +1,233 @@
+"""Results do not depend on who computes the units, nor on the order in which they arrive."""
+
+import multiprocessing
+import os
+import threading
+import warnings
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from networks import PreActivation, randomised
+from small_studies import STUDIES, batches, margin, network, run, timeless
+
+import resnet_paths_plugin as rpp
+from resnet_paths_plugin.analyzers.running.cargo import packed, unpacked
+from resnet_paths_plugin.errors import InputError, NonFiniteOutputWarning, WorkerLostError
+
+
+class Backwards(Executor):
+    """Runs what it is given in the reverse order, as late as it can: when somebody waits."""
+
+    def __init__(self, hold=5):
+        self._held, self._hold, self.most_held = [], hold, 0
+        self._max_workers = 3
+
+    def submit(self, function, /, *args, **kwargs):
+        future = Future()
+        self._held.append((future, function, args, kwargs))
+        self.most_held = max(self.most_held, len(self._held))
+        if function.__name__ == "is_here" or len(self._held) >= self._hold:
+            self._release()
+        else:
+            threading.Timer(0.05, self._release).start()
+        return future
+
+    def _release(self):
+        held, self._held = self._held, []
+        for future, function, args, kwargs in reversed(held):
+            future.set_running_or_notify_cancel()
+            future.set_result(function(*args, **kwargs))
+
+
+@pytest.fixture(scope="module")
+def processes():
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
+        yield pool
+
+
+@pytest.fixture(scope="module")
+def serial():
+    """The studies run here; each once."""
+    found = {}
+
+    def result(name):
+        if name not in found:
+            found[name] = run(name)
+        return found[name]
+
+    return result
+
+
+def test_the_serial_loss_is_that_of_copies_without_the_branches(serial):
+    """The oracle is the model's own forward pass with the branches multiplied by zero."""
+    study = serial("lesions")
+    images, labels = (torch.cat(part) for part in zip(*batches(), strict=True))
+    for lesion in range(0, study.sizes["lesion"], 5):
+        model = network()
+        hooks = [
+            model.blocks[block].branch.register_forward_hook(lambda *call: call[2] * 0)
+            for block in np.flatnonzero(study.deleted[lesion])
+        ]
+        with torch.no_grad():
+            loss = torch.nn.functional.cross_entropy(model(images), labels, reduction="none")
+        for hook in hooks:
+            hook.remove()
+        np.testing.assert_allclose(study.loss[lesion], loss, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_threads_compute_what_a_serial_run_does(serial, name):
+    with ThreadPoolExecutor(3) as pool:
+        assert run(name, rpp.RunOptions(executor=pool)).identical(serial(name))
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_processes_compute_what_a_serial_run_does(serial, processes, name):
+    assert run(name, rpp.RunOptions(executor=processes)).identical(serial(name))
+
+
+@pytest.mark.parametrize("name", ["lesions", "recalibrated", "paths"])
+def test_the_order_of_arrival_does_not_matter(serial, name):
+    executor = Backwards()
+    assert run(name, rpp.RunOptions(executor=executor)).identical(serial(name))
+    assert executor.most_held > 1  # some did arrive before others that were given out earlier
+
+
+def test_a_loader_is_not_read_far_ahead_of_the_results():
+    """12 units, four for each of three workers, may be on their way; each batch makes two."""
+    data, read, finished = batches(200, 2), 0, []
+
+    def loader():
+        nonlocal read
+        for batch in data:
+            read += 1
+            yield batch
+
+    class Counting(Backwards):
+        def submit(self, function, /, *args, **kwargs):
+            finished.append(read)
+            return super().submit(function, *args, **kwargs)
+
+    executor = Counting(hold=1)
+    rpp.BlockLesion(network()).attribute(loader(), run=rpp.RunOptions(executor=executor))
+    assert len(finished) == 101  # and the question whether the executor shares this process
+    assert all(count <= at + 1 for at, count in enumerate(finished))
+
+    held = Backwards(hold=10**6)
+    seen = []
+
+    def watched():
+        for batch in data:
+            seen.append(len(held._held))
+            yield batch
+
+    rpp.BlockLesion(network()).attribute(watched(), run=rpp.RunOptions(executor=held))
+    assert max(seen) <= 12
+
+
+def test_a_network_arrives_as_it_was_sent():
+    """Weights that were changed after the capture, channels-last weights and tied ones included."""
+    model = network().to(memory_format=torch.channels_last)
+    model.blocks[2].branch[0][2].weight = model.blocks[1].branch[0][2].weight
+    images = batches()[0][0].to(memory_format=torch.channels_last)
+    net = rpp.unravel(model, images)
+    with torch.no_grad():
+        model.head.weight.mul_(1.5)
+    expected = net(images)
+    arrived = unpacked(packed(net))
+    assert torch.equal(arrived(images), expected)
+    assert arrived.blocks == net.blocks
+    with torch.no_grad():
+        assert torch.equal(model(images), expected)  # and the model is not changed by it
+
+
+def test_a_model_that_cannot_be_pickled_is_studied_by_processes(processes):
+    class Local(PreActivation):  # a class of this function, which pickle refuses
+        pass
+
+    torch.manual_seed(0)
+    model = randomised(Local()).eval()
+    images, labels = batches()[0]
+    expected = rpp.BlockLesion(model).attribute(images, labels)
+    found = rpp.BlockLesion(model).attribute(images, labels, run=rpp.RunOptions(executor=processes))
+    assert timeless(found).identical(timeless(expected))
+
+
+def test_functions_that_processes_cannot_import_are_refused(processes):
+    with pytest.raises(InputError, match="top level of a module"):
+        rpp.BlockLesion(network()).attribute(
+            *batches()[0], measures={"mine": lambda outputs, _: outputs[:, 0]}, run=rpp.RunOptions(executor=processes)
+        )
+
+
+def test_an_error_of_a_measure_comes_back_from_processes(processes):
+    with pytest.raises(ZeroDivisionError, match="by a measure"):
+        rpp.BlockLesion(network()).attribute(
+            *batches()[0], measures={"failing": failing}, run=rpp.RunOptions(executor=processes)
+        )
+
+
+def failing(_outputs, _target):
+    raise ZeroDivisionError("by a measure")
+
+
+def test_a_pool_that_has_lost_a_process_is_told_of(tmp_path):
+    checkpoint = tmp_path / "run.nc"
+    model, data = network(), batches()
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        pool.submit(os.getpid).result()
+        with pytest.raises(WorkerLostError, match="make the same call with a new one"):
+            rpp.BlockLesion(model).attribute(
+                data, measures={"margin": deadly}, run=rpp.RunOptions(executor=pool, checkpoint=checkpoint)
+            )
+
+
+def deadly(outputs, target):
+    """Ends the process that it runs in, but not this one."""
+    if multiprocessing.parent_process() is not None:
+        os._exit(9)
+    return margin(outputs, target)
+
+
+def test_the_intact_network_is_watched_for_infinities_in_workers():
+    model = network()
+    with torch.no_grad():
+        model.head.bias[0] = torch.inf
+    with ThreadPoolExecutor(2) as pool, pytest.warns(NonFiniteOutputWarning):
+        rpp.BlockLesion(model).attribute(batches(), run=rpp.RunOptions(executor=pool))
+
+
+def test_a_copy_runs_on_the_device_asked_for_and_the_model_stays(serial):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = network()
+        found = run("lesions", rpp.RunOptions(device="cpu"), model=model)
+    assert found.identical(serial("lesions"))
+    assert next(model.parameters()).device.type == "cpu"
+
+
+def test_a_device_that_is_not_there_is_named():
+    if torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    with pytest.raises(InputError, match="no device 'cuda'"):
+        rpp.BlockLesion(network()).attribute(*batches()[0], run=rpp.RunOptions(device="cuda"))
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"executor": 4}, "executor must be a concurrent.futures.Executor"),
+        ({"checkpoint": 4}, "checkpoint must be the path"),
+        ({"device": "toaster"}, "device 'toaster'"),
+    ],
+)
+def test_options_of_another_kind_are_refused(options, told):
+    with pytest.raises(InputError, match=told):
+        rpp.RunOptions(**options)
+
+
+def test_run_must_be_run_options():
+    with pytest.raises(InputError, match=r"run must be RunOptions"):
+        rpp.BlockLesion(network()).attribute(*batches()[0], run={"executor": None})
