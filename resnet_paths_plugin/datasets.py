@@ -153,11 +153,15 @@ def writable(path: str | os.PathLike[str]) -> Path:
     """
     path = Path(path)
     target = Path(os.path.realpath(path))
-    if target.is_dir():
+    try:
+        is_folder, has_folder, exists = target.is_dir(), target.parent.is_dir(), target.exists()
+    except OSError as error:  # a folder that may not even be looked into
+        raise FileError(f"cannot write {path}: {error.strerror or error}") from error
+    if is_folder:
         raise FileError(f"{path} is a folder: give the name of a file in it, such as {path / 'result.nc'}")
-    if not target.parent.is_dir():
+    if not has_folder:
         raise FileError(f"cannot write {path}: the folder {target.parent} does not exist. Create it first")
-    if target.exists() and not os.access(target, os.W_OK):
+    if exists and not os.access(target, os.W_OK):
         raise FileError(f"cannot write {path}: the file is write-protected. Choose another name")
     return target
 

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -374,17 +375,27 @@ def unprivileged():
         return
     os.seteuid(65534)
     yield
-    os.seteuid(0)
+    privileged()
 
 
-def test_a_folder_that_cannot_be_written_to_is_refused_before_the_run(tmp_path, counting, request):
+def privileged():
+    if os.name == "posix" and os.getuid() == 0:
+        os.seteuid(0)
+
+
+@pytest.mark.parametrize("mode", [0o555, 0o000], ids=["read-only", "closed"])
+def test_a_folder_that_cannot_be_written_to_is_refused_before_the_run(counting, request, mode):
     measure = counting(Stopping())
-    tmp_path.chmod(0o555)
-    for parent in tmp_path.parents[:3]:
-        parent.chmod(0o755)
-    request.getfixturevalue("unprivileged")
-    with pytest.raises(FileError, match="Permission denied"):
-        lesions(checkpoint=tmp_path / "run.nc")
+    # Not pytest's own folder, which others may not even enter.
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(mode)
+        request.getfixturevalue("unprivileged")
+        try:
+            with pytest.raises(FileError, match="Permission denied"):
+                lesions(checkpoint=Path(folder) / "run.nc")
+        finally:
+            privileged()
+            Path(folder).chmod(0o755)
     assert measure.calls == 0
 
 
@@ -393,6 +404,15 @@ def test_a_checkpoint_in_a_missing_folder_is_refused_before_the_run(tmp_path, co
     with pytest.raises(FileError, match="does not exist"):
         lesions(checkpoint=tmp_path / "missing" / "run.nc")
     assert measure.calls == 0
+
+
+def test_a_checkpoint_that_another_process_is_at_work_on_is_refused(tmp_path, counting):
+    interrupted(counting, tmp_path / "run.nc")
+    with (tmp_path / "run.nc.partial" / "in-use.lock").open("rb") as lock:
+        pytest.importorskip("fcntl").flock(lock, 2)
+        with pytest.raises(CheckpointError, match="another process is at work on"):
+            lesions(checkpoint=tmp_path / "run.nc")
+    lesions(checkpoint=tmp_path / "run.nc")
 
 
 def test_a_study_kept_by_its_caller_stays_in_its_folder(tmp_path):

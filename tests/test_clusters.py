@@ -22,7 +22,7 @@ pytestmark = [
 
 
 def cluster():
-    return distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None)
+    return distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0")
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +135,7 @@ def test_a_unit_that_kills_every_worker_is_told_of():
 def test_workers_that_are_threads_of_this_process_use_the_network_itself(monkeypatch):
     monkeypatch.setattr(cargo, "packed", None)
     with (
-        distributed.LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None) as workers,
+        distributed.LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address=":0") as workers,
         distributed.Client(workers) as client,
     ):
         assert run("lesions", rpp.RunOptions(executor=client)).identical(run("lesions"))

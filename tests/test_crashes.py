@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-import signal
 import time
 
 import numpy as np
@@ -83,7 +82,7 @@ def test_twenty_kills_at_random_moments_change_nothing(tmp_path, processes):
         folder.mkdir()
         process, _ = begun(processes, folder / "run.nc")
         time.sleep(moments.uniform(0, duration))
-        os.kill(process.pid, signal.SIGKILL)
+        process.kill()  # by SIGKILL
         process.join(PATIENCE_S)
         kept.append(len(list(folder.rglob("*.unit"))) if not (folder / "run.nc").exists() else None)
         assert {path.name for path in folder.iterdir()} <= {"run.nc", "run.nc.partial"}

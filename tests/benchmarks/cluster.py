@@ -20,7 +20,7 @@ from tests.benchmarks.subjects import resnet
 def seconds(net, images, workers, draws):
     """Time one study on a fresh cluster, which has done a small one before: imports and captures do not count."""
     with (
-        LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None) as cluster,
+        LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=":0") as cluster,
         Client(cluster) as client,
     ):
         run = rpp.RunOptions(executor=client)

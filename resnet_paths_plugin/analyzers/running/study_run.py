@@ -49,7 +49,7 @@ class StudyRun:
         show_progress: whether to show progress bars.
 
     Raises:
-        CheckpointError: if there is a checkpoint of another call.
+        CheckpointError: on entering, if there is a checkpoint of another call.
         FileError: if the checkpoint cannot be written.
     """
 
@@ -77,12 +77,18 @@ class StudyRun:
         elif checkpoint is not None:
             self._target = datasets.writable(checkpoint)
             self._folder = UnitFolder(f"{self._target}.partial")
-        if self._folder is not None:
-            self._folder.open(_call(network, attrs, facts))
-            recorded = self._folder.settled("units.json", sizes)
-            self.sizes = {name: int(recorded.get(name, size)) for name, size in sizes.items()}
+        self._said: Facts = {} if self._folder is None else _call(network, attrs, facts)
 
     def __enter__(self) -> Self:
+        if self._folder is None:
+            return self
+        try:
+            self._folder.open(self._said)
+            recorded = self._folder.settled("units.json", self.sizes)
+        except BaseException:
+            self._folder.close()
+            raise
+        self.sizes = {name: int(recorded.get(name, size)) for name, size in self.sizes.items()}
         return self
 
     def __exit__(
