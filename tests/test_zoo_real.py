@@ -12,8 +12,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 from zoo.real import choice, table
-from zoo.table import read as read_blocks
 from zoo.real.examine import MOST_BLOCKS, VISIBLE, examine
+from zoo.table import read as read_blocks
 
 LINES = table.read()
 BLOCKS = table.PATH.with_name("blocks.csv")
