@@ -405,6 +405,8 @@ def unravel(
         )
     if not isinstance(model, nn.Module):
         raise InputError(f"a model must be a torch.nn.Module, not {type(model).__name__}")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise InputError("a scripted or traced module cannot be captured: pass the module that it was made from")
     description = plugins.describe(model, plugin_manager)
     if example_inputs is None:
         example_inputs = _inputs_like(model, description)

@@ -5,6 +5,10 @@ import random
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
+from searching import SEARCH
+
+settings.register_profile(SEARCH, deadline=None, print_blob=True)
 
 
 @pytest.fixture(scope="session", autouse=True)

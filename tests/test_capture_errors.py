@@ -348,3 +348,34 @@ def test_lesions_side_by_side_do_not_make_a_batch_of_another_size():
     alone = rpp.BlockLesion(net).attribute(x, **options)
     together = rpp.BlockLesion(net).attribute(x, perturbations_per_eval=3, **options)
     np.testing.assert_allclose(together.total, alone.total, rtol=1e-6)
+
+
+def test_data_that_decide_are_told_on_the_meta_device_too():
+    class Decides(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x):
+            y = self.layer(x)
+            return y if y.sum() > 0 else -y
+
+    with torch.device("meta"):
+        model, x = Decides(), torch.empty(3, 4)
+    with pytest.raises(CaptureError) as told:
+        rpp.unravel(model, x)
+    assert "its own forward fails" not in str(told.value)
+    assert "y.sum() > 0" in str(told.value)
+
+
+def test_a_model_with_lazy_parameters_gets_an_explanation():
+    class Lazy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Sequential(nn.LazyLinear(4))
+
+        def forward(self, x):
+            return self.inner(x) if x.sum().item() > 0 else x
+
+    with pytest.raises(CaptureError, match="Lazy"):
+        rpp.unravel(Lazy(), torch.randn(3, 4))

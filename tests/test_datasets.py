@@ -17,9 +17,11 @@ import hypothesis.strategies as st
 import netCDF4
 import numpy as np
 import pytest
+import synthetic_studies
 import torch
 import xarray as xr
-from hypothesis import given, settings
+from hypothesis import given
+from searching import examples
 
 from resnet_paths_plugin import attributes, datasets, schema
 from resnet_paths_plugin.description import ModelDescription
@@ -532,7 +534,7 @@ def results(draw):
     return datasets.build({**entries, **known}, coords=coords, attrs=make_attrs(arguments=arguments))
 
 
-@settings(deadline=None, max_examples=30)
+@examples(30)
 @given(results())
 def test_any_result_comes_back_identical(tmp_path_factory, result):
     folder = tmp_path_factory.mktemp("any")
@@ -542,6 +544,68 @@ def test_any_result_comes_back_identical(tmp_path_factory, result):
     tree = datasets.build_tree({"one": result, "other": result.isel(block=slice(1))})
     xr.testing.assert_identical(round_trip(tree, folder), tree)
     assert [path.name for path in folder.iterdir()] == ["result.nc"]
+
+
+STUDIES = {
+    "lesion": functools.partial(synthetic_studies.random_lesions, 3, draws=2),
+    "lesion_without_targets": functools.partial(synthetic_studies.single_lesions, 3, targets=False),
+    "reordering": functools.partial(synthetic_studies.reorderings, 6, draws=1, swaps=(1, 2)),
+    "path_length": functools.partial(synthetic_studies.path_lengths, 3, max_length=2),
+    "path_maps": functools.partial(synthetic_studies.path_maps, 3),
+    "influence": functools.partial(synthetic_studies.influence, 3, gated=True),
+    "trainings": functools.partial(synthetic_studies.trainings, 2),
+    "schedule": functools.partial(synthetic_studies.schedules, 3),
+}
+odd_attributes = st.one_of(
+    labels, st.integers(-(2**63), 2**63 - 1), st.floats(), st.floats(width=32).map(np.float32),
+    st.integers(0, 2**64 - 1).map(np.uint64), st.booleans().map(str),
+)  # fmt: skip
+
+
+@st.composite
+def odd_studies(draw, name):
+    """A study with variables left out, dims cut down to nothing, numbers gone bad, other labels and attributes."""
+    study = STUDIES[name]()
+    study = study.drop_vars(draw(st.sets(st.sampled_from(sorted(map(str, study.data_vars))))))
+    cut = draw(st.dictionaries(st.sampled_from(sorted(map(str, study.sizes))), st.integers(0, 3)))
+    study = study.isel({dim: slice(size) for dim, size in cut.items()})
+    for variable in draw(st.sets(st.sampled_from(sorted(map(str, study.variables))))):
+        held = study[variable]
+        if held.dtype.kind == "f":
+            bad = np.resize([np.nan, np.inf, -np.inf, -0.0], held.shape).astype(held.dtype)
+            study[variable] = (held.dims, bad, held.attrs)
+        elif held.dtype.kind == "U":
+            texts = draw(st.lists(labels, min_size=held.size, max_size=held.size))
+            study[variable] = (held.dims, np.array(texts, "U").reshape(held.shape), held.attrs)
+        note = draw(st.dictionaries(names, odd_attributes, max_size=2))
+        study[variable].attrs |= {f"n{key}": value for key, value in note.items()}
+    more = draw(st.dictionaries(names, odd_attributes, max_size=3))
+    return study.assign_attrs({f"argument_{key}": value for key, value in more.items()})
+
+
+@pytest.mark.parametrize("name", STUDIES)
+@examples(6)
+@given(st.data())
+def test_an_odd_study_comes_back_identical(name, tmp_path_factory, data):
+    study = data.draw(odd_studies(name))
+    loaded = round_trip(study, tmp_path_factory.mktemp("odd"))
+    xr.testing.assert_identical(loaded, study)
+    assert_same_types(loaded, study)
+    assert {key: type(value) for key, value in loaded.attrs.items() if isinstance(value, str)} == {
+        key: str for key, value in study.attrs.items() if isinstance(value, str)
+    }
+
+
+@examples(6)
+@given(st.data(), st.sets(st.sampled_from(sorted(STUDIES)), min_size=1, max_size=3), names, st.booleans())
+def test_a_tree_of_odd_studies_comes_back_identical(tmp_path_factory, data, chosen, prefix, deep):
+    found = {f"g{prefix}.{name}": data.draw(odd_studies(name)) for name in sorted(chosen)}
+    tree = datasets.build_tree(found)
+    if deep:
+        tree = xr.DataTree.from_dict(
+            {"/": xr.Dataset(attrs=tree.attrs), **{f"/a/{key}": v for key, v in found.items()}}
+        )
+    xr.testing.assert_identical(round_trip(tree, tmp_path_factory.mktemp("trees")), tree)
 
 
 @pytest.mark.parametrize("name", ["größe b.nc", "a#mode=bytes.nc", "a?b.nc", "a[0].nc", "~.nc", "https:x.nc", "x"])

@@ -103,6 +103,20 @@ def test_blocks_are_not_among_the_other_sums():
     assert list(net.other_sums()["module"]) == ["middle.0.sums.2"]
 
 
+def test_a_block_that_a_plugin_leaves_out_is_told_as_such():
+    class LeavesOut:
+        @rpp.hookimpl
+        def resnet_paths_review_blocks(self, model, blocks):
+            return blocks[1:]
+
+    manager = rpp.create_plugin_manager()
+    manager.register(LeavesOut())
+    case = CASES["pre-activation"]
+    table = rpp.unravel(case.model(), case.inputs(), plugin_manager=manager).other_sums()
+    assert list(table["module"]) == ["blocks.0"]
+    assert list(table["reason"]) == ["a block by its data flow, which a plugin leaves out"]
+
+
 def test_a_chain_of_blocks_has_no_other_sums():
     case = CASES["pre-activation"]
     assert rpp.unravel(case.model(), case.inputs()).other_sums().empty

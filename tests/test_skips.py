@@ -201,9 +201,57 @@ class AcrossDimensions(Module):
         return torch.cat([tokens, features], 1) + self.deep(x)
 
 
+class MaximumOfAll(Module):
+    """A maximum over all tokens is no pooling of windows."""
+
+    def forward(self, x):
+        return x.amax(1, keepdim=True) + self.deep(x).mean(1, keepdim=True)
+
+
+class ActivationOnTheWay(Module):
+    """A weighted operation on either side of the shorter way's activation: a fusion of unlike depths."""
+
+    def __init__(self):
+        super().__init__()
+        self.short = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH))
+        self.long = nn.Sequential(self.deep, nn.GELU(), nn.Linear(WIDTH, WIDTH))
+
+    def forward(self, x):
+        return torch.tanh(self.short(x) + self.long(x))
+
+
+class PartOfAnActivation(Module):
+    """As in a transformer layer with one projection for attention and MLP: both begin with parts of one value."""
+
+    def __init__(self):
+        super().__init__()
+        self.wide, self.last = nn.Linear(WIDTH, 2 * WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x):
+        a, b = self.wide(x).chunk(2, -1)
+        return torch.tanh(self.plain(a.relu()) + self.deep(b))
+
+
+class OneReadOutside(Module):
+    """A value inside one long way is read outside: this way is no branch, nor is the other, which shares a value."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.third, self.fourth = (nn.Linear(WIDTH, WIDTH) for _ in range(4))
+
+    def forward(self, x):
+        shared = self.first(x).relu()
+        inside = self.third(shared).relu()
+        return torch.tanh(self.plain(x) + self.second(shared) + self.fourth(inside)) * inside.sigmoid()
+
+
 @pytest.mark.parametrize(
-    "middle", [OnePartTwice, Overlapping, OneOfASplit, AcrossDimensions, AlsoRead, Floored, MaximumOfTwo]
-)
+    "middle",
+    [
+        OnePartTwice, Overlapping, OneOfASplit, AcrossDimensions, AlsoRead, Floored, MaximumOfTwo, MaximumOfAll,
+        ActivationOnTheWay, PartOfAnActivation, OneReadOutside,
+    ],
+)  # fmt: skip
 def test_parts_that_are_not_the_whole_and_lateral_sums_are_no_skips(middle):
     model, x = tokens(middle())
     assert rpp.unravel(model, x).blocks == ()

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -275,3 +276,34 @@ def test_each_run_of_a_shared_module_is_a_group():
     np.testing.assert_allclose(found.target_score[1], expected[:, 0], rtol=1e-5)
     moved = rpp.BlockReordering(net).attribute(x, 0, n_swaps=1, level="group")
     assert moved.sizes["reordering"] == 1
+
+
+def test_what_a_model_collects_while_it_runs_is_as_before():
+    class Collects(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(6, 6)
+            self.seen, self.cache = [0], {"a": 1}
+
+        def forward(self, x):
+            y = x + self.layer(x).relu()
+            self.seen.append(y)
+            self.cache["b"] = y
+            return y
+
+    model = Collects()
+    seen, cache = model.seen, model.cache
+    rpp.unravel(model, torch.randn(3, 6))
+    assert model.seen is seen
+    assert model.cache is cache
+    assert seen == [0]
+    assert cache == {"a": 1}
+
+
+def test_a_scripted_module_is_refused_and_stays_as_it_is():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that torch.jit is on its way out
+        model = torch.jit.script(nn.Linear(6, 6)).train()
+    with pytest.raises(InputError, match="pass the module that it was made from"):
+        rpp.unravel(model, torch.randn(3, 6))
+    assert model.training

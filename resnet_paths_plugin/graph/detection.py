@@ -57,7 +57,11 @@ def _read(root: fx.Node, flow: DataFlow) -> Iterator[Reading]:
         outer = _cheapest(root, [*(term for term in terms if term.node not in within), Term(bracket, 1.0)], flow)
         if whole is not None and whole.source is inner.source:
             # The same block twice, unless the whole sum leaves over what is the skip around this bracket.
-            if outer is None or outer.branches[0].node is not bracket or outer.skip.node in whole.nodes:
+            if (
+                outer is None
+                or bracket not in {branch.node for branch in outer.branches}
+                or outer.skip.node in whole.nodes
+            ):
                 continue
         elif whole is not None and whole.skip.node in within:
             continue
@@ -97,9 +101,13 @@ def _as_skip(root: fx.Node, skip: Term, others: Sequence[Term], flow: DataFlow) 
 def branches_of(root: fx.Node, way: Skip, others: Sequence[Term], flow: DataFlow) -> tuple[Term, ...]:
     """Return the other terms that are branches beside a skip."""
     found = deeper_terms(way, others, flow)
-    if way.weight:
-        own = {*way.operators, *brackets(root)}.union(*found.values())
-        return tuple(term for term, region in found.items() if _is_closed(term, region, own))
+    while way.weight:
+        # A term that turns out to be no branch belongs to the outside, for the others as well.
+        block = {*way.operators, *brackets(root)}.union(*found.values())
+        closed = {term: region for term, region in found.items() if _is_closed(term, region, block)}
+        if len(closed) == len(found):
+            break
+        found = closed
     return tuple(found)
 
 

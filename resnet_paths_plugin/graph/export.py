@@ -3,12 +3,14 @@
 Knows nothing of graphs, and does not explain failures.
 """
 
+import copy
 import inspect
 import io
 import logging
 import random
 import sys
 import warnings
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from typing import Any
@@ -23,6 +25,7 @@ from resnet_paths_plugin.errors import InputError
 
 SHAPES_LOGGER = "torch.fx.experimental.symbolic_shapes"
 """Where torch logs what it assumes of shapes while tracing."""
+_CONTAINERS = (list, dict, set, OrderedDict)
 _EXPORT_LOGGER = "torch._export.non_strict_utils"
 
 
@@ -144,18 +147,16 @@ def kept_generators() -> Iterator[None]:
 
 @contextmanager
 def _kept_attributes(model: nn.Module) -> Iterator[None]:
-    """Put each module's attributes back as they were."""
-    kept = [
-        (held, dict(held))
-        for module in model.modules()
-        for held in (vars(module), module._parameters, module._buffers, module._modules)  # noqa: SLF001 - torch's registries
-    ]
+    """Put each module's attributes back as they were, and what lists, dicts and sets among them hold."""
+    attributes = [vars(module) for module in model.modules()]
+    containers = [value for held in attributes for value in held.values() if type(value) in _CONTAINERS]
+    kept = [(held, copy.copy(held)) for held in (*attributes, *containers)]
     try:
         yield
     finally:
         for held, before in kept:
             held.clear()
-            held.update(before)
+            (held.extend if isinstance(held, list) else held.update)(before)
 
 
 @contextmanager

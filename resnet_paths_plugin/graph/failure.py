@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
 from resnet_paths_plugin.graph.export import SHAPES_LOGGER, batch_size, eval_mode, export, kept_generators
@@ -61,8 +62,9 @@ def explained(error: Exception, model: nn.Module, args: tuple[Any, ...], *, trai
     if misfit is not None:
         return misfit
     place = place_of(error, model)
-    trial = None if training else _Trial(model, args, _beside(model, place))
-    if trial is not None and trial.error is not None:
+    on_meta = any(isinstance(leaf, Tensor) and leaf.is_meta for leaf in pytree.tree_leaves(args))
+    trial = None if training or on_meta else _Trial(model, args, _beside(model, place))
+    if trial is not None and trial.error is not None and not isinstance(trial.error, torch.OutOfMemoryError):
         return _lines(
             f"{name} cannot be captured, as its own forward fails on the example inputs",
             ("error", _first_line(trial.error)),
@@ -279,7 +281,7 @@ def _exports(part: nn.Module, args: tuple[Any, ...]) -> bool:
 
 
 def _size(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
+    return sum(parameter.numel() for parameter in module.parameters() if not is_lazy(parameter))
 
 
 def _described(args: tuple[Any, ...]) -> str:

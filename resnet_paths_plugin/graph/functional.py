@@ -13,6 +13,7 @@ from torch.export import ExportedProgram
 
 aten = torch.ops.aten
 
+_ADDING = {aten.add.Tensor, aten.sub.Tensor, aten.stack.default}
 _CHECKS = {
     aten._assert_tensor_metadata.default,
     aten._assert_scalar.default,
@@ -51,7 +52,7 @@ def _read_parts_directly(graph: fx.Graph) -> None:
         if node.meta["val"].shape == whole.meta["val"].shape:
             node.replace_all_uses_with(whole)
             continue
-        added_to = any(user.target is aten.add.Tensor for user in whole.users)
+        added_to = any(user.target in _ADDING for user in whole.users)
         part = _operand_of(whole, *node.args[1:]) if whole.target is aten.cat.default and not added_to else None
         if part is not None:
             node.replace_all_uses_with(part)

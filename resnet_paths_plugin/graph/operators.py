@@ -51,7 +51,7 @@ MAX_POOLING = _overloads(
     "max_pool1d", "max_pool2d", "max_pool3d", "max_pool2d_with_indices", "max_pool3d_with_indices",
 )  # fmt: skip
 MAXIMA = frozenset({aten.amax.default, aten.max.dim})
-"""Over a dimension of windows, a maximum is a pooling; that of two tensors is none."""
+"""Over a dimension of windows, a maximum is a pooling."""
 ADAPTIVE_POOLING = _overloads(
     "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d",
     "_adaptive_avg_pool2d", "_adaptive_avg_pool3d",
@@ -83,7 +83,6 @@ NORMS = BATCH_NORM | _overloads(
 _RESAMPLING = (
     AVERAGE_POOLING
     | MAX_POOLING
-    | MAXIMA
     | ADAPTIVE_POOLING
     | _overloads(
         "pad", "constant_pad_nd", "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d",
@@ -171,6 +170,13 @@ def _getitem_step(node: fx.Node, operand: fx.Node) -> SkipStep | None:
     return "identity" if operand.target in BATCH_NORM | MAX_POOLING | MAXIMA and node.args[1] == 0 else None
 
 
+def _maximum_step(_: fx.Node, operand: fx.Node) -> SkipStep | None:
+    """A maximum over windows reduces a dimension that a view has split off just before."""
+    whole = operand.all_input_nodes[:1]
+    split_off = operand.target in RESHAPING and bool(whole) and operand.meta["val"].ndim > whole[0].meta["val"].ndim
+    return "projection" if split_off else None
+
+
 def _product_step(node: fx.Node, operand: fx.Node) -> SkipStep | None:
     """A product of a value with itself is no affine map."""
     return "weighted" if sum(argument is operand for argument in node.args) == 1 else None
@@ -209,6 +215,7 @@ _JUDGES: dict[Any, Callable[[fx.Node, fx.Node], SkipStep | None]] = {
     **dict.fromkeys(_SLICES, _slice_step),
     **dict.fromkeys(SPLITS, _always("identity")),
     **dict.fromkeys(_RESAMPLING, _always("projection")),
+    **dict.fromkeys(MAXIMA, _maximum_step),
 }
 
 

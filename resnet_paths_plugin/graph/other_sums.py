@@ -75,9 +75,12 @@ def _refusals(root: fx.Node, skip: Term, others: Sequence[Term], flow: DataFlow)
         if way.partial and not weight:
             yield 1, 0, "the skip would be a part of a tensor"
             return
+        if branches_of(root, way, others, flow):
+            yield -1, 0, "a block by its data flow, which a plugin leaves out"
+            return
         if not deeper_terms(way, others, flow):
             yield 3, 0, "no term does more to a value that they share than the other"
-        elif not branches_of(root, way, others, flow):
+        else:
             yield 0, 0, "a value inside the branch is read elsewhere, beside a skip with weights"
     if at.op == "call_function":
         operator = getattr(at.target, "__name__", str(at.target)).partition(".")[0]

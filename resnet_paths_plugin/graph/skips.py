@@ -59,8 +59,10 @@ def skips(term: Term, flow: DataFlow) -> Iterator[Skip]:
         if len(frontier) == 1 and isinstance(latest.meta.get("val"), Tensor):
             yield _skip(term, latest, walked, steps, flow)
         step = skip_step(latest, flow.data)
-        # The projection of a dual path net has a pre-activation of its own, apart from the branch's.
-        if step is None and "weighted" in steps and "activation" not in steps:
+        # The projection of a dual path net has a pre-activation of its own (norm, activation), apart from the branch's.
+        if "activation" in steps:
+            step = step if step is not None and step[0] in {"scaled", "identity"} else None
+        elif step is None and "weighted" in steps:
             step = pre_activation(latest, flow.data)
         if step is None:
             return

@@ -5,6 +5,7 @@ Both are measured on the meta device, where neither weights nor activations need
 
 import warnings
 from dataclasses import dataclass
+from itertools import islice
 
 import timm
 import torch
@@ -12,8 +13,10 @@ import torchvision
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import detection, optical_flow, video
 
+from resnet_paths_plugin import load_model
 from resnet_paths_torchvision.builders import build
 from zoo.models import Subject, family, subjects
+from zoo.truth import expected
 
 SIDES = (96, 112, 128, 160, 192, 224, 256, 320, 384, 512)
 """Sides of images, in pixels: 96 leaves 3 x 3 positions to a network that halves the resolution five times."""
@@ -71,10 +74,14 @@ def families():
 
 
 def cheapest(members):
-    """Return the recipe of the model that needs the least work, among those with the fewest parameters."""
+    """Return the recipe of the model that needs the least work, among those with the fewest parameters.
+
+    Models whose code declares residual blocks come first: where a family has any, one of them is chosen.
+    """
     if len(members) > CANDIDATES:
-        members = sorted(members, key=lambda subject: (_parameters(subject), subject.name))[:CANDIDATES]
-    found = [one for one in map(smallest, members) if one is not None]
+        members = sorted(members, key=lambda subject: (_parameters(subject), subject.name))
+    residual = list(islice(filter(_is_residual, members), CANDIDATES))
+    found = [one for one in map(smallest, residual or members[:CANDIDATES]) if one is not None]
     return min(found, key=lambda one: (one[1], one[0].subject.name))[0]
 
 
@@ -119,6 +126,14 @@ def _parameters(subject):
         return torchvision.models.get_model_weights(subject.name).DEFAULT.meta["num_params"]
     with torch.device("meta"):
         return sum(parameter.numel() for parameter in timm.create_model(subject.name).parameters())
+
+
+def _is_residual(subject):
+    try:
+        with torch.device("meta"):
+            return expected(load_model(f"{subject.library}/{subject.name}")) > 0
+    except (LookupError, NotImplementedError, RuntimeError):
+        return True  # nothing is declared, or the constructor computes with values, which the meta device lacks
 
 
 def _default_shape(subject):

@@ -157,8 +157,8 @@ RULES: dict[str, Rule] = {
         3,
         "hard: of five sums the last, max pooling of the 1x1's output beside a separable chain on a sum that holds it, "
         "and the two whose poolings of the 1x1 of ReLU(x) stand beside a separable chain from ReLU(x). Corrected after "
-        "the first run, which took the ReLU that two modules apply to one tensor for two values: a value is one value, "
-        "however often it is computed",
+        "the first run, which counted those as none: as in dual path nets, a projection may have a pre-activation of "
+        "its own, and this one is even the value that the branch begins with",
     ),
     "timm.models.nasnet.CellStem1": Rule(
         1, "hard: as the first stem cell: only max pooling of the left input beside a separable chain from it"
