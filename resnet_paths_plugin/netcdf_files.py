@@ -18,7 +18,6 @@ from resnet_paths_plugin.errors import FileError
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _REFERENCE_BYTES = 16  # HDF5 stores a text as its length and its place in a heap
 _CHARACTER_BYTES = 4  # numpy gives every text of an array the room of the longest, in UTF-32
-_TEXT_BYTES_AT_ONCE = 256 * 2**20
 
 
 def check_signature(path: Path) -> None:
@@ -118,7 +117,7 @@ def _texts(variable: "netCDF4.Variable[Any]", size: int) -> Iterator[str]:
     if not variable.ndim:
         yield str(variable[...])
         return
-    at_once = max(1, _TEXT_BYTES_AT_ONCE // size)
+    at_once = max(1, limits.SMALL // size)
     for row in np.ndindex(variable.shape[:-1]):
         for start in range(0, variable.shape[-1], at_once):
             yield from map(str, np.ravel(variable[(*row, slice(start, start + at_once))]))

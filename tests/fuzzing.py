@@ -3,6 +3,7 @@
 A script of its own, since a library in C may crash on one: then the process that started it says which.
 """
 
+import faulthandler
 import io
 import json
 import os
@@ -257,7 +258,7 @@ def open_images(path):
 
 def write_case(kind, case, folder):
     """Write the damaged file of that number, and return what to open."""
-    rng = random.Random(f"{kind} {case}")
+    rng = random.Random(f"{kind} {case}")  # noqa: S311 - damage is no secret
     if kind == "netcdf":
         # A name for each, since netCDF4 does not close a file that it fails to open, and HDF5 then reads it no more.
         valid, edited, name = valid_netcdf(folder), edited_netcdf, f"{case}.nc"
@@ -299,18 +300,20 @@ def main(kind, first, last, folder):
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     folder = Path(folder)
+    faulthandler.enable()
+    faulthandler.register(signal.SIGPROF, chain=True)
     write_case(kind, -1, folder)
     # What is loaded late would count as a case's memory.
-    print(-1, outcome(kind, write_case(kind, -1, folder)), flush=True)
+    print(-1, outcome(kind, write_case(kind, -1, folder)), flush=True)  # noqa: T201
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     resource.setrlimit(resource.RLIMIT_AS, (pages * os.sysconf("SC_PAGE_SIZE") + MEMORY,) * 2)
     for case in range(int(first), int(last)):
         path = write_case(kind, case, folder)
-        print(case, end=" ", flush=True)
+        print(case, end=" ", flush=True)  # noqa: T201
         # Their default actions end the process, also within a library.
         signal.setitimer(signal.ITIMER_PROF, SECONDS)
         signal.setitimer(signal.ITIMER_REAL, WALL_SECONDS)
-        print(" ".join(outcome(kind, path).split()), flush=True)
+        print(" ".join(outcome(kind, path).split()), flush=True)  # noqa: T201
         if kind == "netcdf":
             path.unlink()
 
