@@ -24,6 +24,7 @@ from torch.nn import functional
 
 import resnet_paths_plugin as rpp
 from resnet_paths_plugin import datasets, report
+from resnet_paths_plugin.cli import npz
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CHANCE = 0.9
@@ -130,11 +131,12 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 def read_images(path: Path) -> tuple[Tensor, Tensor]:
     """Return normalised test images, shape `(N, 3, 32, 32)`, and labels, shape `(N,)`."""
     if path.is_dir():
+        # Its files are pickles; torchvision opens them only if their checksums are those of CIFAR-10.
         data = torchvision.datasets.CIFAR10(path, train=False, download=False)
         images, labels = data.data, np.asarray(data.targets)
     else:
-        with np.load(path, allow_pickle=False) as file:
-            images, labels = file["images"], file["labels"]
+        arrays = npz.read_arrays(path, ("images", "labels"))
+        images, labels = arrays["images"], arrays["labels"]
     mean, std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
     return (torch.from_numpy(images).permute(0, 3, 1, 2) / 255 - mean) / std, torch.from_numpy(labels)
 

@@ -19,6 +19,7 @@ import xarray as xr
 from resnet_paths_plugin.attributes import fits_netcdf, netcdf_safe
 from resnet_paths_plugin.errors import FileError, InputError
 from resnet_paths_plugin.graph.blocks import ResidualBlock
+from resnet_paths_plugin.netcdf_files import check_declared, check_signature
 from resnet_paths_plugin.schema import QUANTITIES, SCHEMA_VERSION, Quantity
 
 Dims = str | Sequence[str]
@@ -175,22 +176,27 @@ def load(path: str | os.PathLike[str]) -> xr.Dataset | xr.DataTree:
     """Read a result of this package into memory: a Dataset or a DataTree, whichever was saved.
 
     Raises:
-        FileError: the file is missing, damaged, no netCDF, not of this package, or of a newer schema.
+        FileError: the file is missing, damaged, no netCDF, not of this package, of a newer schema, or would take more
+            memory than a result of its size does.
     """
     path = Path(path)
     if not path.is_file():
         raise FileError(f"{path} is {'a folder' if path.is_dir() else 'missing'}: expected a file made by save")
+    check_signature(path)
     try:
         file = netCDF4.Dataset(os.path.realpath(path))
-    except (OSError, RuntimeError) as error:
+    except Exception as error:  # netCDF4 raises many kinds, RecursionError and UnicodeDecodeError among them
         raise FileError(f"{path} is damaged or no netCDF file: expected a file made by save ({error})") from error
     with file:
         try:
             _check_schema(file, path)
+            check_declared(file, path)
             groups = _read(file)
         except FileError:
             raise
-        except (OSError, RuntimeError, AttributeError, ValueError) as error:
+        except MemoryError as error:
+            raise FileError(f"{path} does not fit into the memory that is left ({error})") from error
+        except Exception as error:  # so do netCDF4 and xarray on values and attributes
             raise FileError(f"{path} is damaged: restore it from a copy or run the study again ({error})") from error
     return groups["/"] if len(groups) == 1 else xr.DataTree.from_dict(groups)
 

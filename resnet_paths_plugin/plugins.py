@@ -21,6 +21,7 @@ from resnet_paths_plugin.description import ModelDescription
 from resnet_paths_plugin.errors import ModelNotFoundError, PluginError
 from resnet_paths_plugin.graph.blocks import ResidualBlock
 from resnet_paths_plugin.graph.capture import CapturedGraph
+from resnet_paths_plugin.weights import tensors_only
 
 ENTRY_POINT_GROUP = "resnet_paths_plugin"
 DISTRIBUTION = "resnet-paths-plugin"
@@ -168,6 +169,8 @@ def describe(model: nn.Module, plugin_manager: pluggy.PluginManager | None = Non
 def load_model(spec: str, *, pretrained: bool = False, plugin_manager: pluggy.PluginManager | None = None) -> nn.Module:
     """Build a model of a library that a plugin knows.
 
+    Weights that the library reads by `torch.load` may hold tensors alone: no pickle runs code.
+
     Args:
         spec: the model as `library/name`, such as `"timm/resnet50"`.
         pretrained: whether to load the library's pretrained weights, which may need the network.
@@ -187,7 +190,8 @@ def load_model(spec: str, *, pretrained: bool = False, plugin_manager: pluggy.Pl
     if not (library and model_name):
         raise ModelNotFoundError(f"{spec!r} is not like library/name, say 'timm/resnet50'. {known}")
     for asked in loaders:
-        model = asked.ask(spec=spec, pretrained=pretrained)
+        with tensors_only():
+            model = asked.ask(spec=spec, pretrained=pretrained)
         if model is not None:
             return asked.require(model, nn.Module)
     close = difflib.get_close_matches(library, libraries, n=1)

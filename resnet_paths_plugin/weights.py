@@ -1,18 +1,25 @@
-"""Weights from safetensors files into a model, all or nothing. Nothing is ever unpickled."""
+"""Weights from safetensors files into a model, all or nothing. Nothing is ever unpickled.
 
+The library itself refuses a header whose tensors do not fill the file exactly; what is checked here is whether they are
+the model's, before any of them is read.
+"""
+
+import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 
 import safetensors
-import safetensors.torch
-from safetensors import SafetensorError
+import torch
 from torch import nn
 
 from resnet_paths_plugin.errors import FileError
 
 _NAMES_SHOWN = 3
+_TENSORS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+_ANYTHING = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 
 
 def load_weights(model: nn.Module, path: str | PathLike[str]) -> None:
@@ -22,7 +29,8 @@ def load_weights(model: nn.Module, path: str | PathLike[str]) -> None:
     norm's count of training batches, which older files lack, not at all. After an error the model is as it was.
 
     Raises:
-        FileError: the file is missing or no safetensors file, or its names or shapes are not the model's.
+        FileError: the file is missing or no safetensors file, or its names, shapes or kinds of numbers are not the
+            model's.
     """
     path = Path(path)
     if not path.is_file():
@@ -30,15 +38,45 @@ def load_weights(model: nn.Module, path: str | PathLike[str]) -> None:
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - no dict
-    except (OSError, SafetensorError) as error:
+            problems = _problems(model, shapes)
+            tensors = {} if problems else {name: file.get_tensor(name) for name in shapes}
+    except MemoryError as error:
+        raise FileError(f"the weights {path} do not fit into the memory that is left ({error})") from error
+    except Exception as error:  # SafetensorError, but also what torch says of types of numbers that it lacks
         raise FileError(
             f"{path} is no complete safetensors file ({error}). Other formats are not read, since unpickling "
             "weights can run code: convert them with safetensors.torch.save_file(model.state_dict(), path)"
         ) from error
-    problems = _problems(model, shapes)
+    problems = problems or _other_numbers(model, tensors)
     if problems:
         raise FileError(f"the weights {path} are not those of a {type(model).__name__}: {'; '.join(problems)}")
-    safetensors.torch.load_model(model, path, strict=False)
+    model.load_state_dict(tensors, strict=False)
+
+
+@contextmanager
+def tensors_only() -> Iterator[None]:
+    """Within it, `torch.load` reads tensors and plain containers alone, whatever the library that calls it asks for.
+
+    Some libraries keep their pretrained weights as pickles and read them in a way that runs what is in them.
+    """
+    before = {name: os.environ.pop(name, None) for name in (_TENSORS_ONLY, _ANYTHING)}
+    os.environ[_TENSORS_ONLY] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[_TENSORS_ONLY]
+        os.environ.update({name: value for name, value in before.items() if value is not None})
+
+
+def _other_numbers(model: nn.Module, tensors: dict[str, torch.Tensor]) -> list[str]:
+    """Say which numbers the model cannot hold, such as complex ones in place of real ones."""
+    state = model.state_dict()
+    wrong = [
+        f"{name} {tensor.dtype} instead of {state[name].dtype}"
+        for name, tensor in tensors.items()
+        if not torch.can_cast(tensor.dtype, state[name].dtype)
+    ]
+    return [f"{_first(wrong)} of another kind"] if wrong else []
 
 
 def _problems(model: nn.Module, shapes: dict[str, tuple[int, ...]]) -> list[str]:

@@ -30,6 +30,7 @@ from resnet_paths_plugin.cli.images import ImageArray, LabelledImages, check_tar
 from resnet_paths_plugin.cli.preprocessing import InputBatches, preprocessing_for
 from resnet_paths_plugin.cli.running import PartialRun, executor_for, last_note, run_options
 from resnet_paths_plugin.cli.studies import STUDIES, StudyOptions, studies_by
+from resnet_paths_plugin.cli.terminal import echo
 from resnet_paths_plugin.description import ModelDescription
 from resnet_paths_plugin.errors import FileError, InputError, ResnetPathsError
 from resnet_paths_plugin.network import Units, UnraveledNetwork, unravel
@@ -78,11 +79,11 @@ class _Command(click.Command):
             except (ResnetPathsError, torch.OutOfMemoryError) as error:
                 if debug:
                     traceback.print_exc()
-                click.echo(f"Error: {' '.join(' '.join([str(error), *last_note(error)]).split())}", err=True)
+                echo(f"Error: {' '.join(' '.join([str(error), *last_note(error)]).split())}", err=True)
                 ctx.exit(_EXIT_ERROR)
             except KeyboardInterrupt as error:
                 told = ["\nInterrupted. Files are written at the end, each whole or not at all.", *last_note(error)]
-                click.echo("\n".join(told), err=True)
+                echo("\n".join(told), err=True)
                 ctx.exit(_EXIT_INTERRUPTED)
 
 
@@ -91,7 +92,7 @@ def _warn(message: str) -> None:
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
-    click.echo(f"Warning: {' '.join(str(message).split())}", err=True)
+    echo(f"Warning: {' '.join(str(message).split())}", err=True)
 
 
 def _numbers(kind: type[int] | type[float]) -> Callable[[click.Context, click.Parameter, str | None], Any]:
@@ -165,10 +166,10 @@ def blocks(
         if description is None or description.input_shape is None:
             raise InputError(f"the input shape of {model} is not known: give it, as in --input-shape 3,224,224")
     net = unravel(module, example, units=units, plugin_manager=manager)
-    click.echo(net)
+    echo(net)
     if other_sums:
         table = net.other_sums()
-        click.echo(f"\n{len(table)} other sums" + (f"\n{table.to_string(index=False)}" if len(table) else ""))
+        echo(f"\n{len(table)} other sums" + (f"\n{table.to_string(index=False)}" if len(table) else ""))
 
 
 @main.command("plugins", cls=_Command, short_help="List plugins and analyzers.")
@@ -176,11 +177,11 @@ def list_plugins() -> None:
     """List the plugins found here, with their hooks, and the analyzers offered."""
     manager = plugins.create_plugin_manager()
     for info in plugins.listing(manager):
-        click.echo(f"{info}\n    module: {info.module}\n    hooks:  {', '.join(info.hooks) or 'none'}")
-    click.echo("\nAnalyzers:")
+        echo(f"{info}\n    module: {info.module}\n    hooks:  {', '.join(info.hooks) or 'none'}")
+    echo("\nAnalyzers:")
     for name, analyzer in plugins.analyzers(manager).items():
         told = (getdoc(analyzer) or "").partition("\n")[0]
-        click.echo(f"    {name} ({analyzer.__module__})" + (f": {told}" if told else ""))
+        echo(f"    {name} ({analyzer.__module__})" + (f": {told}" if told else ""))
 
 
 @main.command(cls=_Command, epilog=_MODEL_HELP, short_help="Run the studies; write a file and figures.")
@@ -273,7 +274,7 @@ def analyze(
     network = _unraveled(module, batches, units, manager)
     _check_classes(network, batches)
     noun = "residual blocks" if units == "blocks" else "layers that can be deleted"
-    click.echo(f"{network.name}: {len(network.blocks)} {noun}, {len(found)} images of {found.origin}")
+    echo(f"{network.name}: {len(network.blocks)} {noun}, {len(found)} images of {found.origin}")
     partial = PartialRun(output, resume=resume)
     options = StudyOptions(
         embedded=model is None and images is None and units == "blocks",
@@ -299,14 +300,14 @@ def analyze(
     partial.remove()
     figures = report.figures(tree)
     for figure in figures:
-        click.echo(_told(figure))
+        echo(_told(figure))
     for group, result in results.items():
         if kind_of(result) is None:
-            click.echo(f"{group}: no figure fits it; the report lists what it holds")
+            echo(f"{group}: no figure fits it; the report lists what it holds")
     written += [_save_figure(figure, _figure_path(output, figure.name)) for figure in figures]
     written.append(report.write_report(tree, _report_path(output)))
-    click.echo(f"written: {', '.join(map(str, written))}")
-    click.echo(f"{time.perf_counter() - started:.1f} s")
+    echo(f"written: {', '.join(map(str, written))}")
+    echo(f"{time.perf_counter() - started:.1f} s")
 
 
 @main.command("report", cls=_Command, short_help="Make the report of a file again.")
@@ -319,7 +320,7 @@ def make_report(file: Path, output: Path | None) -> None:
     """Make one self-contained HTML page from FILE.nc: what the model is, its blocks, every figure, the provenance."""
     mpl.use("agg")
     result = datasets.load(file)
-    click.echo(f"written: {report.write_report(result, output or _report_path(file))}")
+    echo(f"written: {report.write_report(result, output or _report_path(file))}")
 
 
 def _load(spec: str, pretrained: bool, weights: Path | None, manager: pluggy.PluginManager) -> nn.Module:

@@ -3,8 +3,7 @@
 Reads only: what becomes of the images is said in `preprocessing`, and nothing that is read can run code.
 """
 
-import zipfile
-import zlib
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,13 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from resnet_paths_plugin import limits
+from resnet_paths_plugin.cli import npz
 from resnet_paths_plugin.errors import FileError, InputError
 
 SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 """Suffixes, in small letters, of the files of a folder that are read as images."""
 
 _ARRAY_DIMS = 4  # N, H, W, C
-_READ_ERRORS = (OSError, EOFError, ValueError, NotImplementedError, zipfile.BadZipFile, zlib.error)
+# Pillow goes by a file's content, whatever its suffix: for some other formats it would start a program, Ghostscript.
+_FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
 UInt8Image = NDArray[np.uint8]
 """One image in 0..255, shape `[H, W, C]`."""
@@ -126,15 +128,19 @@ class ImageFolder(LabelledImages):
         """Return an image, shape `[H, W, C]`: one channel for a grey file, three for any other.
 
         Raises:
-            FileError: the file is damaged, no image, or has more than 8 bits per channel.
+            FileError: the file is damaged, no image, too large, or has more than 8 bits per channel.
         """
         file = self.files[index]
         try:
-            with Image.open(file) as image:
+            with warnings.catch_warnings():
+                # Before anything is decoded, Pillow warns of more pixels than it takes for harmless.
+                warnings.simplefilter("error", Image.DecompressionBombWarning)
+                opened = Image.open(file, formats=_FORMATS)
+            with opened as image:
                 mode = image.mode
                 pixels = np.asarray(image.convert("L" if mode in {"1", "L", "LA"} else "RGB"))
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise FileError(f"{file} cannot be read as an image: {error}") from error
+        except Exception as error:  # on damaged files, Pillow's decoders raise nearly anything
+            raise FileError(f"{file} cannot be read as an image: {_told(error)}") from error
         if mode.startswith(("I", "F")):  # Pillow would clip it to 255
             raise FileError(f"{file} has more than 8 bits per channel ({mode}): convert it to 8 bits")
         return np.atleast_3d(pixels)
@@ -151,13 +157,15 @@ def read_images(path: Path) -> LabelledImages:
         return ImageFolder(path)
     if not path.is_file():
         raise FileError(f"there is no file or folder {path}: give an npz file, or a folder with a folder per class")
-    arrays = _npz_arrays(path)
+    arrays = npz.read_arrays(path, ("images", "labels", "classes"))
     missing = sorted({"images", "labels"} - set(arrays))
     if missing:
         raise FileError(
             f"{path} is no npz file with 'images' and 'labels': it lacks {' and '.join(map(repr, missing))}"
         )
     classes = arrays.get("classes")
+    if classes is not None and classes.size > limits.MOST_CLASSES:
+        raise FileError(f"{path} names {classes.size:,} classes, more than {limits.MOST_CLASSES:,}")
     names = None if classes is None else [str(name) for name in classes.ravel()]
     return ImageArray(str(path), arrays["images"], arrays["labels"], names)
 
@@ -206,14 +214,5 @@ def _image_files(folder: Path) -> list[Path]:
     return sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
 
 
-def _npz_arrays(path: Path) -> dict[str, NDArray[Any]]:
-    """Read the arrays of an npz file that have a meaning here; none from a file of a single array."""
-    try:
-        with path.open("rb") as stream:  # numpy itself would leave a damaged file open
-            # Pickled objects could run code, so they are refused.
-            file = np.load(stream, allow_pickle=False)
-            if isinstance(file, np.ndarray):
-                return {}
-            return {name: file[name] for name in ("images", "labels", "classes") if name in file}
-    except _READ_ERRORS as error:
-        raise FileError(f"{path} is damaged, or no npz file of plain arrays: {error}") from error
+def _told(error: Exception) -> str:
+    return str(error) or type(error).__name__

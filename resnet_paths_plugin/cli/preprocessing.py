@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from resnet_paths_plugin import limits
 from resnet_paths_plugin.cli.images import LabelledImages, UInt8Image
 from resnet_paths_plugin.description import Interpolation, ModelDescription, Preprocessing
 from resnet_paths_plugin.errors import InputError
@@ -110,7 +111,7 @@ class InputBatches:
         wanted, name = self.preprocessing, self.images.name(index)
         image = _in_channels(self.images.image(index), len(wanted.mean), name)
         if self.resize:
-            return _resized(image, wanted)
+            return _resized(image, wanted, name)
         if image.shape[:2] != wanted.size:
             raise InputError(
                 f"{name} is {_size_text(image.shape)} pixels and the first image {_size_text(wanted.size)}: "
@@ -183,7 +184,7 @@ def _in_channels(image: UInt8Image, channels: int, name: str) -> UInt8Image:
     raise InputError(f"{name} has {given} channels, and the model takes {channels}")
 
 
-def _resized(image: UInt8Image, wanted: Preprocessing) -> UInt8Image:
+def _resized(image: UInt8Image, wanted: Preprocessing, name: str) -> UInt8Image:
     """Resize until the wanted crop is the wanted share of the shorter side, and crop the centre.
 
     Rounds as torchvision's transforms do: the longer side down, half a pixel of the crop's corner to even.
@@ -195,6 +196,11 @@ def _resized(image: UInt8Image, wanted: Preprocessing) -> UInt8Image:
         new = (covered[0], covered[0] * width // height)
     else:
         new = (covered[1] * height // width, covered[1])
+    if math.prod(new) > limits.LARGEST_IMAGE:
+        raise InputError(
+            f"{name} is {_size_text(image.shape)} pixels and would be resized to {_size_text(new)}, more than "
+            f"{limits.LARGEST_IMAGE:,} in all: crop it first"
+        )
     top, left = (round((side - kept) / 2) for side, kept in zip(new, wanted.size, strict=True))
     crop = np.s_[top : top + wanted.size[0], left : left + wanted.size[1]]
     resample = _FILTERS[wanted.interpolation]

@@ -1,0 +1,32 @@
+"""Text for a terminal: names that come from a model or a file are shown, and never obeyed as control sequences."""
+
+import re
+import unicodedata
+
+import click
+
+_DIRECTIONS = frozenset({"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"})
+_UNSEEN = re.compile(r"[^ -~\n]")
+
+
+def echo(text: object, *, err: bool = False) -> None:
+    """Print a text and end the line, with control characters written out."""
+    click.echo(visible(text), err=err)
+
+
+def visible(text: object) -> str:
+    r"""Return a text with what would steer a terminal written out, such as `\x1b` for escape.
+
+    These are control characters but for line breaks, marks that turn the direction of writing, and halves of surrogate
+    pairs, as which Python reads file names that are no text.
+    """
+    return _UNSEEN.sub(_written_out, str(text))
+
+
+def _written_out(found: re.Match[str]) -> str:
+    character = found[0]
+    steers = (
+        unicodedata.category(character) in {"Cc", "Cs", "Zl", "Zp"}
+        or unicodedata.bidirectional(character) in _DIRECTIONS
+    )
+    return character.encode("unicode_escape").decode("ascii") if steers else character

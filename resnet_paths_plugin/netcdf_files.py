@@ -1,0 +1,123 @@
+"""What a netCDF file declares, held against its size before a value is read.
+
+`save` compresses nothing and writes every value, so an honest file is at least as large as what it declares. Links are
+followed by netCDF-C and HDF5 themselves, which cannot be asked about them from here.
+"""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import netCDF4
+import numpy as np
+
+from resnet_paths_plugin import limits
+from resnet_paths_plugin.errors import FileError
+
+_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+_REFERENCE_BYTES = 16  # HDF5 stores a text as its length and its place in a heap
+_CHARACTER_BYTES = 4  # numpy gives every text of an array the room of the longest, in UTF-32
+
+
+def check_signature(path: Path) -> None:
+    """Refuse a file that is no HDF5 file, and so none of `save`, before netCDF-C tries its other formats on it.
+
+    Raises:
+        FileError: it begins in another way, or cannot be read.
+    """
+    try:
+        with path.open("rb") as stream:
+            start = stream.read(len(_SIGNATURE))
+    except OSError as error:
+        raise FileError(f"{path} cannot be read: {error.strerror or error}") from error
+    if start != _SIGNATURE:
+        raise FileError(f"{path} is damaged or no netCDF file: expected a file made by save, which is netCDF-4 (HDF5)")
+
+
+def check_declared(file: netCDF4.Dataset, path: Path) -> None:
+    """Refuse a file whose groups or variables are not stored as `save` stores them, or are larger than the file.
+
+    Texts are read for it, a few at a time, since only they themselves tell how long they are.
+
+    Raises:
+        FileError: a variable is compressed, lies outside the file, is of a type of the file's own, or too large.
+    """
+    size = path.stat().st_size
+    declared = texts = 0
+    for name, variable in _variables(file, path):
+        _check_storage(variable, name, path)
+        declared += _stored_bytes(variable)
+        if declared > size:
+            raise FileError(
+                f"{path} is damaged: up to variable {name!r} it declares {limits.told(declared)} of values and has "
+                f"{limits.told(size)}. Restore it from a copy or run the study again"
+            )
+        if variable.dtype is str:
+            texts += _check_texts(variable, name, path, size, texts)
+
+
+def _variables(group: netCDF4.Dataset, path: Path, depth: int = 0) -> Iterator[tuple[str, "netCDF4.Variable[Any]"]]:
+    """Every variable below a group, with the path to it."""
+    if depth > limits.DEEPEST_GROUPS:
+        raise FileError(f"{path} has over {limits.DEEPEST_GROUPS} groups inside each other: no result has")
+    if group.cmptypes or group.vltypes or group.enumtypes:
+        raise FileError(f"{path} defines types of its own in group {group.path!r}: expected a file made by save")
+    for name, variable in group.variables.items():
+        yield f"{group.path.rstrip('/')}/{name}", variable
+    for child in group.groups.values():
+        yield from _variables(child, path, depth + 1)
+
+
+def _check_storage(variable: "netCDF4.Variable[Any]", name: str, path: Path) -> None:
+    """Refuse values that are compressed, whose size cannot be told, and values that may lie in another file."""
+    if variable.dtype is not str and variable.dtype.kind not in "iufS":
+        raise FileError(f"{path}: variable {name!r} holds {variable.dtype}: expected numbers or text, as made by save")
+    filters = variable.filters() or {}
+    used = [kind for kind in ("zlib", "szip", "zstd", "bzip2", "blosc") if filters.get(kind)]
+    if used:
+        raise FileError(
+            f"{path}: variable {name!r} is compressed ({', '.join(used)}), so it may take any amount of memory: "
+            "results are saved uncompressed; `nccopy -d 0` undoes what you compressed yourself"
+        )
+    # HDF5 lets values in one piece, and virtual ones, lie in other files; those in chunks are in this one.
+    if variable.ndim and not isinstance(variable.chunking(), list):
+        raise FileError(
+            f"{path}: variable {name!r} is not stored in chunks, so its values may be those of another file: "
+            "expected a file made by save"
+        )
+
+
+def _stored_bytes(variable: "netCDF4.Variable[Any]") -> int:
+    """Bytes that the values take in the file: whole chunks, of which the last ones are not full."""
+    itemsize = _REFERENCE_BYTES if variable.dtype is str else int(variable.dtype.itemsize)
+    chunks = variable.chunking() if variable.ndim else []
+    return itemsize * math.prod(
+        math.ceil(length / chunk) * chunk for length, chunk in zip(variable.shape, chunks, strict=True)
+    )
+
+
+def _check_texts(variable: "netCDF4.Variable[Any]", name: str, path: Path, size: int, before: int) -> int:
+    """Read a variable's texts and return how many bytes they are; refuse those that take more than the file allows."""
+    total, longest = 0, 0
+    for text in _texts(variable, size):
+        total += len(text.encode("utf-8", "surrogatepass"))
+        longest = max(longest, len(text))
+        # Many entries may point to one text, so that a small file holds more than there is memory.
+        if before + total > size or _CHARACTER_BYTES * longest * variable.size > limits.largest(size):
+            raise FileError(
+                f"{path}: the texts of variable {name!r} would take more memory than a file of {limits.told(size)} "
+                "may: it is damaged, or not made by save"
+            )
+    return total
+
+
+def _texts(variable: "netCDF4.Variable[Any]", size: int) -> Iterator[str]:
+    """The texts of a variable; as many at once as would fit into memory if each were as long as the file."""
+    if not variable.ndim:
+        yield str(variable[...])
+        return
+    at_once = max(1, limits.SMALL // size)
+    for row in np.ndindex(variable.shape[:-1]):
+        for start in range(0, variable.shape[-1], at_once):
+            yield from map(str, np.ravel(variable[(*row, slice(start, start + at_once))]))
