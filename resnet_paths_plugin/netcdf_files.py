@@ -91,10 +91,9 @@ def _check_storage(variable: "netCDF4.Variable[Any]", name: str, path: Path) -> 
 def _stored_bytes(variable: "netCDF4.Variable[Any]") -> int:
     """Bytes that the values take in the file: whole chunks, of which the last ones are not full."""
     itemsize = _REFERENCE_BYTES if variable.dtype is str else int(variable.dtype.itemsize)
-    chunks = variable.chunking() if variable.ndim else []
-    return itemsize * math.prod(
-        math.ceil(length / chunk) * chunk for length, chunk in zip(variable.shape, chunks, strict=True)
-    )
+    chunks: Any = variable.chunking() if variable.ndim else []
+    whole: list[int] = [-(-length // chunk) * chunk for length, chunk in zip(variable.shape, chunks, strict=True)]
+    return itemsize * math.prod(whole)
 
 
 def _check_texts(variable: "netCDF4.Variable[Any]", name: str, path: Path, size: int, before: int) -> int:

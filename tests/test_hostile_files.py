@@ -52,6 +52,7 @@ def test_a_hostile_file_is_refused_before_memory_is_taken(told, name):
     if message is None:
         assert told[name] == "opened"
     else:
+        assert re.match(r"(File|Input)Error: ", told[name]), told[name]
         assert re.search(message, told[name]), told[name]
         assert name in told[name]
         assert "memory that is left" not in told[name]
