@@ -13,7 +13,7 @@ from small_studies import batches, timeless
 import resnet_paths_plugin as rpp
 
 KILLS = 20
-PATIENCE_S = 120
+PATIENCE_S = 600
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
 
