@@ -2,7 +2,6 @@
 
 import os
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +12,7 @@ from resnet_paths_plugin.analyzers.running import cargo
 from resnet_paths_plugin.errors import WorkerLostError
 
 distributed = pytest.importorskip("distributed")
+dask = pytest.importorskip("dask")
 
 pytestmark = [
     # Of closing clusters, and of workers that are killed here on purpose.
@@ -87,15 +87,6 @@ def test_one_client_runs_several_models(client):
         assert found.identical(run("lesions", model=model))
 
 
-def lethal(outputs, target):
-    """Kill the worker that runs this, the first time that it is run after the flag was set."""
-    flag = os.environ.get("RESNET_PATHS_TEST_FLAG")
-    if flag and Path(flag).exists():
-        Path(flag).unlink()
-        os._exit(9)
-    return margin(outputs, target)
-
-
 def always_lethal(_outputs, _target):
     os._exit(9)
 
@@ -103,10 +94,17 @@ def always_lethal(_outputs, _target):
 def test_the_units_of_a_worker_that_is_killed_are_done_again(tmp_path):
     expected = rpp.BlockLesion(network()).attribute(batches(60), measures={"margin": margin})
     flag = tmp_path / "kill"
+    flag.touch()
+
+    def lethal(outputs, target):
+        """Kill the worker that is the first to run this."""
+        if flag.exists():
+            flag.unlink()
+            os._exit(9)
+        return margin(outputs, target)
+
     with cluster() as workers, distributed.Client(workers) as client:
         pids = set(client.run(os.getpid).values())
-        client.run(os.environ.__setitem__, "RESNET_PATHS_TEST_FLAG", str(flag))
-        flag.touch()
         found = rpp.BlockLesion(network()).attribute(
             batches(60),
             measures={"margin": lethal},
@@ -123,6 +121,7 @@ def test_the_units_of_a_worker_that_is_killed_are_done_again(tmp_path):
 
 def test_a_unit_that_kills_every_worker_is_told_of():
     with (
+        dask.config.set({"distributed.scheduler.allowed-failures": 1}),
         cluster() as workers,
         distributed.Client(workers) as client,
         pytest.raises(WorkerLostError, match="samples 0 to"),

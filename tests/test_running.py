@@ -139,6 +139,8 @@ def test_a_network_arrives_as_it_was_sent():
     arrived = unpacked(packed(net))
     assert torch.equal(arrived(images), expected)
     assert arrived.blocks == net.blocks
+    weight = arrived.model.get_parameter("blocks.1.branch.0.2.weight")
+    assert weight.stride() == model.blocks[1].branch[0][2].weight.stride() != weight.contiguous().stride()
     with torch.no_grad():
         assert torch.equal(model(images), expected)  # and the model is not changed by it
 

@@ -24,7 +24,7 @@ from resnet_paths_plugin.network import UnraveledNetwork
 _KEPT = 2
 """Networks, and pieces of work, that a worker keeps at hand."""
 _TRIES = 4
-"""How often a unit is given to a cluster that loses it, or the data that it needs."""
+"""How often a unit is given to a cluster that loses the data which it needs."""
 
 
 @dataclass(frozen=True)
@@ -219,16 +219,18 @@ class Crew:
             return future.result()
         except BrokenExecutor as error:
             raise _lost(error) from error
-        except Exception as error:
-            if self._client is None or not _lost_by_cluster(error):
+        except CancelledError as error:
+            if self._client is None:
                 raise
             if tries >= _TRIES:
-                raise WorkerLostError(
-                    f"{unit.about} were given to workers {tries} times, and each time they or their data were lost: "
-                    f"look at the workers' logs and memory ({error})"
-                ) from error
-            self._scatter()
+                raise _lost_with(unit, error) from error
+            self._scatter()  # all workers that had it are gone
             return self.submit(unit)
+        except Exception as error:
+            # The scheduler has tried several workers by then.
+            if self._client is not None and type(error).__name__ == "KilledWorker":
+                raise _lost_with(unit, error) from error
+            raise
 
     def _asked(self, future: "Future[bool]") -> bool:
         try:
@@ -282,9 +284,11 @@ def _pickled(work: Work, *, by_value: bool) -> bytes:
         ) from error
 
 
-def _lost_by_cluster(error: BaseException) -> bool:
-    """Whether a cluster lost a unit, or data that it needs, together with a worker."""
-    return isinstance(error, CancelledError) or type(error).__name__ in {"KilledWorker", "FutureCancelledError"}
+def _lost_with(unit: Unit, error: BaseException) -> WorkerLostError:
+    return WorkerLostError(
+        f"{unit.about} were given to several workers of the cluster, and each time the worker was lost: look at the "
+        f"workers' logs and memory ({error})"
+    )
 
 
 def _lost(error: BaseException) -> WorkerLostError:
