@@ -17,7 +17,8 @@ from resnet_paths_plugin.analyzers.objectives import (
     per_sample,
 )
 from resnet_paths_plugin.analyzers.running import Arrays, Samples
-from resnet_paths_plugin.engine.backward import BackwardWalk, Bank, bank_dtype
+from resnet_paths_plugin.engine.backward import BackwardWalk, bank_dtype
+from resnet_paths_plugin.engine.banks import Bank
 from resnet_paths_plugin.engine.routes import TAIL, AlongPaths, ByLength, Edge, Lengths, WithSigns
 from resnet_paths_plugin.errors import InputError
 from resnet_paths_plugin.network import UnraveledNetwork

@@ -1,21 +1,22 @@
 """One walk backward over a graph with a bank of gradient rows; a routing rule says what each sum passes on.
 
 Exact gradients by length, graded ones, single paths and random signs are four rules of the same walk. Activations are
-those of one intact forward pass; each segment between two sums is computed again from what was kept at its start.
+those of one intact forward pass, which linearises operators as long as there is room; the rest is computed again.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import groupby
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
+from resnet_paths_plugin.engine.banks import Assembly, Bank, Part, aligned, merged, row_index, sorted_keys
+from resnet_paths_plugin.engine.convolution import Convolution
 from resnet_paths_plugin.engine.demand import DemandAnalysis
 from resnet_paths_plugin.engine.path_graph import PathGraph
 from resnet_paths_plugin.engine.program import Program, Sum, Values
-from resnet_paths_plugin.engine.routes import Edge, Key, Routing
+from resnet_paths_plugin.engine.routes import Edge, Routing
 from resnet_paths_plugin.engine.schedule import Schedule
 from resnet_paths_plugin.engine.vjp import Call, Pullback, Slope, linearise
 
@@ -23,46 +24,13 @@ BANK_BYTES = 4 * 2**20
 """Size of the part of a bank that goes through a segment at a time on a CPU; larger ones leave the cache."""
 BANK_BYTES_ON_DEVICE = 256 * 2**20
 """The same on other devices, which want much work at once."""
-
-_SMALL = 1e-6
-"""Largest element of a row below which the row is rescaled, where a routing asks for it."""
+KEPT_BYTES = 256 * 2**20
+"""Size of the values of the forward pass that are kept for the walks on a CPU; beyond it, they are computed again."""
+KEPT_BYTES_ON_DEVICE = 4 * 2**30
+"""The same on other devices."""
 
 Lane = int | None
 """The one node for which rows are meant, or None for all."""
-Part = int | None
-"""Place in a value that is a list or tuple; None for a value that is a tensor."""
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class Bank:
-    """Gradient rows at one value.
-
-    Attributes:
-        keys: what each row stands for; no key twice.
-        rows: the rows, shape `[R, *value]`.
-        slope: what all rows are still to be multiplied by, shape `[*value]` or one that broadcasts to it. Operators
-            that treat each element alone follow each other; their slopes are multiplied, and the rows only once.
-    """
-
-    keys: tuple[Key, ...]
-    rows: Tensor
-    slope: Tensor | None = None
-
-    def settled(self) -> "Bank":
-        """Return the bank with its slope worked in."""
-        return self if self.slope is None else Bank(self.keys, self.rows * self.slope)
-
-    def sloped(self, slope: Tensor) -> "Bank":
-        """Return the bank behind one more operator that treats each element alone."""
-        return Bank(self.keys, self.rows, slope if self.slope is None else self.slope * slope)
-
-    def take(self, keys: Iterable[Key]) -> "Bank | None":
-        """Return the rows that have one of the keys, or None."""
-        wanted = set(keys)
-        places = [place for place, key in enumerate(self.keys) if key in wanted]
-        if not places:
-            return None
-        return Bank(tuple(self.keys[place] for place in places), self.rows[_index(places)], self.slope)
 
 
 class BackwardWalk:
@@ -90,6 +58,8 @@ class BackwardWalk:
         self.dtype = dtype
         on_cpu = all(value.device.type == "cpu" for value in inputs.values() if isinstance(value, Tensor))
         self.bank_bytes = bank_bytes or (BANK_BYTES if on_cpu else BANK_BYTES_ON_DEVICE)
+        self._kept: dict[int, _Linearised] = {}
+        self._room = KEPT_BYTES if on_cpu else KEPT_BYTES_ON_DEVICE
         with torch.no_grad():
             self.static = self.program.prepare(parameters, inputs)
             self._starts, final = self._forward({at: inputs[at] for at in self.program.inputs})
@@ -128,10 +98,13 @@ class BackwardWalk:
         starts = [values]
         for which, total in enumerate(program.sums):
             values = self._values(which, starts)
+            self._keep(which, values)
             for at in (*total.brackets, total.root):
                 values[at] = program.operators[at](self.static, values)
             starts.append({at: value for at, value in values.items() if demand.after[which] >> at & 1})
-        return starts, self._values(len(program.sums), starts)
+        values = self._values(len(program.sums), starts)
+        self._keep(len(program.sums), values)
+        return starts, values
 
     def _values(self, which: int, starts: Sequence[Values]) -> Values:
         """Return every value of a segment, and those that were alive at its start."""
@@ -139,6 +112,13 @@ class BackwardWalk:
         for at in self.program.segments[which]:
             values[at] = self.program.operators[at](self.static, values)
         return values
+
+    def _keep(self, which: int, values: Values) -> None:
+        """Linearise a segment for all walks where there is room for its values, of which most are not kept then."""
+        found = (values[at] for at in self.program.segments[which])
+        self._room -= sum(value.nbytes for value in pytree.tree_leaves(list(found)) if isinstance(value, Tensor))
+        if self._room >= 0:
+            self._kept[which] = _Linearised(self, values).complete(self.program.segments[which])
 
     def _close(self, total: Sum, arrivals: "_Arrivals", routing: Routing) -> None:
         """Pass the bank of a sum on to its terms."""
@@ -149,7 +129,7 @@ class BackwardWalk:
             return
         bank = arrived[None][None].settled()
         if routing.exponents is not None:
-            bank = _rescaled(bank, routing.exponents)
+            bank = bank.rescaled(routing.exponents)
         edges = self.graph.edges[total.root]
         for term in total.terms:
             ways = [edge for edge in edges if edge.term == term.value and edge.block == term.block]
@@ -171,24 +151,25 @@ class BackwardWalk:
         kept = [place for place, key in enumerate(keys) if key is not None]
         if not kept:
             return None
-        rows = bank.rows if len(kept) == len(keys) else bank.rows[_index(kept)]
+        rows = bank.rows if len(kept) == len(keys) else bank.rows[row_index(kept)]
         found = tuple(key for key in keys if key is not None)
         factor = routing.factor(edge)
         if factor != 1:
             rows = rows * factor
         if len(set(found)) == len(found):
             return Bank(found, rows)
-        return _merged([Bank((key,), rows[place : place + 1]) for place, key in enumerate(found)])
+        return merged([Bank((key,), rows[place : place + 1]) for place, key in enumerate(found)])
 
     def _segment(self, which: int, arrivals: "_Arrivals") -> None:
         """Carry all banks that end inside a segment to the nodes before it, a part of the rows at a time."""
         waiting = arrivals.leave(self.program.segments[which])
         if not waiting:
             return
-        operators = _Linearised(self, self._values(which, self._starts))
+        operators = self._kept.get(which) or _Linearised(self, self._values(which, self._starts))
         banks = [bank for _, _, _, bank in waiting]
-        keys = _sorted({key for bank in banks for key in bank.keys})
+        keys = sorted_keys({key for bank in banks for key in bank.keys})
         step = max(1, self.bank_bytes // max(bank.rows[0].nbytes for bank in banks))
+        found: dict[tuple[int, Lane, Part], Assembly] = {}
         for start in range(0, len(keys), step):
             local = _Arrivals(self.graph)
             for at, lane, part, bank in waiting:
@@ -198,7 +179,9 @@ class BackwardWalk:
             for at in reversed(self.program.segments[which]):
                 self._operator(at, operators, local)
             for at, lane, part, bank in local.leave():
-                arrivals.add(at, lane, bank, part)
+                found.setdefault((at, lane, part), Assembly(keys)).add(bank)
+        for (at, lane, part), assembly in found.items():
+            arrivals.add(at, lane, assembly.bank(), part)
 
     def _operator(self, at: int, operators: "_Linearised", arrivals: "_Arrivals") -> None:
         """Carry what has arrived at an operator's value to the values it reads."""
@@ -206,10 +189,14 @@ class BackwardWalk:
             return
         for lane, parts in arrivals.at(at).items():
             operands, pullback = operators.at(at)
-            if isinstance(pullback, Slope) and None in parts:
-                arrivals.add(operands[0], lane, parts[None].sloped(pullback.slope))
+            whole = parts.get(None)
+            if whole is not None and isinstance(pullback, Slope):
+                arrivals.add(operands[0], lane, whole.sloped(pullback.slope))
                 continue
-            keys, rows = _aligned(parts)
+            if whole is not None and isinstance(pullback, Convolution):
+                arrivals.add(operands[0], lane, whole.through(pullback))
+                continue
+            keys, rows = aligned(parts)
             for operand, found in zip(operands, pullback(rows), strict=True):
                 for part, bank in (found if isinstance(found, dict) else {None: found}).items():
                     if bank is not None:
@@ -223,6 +210,14 @@ class _Linearised:
         self.walk = walk
         self.values = values
         self._made: dict[int, tuple[tuple[int, ...], Pullback]] = {}
+
+    def complete(self, positions: Sequence[int]) -> "_Linearised":
+        """Linearise all operators at some positions, and let go of the values."""
+        for at in positions:
+            if self.walk.graph.leads_to_tap(at) and not self.walk.graph.nodes >> at & 1:
+                self.at(at)
+        self.values = {}
+        return self
 
     def at(self, at: int) -> tuple[tuple[int, ...], Pullback]:
         """Return the positions of an operator's operands, and its pullback to them."""
@@ -262,7 +257,7 @@ class _Arrivals:
     def at(self, at: int) -> dict[Lane, dict[Part, Bank]]:
         """Take what waits at a value."""
         return {
-            lane: {part: _merged(banks) for part, banks in parts.items()}
+            lane: {part: merged(banks) for part, banks in parts.items()}
             for lane, parts in self._waiting.pop(at, {}).items()
         }
 
@@ -282,92 +277,3 @@ class _Arrivals:
 def bank_dtype(dtype: torch.dtype) -> torch.dtype:
     """Return the dtype that gradient rows have for a model's dtype: float32 where that is shorter."""
     return torch.float32 if dtype.itemsize < torch.float32.itemsize else dtype
-
-
-def _merged(banks: Sequence[Bank]) -> Bank:
-    """Add banks row by row."""
-    if len(banks) > 1 and sum(len(bank.keys) for bank in banks) == len({key for bank in banks for key in bank.keys}):
-        return _joined(banks)
-    total = banks[0]
-    for bank in banks[1:]:
-        total = _sum(total, bank)
-    return total
-
-
-def _joined(banks: Sequence[Bank]) -> Bank:
-    """Put banks without a common key together; each row is written once."""
-    keys = _sorted(key for bank in banks for key in bank.keys)
-    place = {key: at for at, key in enumerate(keys)}
-    rows = _empty_rows(banks[0].rows, len(keys))
-    for bank in banks:
-        here = _index([place[key] for key in bank.keys])
-        if bank.slope is not None and isinstance(here, slice):
-            torch.mul(bank.rows, bank.slope, out=rows[here])
-        else:
-            rows[here] = bank.settled().rows
-    return Bank(keys, rows)
-
-
-def _sum(one: Bank, other: Bank) -> Bank:
-    """Add two banks; each run of rows that both have, or only one of them, is written once."""
-    one, other = one.settled(), other.settled()
-    if one.keys == other.keys:
-        return Bank(one.keys, one.rows + other.rows)
-    keys = _sorted({*one.keys, *other.keys})
-    rows = _empty_rows(one.rows, len(keys))
-    in_one, in_other = ({key: at for at, key in enumerate(bank.keys)} for bank in (one, other))
-    runs = groupby(enumerate(keys), key=lambda item: (item[1] in in_one, item[1] in in_other))
-    for (first, second), run in runs:
-        places = list(run)
-        here = slice(places[0][0], places[-1][0] + 1)
-        parts = [
-            bank.rows[_index([known[key] for _, key in places])]
-            for bank, known, has in ((one, in_one, first), (other, in_other, second))
-            if has
-        ]
-        if len(parts) == 1:
-            rows[here] = parts[0]
-        else:
-            torch.add(*parts, out=rows[here])
-    return Bank(keys, rows)
-
-
-def _empty_rows(like: Tensor, count: int) -> Tensor:
-    """Return room for rows in the layout of other rows."""
-    one = torch.empty_like(like[0])
-    strides = (one.numel(), *one.stride())
-    return torch.empty_strided((count, *one.shape), strides, dtype=like.dtype, device=like.device)
-
-
-def _rescaled(bank: Bank, exponents: dict[Key, int]) -> Bank:
-    """Divide small rows by powers of two, which changes no digit of them, and add the exponents to those known."""
-    peaks = bank.rows.abs().flatten(1).amax(1)
-    shifts = torch.where(peaks < _SMALL, torch.frexp(peaks).exponent, 0)
-    for key, shift in zip(bank.keys, shifts.tolist(), strict=True):
-        exponents[key] = exponents.get(key, 0) + shift
-    return Bank(bank.keys, torch.ldexp(bank.rows, -shifts.view(-1, *[1] * (bank.rows.ndim - 1))))
-
-
-def _aligned(parts: Mapping[Part, Bank]) -> tuple[tuple[Key, ...], Any]:
-    """Return the rows of a value, or of its parts with the same keys, zeros where a part has no such row."""
-    if None in parts:
-        return parts[None].keys, parts[None].settled().rows
-    keys = _sorted({key for bank in parts.values() for key in bank.keys})
-    rows: dict[Part, Tensor] = {}
-    for part, bank in ((part, bank.settled()) for part, bank in parts.items()):
-        rows[part] = bank.rows
-        if bank.keys != keys:
-            rows[part] = bank.rows.new_zeros((len(keys), *bank.rows.shape[1:]))
-            rows[part][_index([keys.index(key) for key in bank.keys])] = bank.rows
-    return keys, rows
-
-
-def _index(places: Sequence[int]) -> Any:
-    """Return an index for rows: a slice where they lie side by side, so that nothing is copied."""
-    first, last = places[0], places[-1]
-    return slice(first, last + 1) if list(places) == list(range(first, last + 1)) else list(places)
-
-
-def _sorted(keys: Iterable[Key]) -> tuple[Key, ...]:
-    """Sort keys by length, the tail last."""
-    return tuple(sorted(keys, key=lambda key: (1, ()) if isinstance(key, str) else (0, key)))

@@ -15,6 +15,7 @@ from torch import Tensor, fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
+from resnet_paths_plugin.engine.convolution import Convolution, image_layout
 from resnet_paths_plugin.graph import operators as ops
 from resnet_paths_plugin.graph.operators import aten
 
@@ -175,18 +176,12 @@ def _sum_to(bank: Bank, shape: torch.Size) -> Bank:
     return bank.sum(dim=spread, keepdim=True) if spread else bank
 
 
-def _layout(value: Tensor) -> torch.memory_format:
-    """Return the layout in which gradients of a value are fastest: images on a CPU have their channels last."""
-    image = value.ndim == 4 and value.device.type == "cpu"
-    return torch.channels_last if image else torch.contiguous_format
-
-
 def _per_dimension(size: int | Sequence[int], dimensions: int) -> list[int]:
     sizes = [size] if isinstance(size, int) else list(size)
     return sizes * dimensions if len(sizes) == 1 else sizes
 
 
-def _convolution(call: Call) -> Pullback | None:
+def _convolution(call: Call) -> Convolution | None:
     source, weight = call.args[0], call.args[1]
     spatial = weight.ndim - 2
     if not call.only_operand() or source.ndim != weight.ndim:
@@ -202,30 +197,7 @@ def _convolution(call: Call) -> Pullback | None:
         _per_dimension(dilation, spatial),
     )
 
-    layout = _layout(source)
-
-    def pullback(bank: Bank) -> list[Bank]:
-        rows = bank.shape[0]
-        flat = bank.reshape(rows * source.shape[0], *bank.shape[2:]).contiguous(memory_format=layout)
-        # Only the source's size and layout matter to its gradient; this memory is never touched.
-        size = (flat.shape[0], *source.shape[1:])
-        like = torch.empty(size, dtype=flat.dtype, device=flat.device, memory_format=layout)
-        found = aten.convolution_backward(
-            flat,
-            like,
-            weight,
-            None,
-            stride,
-            padding,
-            dilation,
-            False,
-            [0] * spatial,
-            groups,
-            [True, False, False],
-        )[0]
-        return [found.unflatten(0, (rows, source.shape[0]))]
-
-    return pullback
+    return Convolution(source.shape, weight, stride, padding, dilation, groups)
 
 
 def _linear(call: Call) -> Pullback | None:
@@ -252,7 +224,15 @@ def _elementwise(call: Call) -> Pullback | None:
     with torch.enable_grad():
         value = call.node.target(source, *call.args[1:], **call.kwargs)  # type: ignore[operator]  # a call_function node
     (slope,) = torch.autograd.grad(value, source, torch.ones_like(value))
-    return Slope(slope.contiguous(memory_format=_layout(slope)))
+    return Slope(slope.contiguous(memory_format=image_layout(slope)))
+
+
+def _relu(call: Call) -> Pullback | None:
+    """The derivative is read off the value, as autograd does, in a single pass."""
+    if not call.only_operand():
+        return None
+    passes = (call.value <= 0).logical_not_()
+    return Slope(passes.to(call.dtype, memory_format=image_layout(call.value)))
 
 
 def _identity(call: Call) -> Pullback | None:
@@ -399,6 +379,7 @@ _RULES: dict[Any, Callable[[Call], Pullback | None]] = {
     aten.layer_norm.default: _layer_norm,
     operator.getitem: _getitem,
     **dict.fromkeys(ops.POINTWISE, _elementwise),
+    aten.relu.default: _relu,
     **dict.fromkeys(ops.RESHAPING, _reshaping),
     **dict.fromkeys(ops.COPYING, _identity),
 }

@@ -1,0 +1,92 @@
+"""The pullback of a convolution for a bank of rows at once, in the layout and by the operator that suit the device."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from resnet_paths_plugin.graph.operators import aten
+
+
+class Convolution:
+    """Carries gradients of a convolution's value, `[R, B, *value]`, to its source, `[R, B, *source]`.
+
+    On a CPU, images have their channels last, and a convolution of stride 1 is pulled back by a convolution with its
+    kernels turned around, which is faster there than the transposed one. Elsewhere the device's own routine serves.
+
+    Args:
+        source: shape of the source, `[B, C, *]`.
+        weight: shape `[C', C / groups, *kernel]`.
+        stride: one for each dimension of the kernel, as are all that follow.
+        padding: zeros on both sides.
+        dilation: distance between the kernel's points.
+        groups: number of groups of channels.
+    """
+
+    def __init__(
+        self,
+        source: torch.Size,
+        weight: Tensor,
+        stride: Sequence[int],
+        padding: Sequence[int],
+        dilation: Sequence[int],
+        groups: int,
+    ) -> None:
+        self._source, self._weight = source, weight
+        self._stride, self._padding, self._dilation, self._groups = stride, padding, dilation, groups
+        self._layout = image_layout(weight)
+        self._dims = tuple(range(2, weight.ndim))
+        self._turned_padding = [
+            step * (size - 1) - zeros for size, step, zeros in zip(weight.shape[2:], dilation, padding, strict=True)
+        ]
+        self._turned = (
+            weight.device.type == "cpu" and groups == 1 and set(stride) == {1} and min(self._turned_padding) >= 0
+        )
+        self._ready: tuple[Tensor | None, Tensor] | None = None
+
+    def absorbs(self, slope: Tensor) -> bool:
+        """Whether a slope of the value is one factor per channel, which the weight can be multiplied by instead."""
+        return slope.shape == (self._weight.shape[0], *[1] * len(self._dims))
+
+    def __call__(self, bank: Tensor) -> list[Tensor]:
+        """Return the bank of the one operand."""
+        return [self.pull(bank)]
+
+    def pull(self, bank: Tensor, slope: Tensor | None = None) -> Tensor:
+        """Return the bank of the source, in memory of its own.
+
+        Args:
+            bank: shape `[R, B, *value]`.
+            slope: what the bank is still to be multiplied by, one factor per channel.
+        """
+        rows, batch = bank.shape[0], self._source[0]
+        flat = bank.reshape(rows * batch, *bank.shape[2:]).contiguous(memory_format=self._layout)
+        weight = self._weight_with(slope)
+        plain = [0] * len(self._dims)
+        if self._turned:
+            found = aten.convolution(
+                flat, weight, None, self._stride, self._turned_padding, self._dilation, False, plain, 1
+            )
+        else:
+            # Only the source's size and layout matter to its gradient; this memory is never touched.
+            size = (rows * batch, *self._source[1:])
+            like = torch.empty(size, dtype=flat.dtype, device=flat.device, memory_format=self._layout)
+            options = (self._stride, self._padding, self._dilation, False, plain, self._groups, [True, False, False])
+            found = aten.convolution_backward(flat, like, weight, None, *options)[0]
+        pulled: Tensor = found.unflatten(0, (rows, batch))
+        return pulled
+
+    def _weight_with(self, slope: Tensor | None) -> Tensor:
+        """Return the weight with a slope worked in, laid out for the operator; the last one is kept."""
+        if self._ready is None or self._ready[0] is not slope:
+            weight = self._weight if slope is None else self._weight * slope.unsqueeze(1)
+            if self._turned:
+                weight = weight.flip(self._dims).transpose(0, 1)
+            self._ready = slope, weight.contiguous(memory_format=self._layout)
+        return self._ready[1]
+
+
+def image_layout(value: Tensor) -> torch.memory_format:
+    """Return the layout in which gradients of a value are fastest: images on a CPU have their channels last."""
+    image = value.ndim == 4 and value.device.type == "cpu"
+    return torch.channels_last if image else torch.contiguous_format
