@@ -1,10 +1,11 @@
-"""Print one table of ratios: `python -m tests.benchmarks [--rounds N]`."""
+"""Print one table: ours, the obvious ways and the bounds; interleaved, medians, and the memory of each way alone."""
 
 import argparse
 import os
 import platform
-import resource
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,79 +13,9 @@ import torch
 import resnet_paths_plugin as rpp
 from resnet_paths_plugin.engine.backward import BackwardWalk
 from resnet_paths_plugin.engine.routes import AlongPaths, ByLength, WithSigns
+from tests.benchmarks.studies import STUDIES
 from tests.benchmarks.subjects import resnet
-from tests.benchmarks.timing import medians
-
-
-def lesion_sweep(rounds):
-    """Every single block deleted once: ours against a zeroing hook and one full forward pass per block."""
-    model, images = resnet(), torch.randn(256, 3, 32, 32)
-    net = rpp.unravel(model, images[:2])
-    blocks = model.residual_blocks()
-
-    def obvious():
-        with torch.inference_mode():
-            for block in blocks:
-                handle = block.bn2.register_forward_hook(lambda *call: torch.zeros_like(call[2]))
-                model(images).argmax(1)
-                handle.remove()
-
-    times = medians({"ours": lambda: rpp.BlockLesion(net).attribute(images), "loop": obvious}, rounds)
-    yield (
-        "single-lesion sweep, 256 images",
-        "loop with hooks / ours",
-        times["loop"] / times["ours"],
-        "2 (shared prefixes)",
-    )
-
-
-def forward_pass(rounds):
-    """The intact network: ours against the model's own forward."""
-    model, images = resnet(), torch.randn(64, 3, 32, 32)
-    net = rpp.unravel(model, images[:2])
-    with torch.no_grad():
-        times = medians({"ours": lambda: net(images), "model": lambda: model(images)}, 4 * rounds)
-    yield "forward pass, 64 images", "ours / the model's", times["ours"] / times["model"], "1"
-
-
-def path_gradients(rounds, size, internal):
-    """All lengths exactly, against one forward and backward, and against n + 1 gated backward passes."""
-    model, images = resnet(), torch.randn(size, 3, 32, 32)
-    net = rpp.unravel(model, images[:2])
-    n = len(net.blocks)
-
-    def ordinary():
-        x = images.clone().requires_grad_()
-        return torch.autograd.grad(model(x)[:, 0].sum(), x)
-
-    def gated():
-        """The value of the polynomial sum_k t^k G_k at n + 1 points, from which the G_k could be solved for."""
-        for t in np.cos(np.pi * np.arange(n + 1) / n):
-            handles = [
-                block.bn2.register_forward_hook(lambda *call, t=t: call[2] * t + (call[2] * (1 - t)).detach())
-                for block in model.residual_blocks()
-            ]
-            ordinary()
-            for handle in handles:
-                handle.remove()
-
-    def ours():
-        graph, program = net.path_graph(), net.program
-        for start in range(0, size, internal):
-            part = images[start : start + internal]
-            walk = BackwardWalk(graph, {program.inputs[0]: part}, program.parameters(), dtype=torch.float32)
-            seed = torch.zeros_like(walk.outputs[0])
-            seed[:, 0] = 1
-            walk.run({program.outputs[0]: seed}, ByLength([(1,)] * n))
-
-    ways = {"ours": ours, "one": ordinary}
-    if size == internal:
-        ways["gated"] = gated
-    times = medians(ways, rounds)
-    ratio = times["ours"] / times["one"] / n
-    yield f"exact path gradients, {size} images", "ours / (n forward-backwards)", ratio, "0.25"
-    if "gated" in times:
-        yield f"exact path gradients, {size} images", "n + 1 gated passes / ours", times["gated"] / times["ours"], ""
+from tests.benchmarks.timing import medians, memory_alone, rise_of_memory
 
 
 def signs_against_sampling():
@@ -130,29 +61,59 @@ def deep():
     yield f"{len(net.blocks)} blocks, max_length=40, one image", "seconds", seconds, ""
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__)
+def options_of(arguments=None):
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
+    parser.add_argument("studies", nargs="*", default=[], help=f"which to run; all by default: {', '.join(STUDIES)}")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, help="threads of torch; one is steadier where others use the machine")
-    options = parser.parse_args()
-    rounds = options.rounds
+    parser.add_argument("--threads", type=int, help="threads of torch; with one, the processor's seconds are taken")
+    parser.add_argument("--samples", type=int, default=1000, help="images of the lesion sweep")
+    parser.add_argument("--weights", help="safetensors of a CIFAR-10 ResNet-56; random ones without")
+    parser.add_argument("--images", help="npz file with uint8 `images` (N, 32, 32, 3); random ones without")
+    parser.add_argument("--no-memory", action="store_true", help="leave out the peak memory of each way")
+    parser.add_argument("--alone", nargs=2, metavar=("STUDY", "WAY"), help="print the MiB that one way adds, and stop")
+    return parser.parse_args(arguments)
+
+
+def rows(name, options, passed_on):
+    """Yield the lines of one study; its memory is that of each way alone."""
+    study = STUDIES[name](options)
+    times, results = medians(study.ways, options.rounds)
+    study.check(results)
+    memory = "" if options.no_memory else ", ".join(f"{way} {memory_alone(name, way, passed_on):.0f}" for way in times)
+    seconds = ", ".join(f"{way} {value:.3g}" for way, value in times.items())
+    for at, ratio in enumerate(study.ratios):
+        first = at == 0
+        yield study.what, ratio.of, ratio.value(times), ratio.bound, seconds if first else "", memory if first else ""
+
+
+def main():
+    options = options_of()
     if options.threads:
         torch.set_num_threads(options.threads)
-    machine = platform.processor() or platform.machine()
-    print(f"{machine}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    print(f"| {'what':44} | {'ratio of':32} | measured | bound |")
-    print(f"|{'-' * 46}|{'-' * 34}|----------|-------|")
-    for rows in (
-        forward_pass(rounds),
-        lesion_sweep(rounds),
-        path_gradients(rounds, 8, 8),
-        path_gradients(rounds, 64, 8),
-        signs_against_sampling(),
-        deep(),
-    ):
-        for what, ratio_of, measured, bound in rows:
-            print(f"| {what:44} | {ratio_of:32} | {measured:8.2f} | {bound} |", flush=True)
-    print(f"peak memory of the whole run: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")
+    if options.alone:
+        name, way = options.alone
+        print(rise_of_memory(STUDIES[name](options).ways[way]))
+        return
+    passed_on = [argument for argument in sys.argv[1:] if argument not in STUDIES]
+    cores, threads = os.cpu_count(), torch.get_num_threads()
+    print(f"{machine()}, {cores} cores, {threads} threads, torch {torch.__version__}, {options.rounds} rounds\n")
+    print("| what | ratio | measured | bound | seconds, medians | MiB added at the peak |")
+    print("|---|---|---|---|---|---|")
+    for name in options.studies or STUDIES:
+        for what, ratio, value, bound, seconds, memory in rows(name, options, passed_on):
+            print(f"| {what} | {ratio} | {value:.2f} | {bound} | {seconds} | {memory} |", flush=True)
+    if not options.studies:
+        for what, ratio, value, bound in (*signs_against_sampling(), *deep()):
+            print(f"| {what} | {ratio} | {value:.2f} | {bound} | | |", flush=True)
+
+
+def machine():
+    """Return the processor's name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.machine())
 
 
 main()

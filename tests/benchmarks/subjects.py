@@ -1,5 +1,7 @@
 """The subject of the benchmarks: ResNet-56 for 32x32 images, its speed independent of its weights."""
 
+import numpy as np
+import safetensors.torch
 import torch
 from torch import nn
 from torch.nn import functional
@@ -50,3 +52,21 @@ class CifarResNet(nn.Module):
 def resnet(depth=9):
     torch.manual_seed(0)
     return CifarResNet(depth).eval().requires_grad_(requires_grad=False)
+
+
+def trained(weights=None, depth=9):
+    """Return a ResNet with weights of a file, or random ones: speed does not depend on them."""
+    model = resnet(depth)
+    if weights is not None:
+        model.load_state_dict(safetensors.torch.load_file(weights), strict=False)
+    return model
+
+
+def pictures(count, file=None, size=32):
+    """Return images from an npz file of uint8 `images` (N, H, W, C), normalised, or random ones."""
+    if file is None:
+        return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(0))
+    with np.load(file) as archive:
+        images = torch.from_numpy(archive["images"][:count]).permute(0, 3, 1, 2).float() / 255
+    mean, std = (torch.tensor(three).view(3, 1, 1) for three in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    return ((images - mean) / std).contiguous()

@@ -1,17 +1,40 @@
-"""Interleaved timing of several ways to do one thing."""
+"""Interleaved timing of several ways to do one thing, and the memory that each takes in a process of its own."""
 
+import resource
 import statistics
+import subprocess
+import sys
 import time
+
+import torch
 
 
 def medians(ways, rounds):
-    """Run all ways in turn, `rounds` times after a warm-up, and return the median seconds of each."""
-    for way in ways.values():
-        way()
+    """Run all ways in turn, `rounds` times after a warm-up.
+
+    Returns the median seconds of each, and what each returned in the warm-up. With one thread these are seconds of the
+    processor, which others on the machine disturb less.
+    """
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    results = {name: way() for name, way in ways.items()}
     seconds = {name: [] for name in ways}
     for _ in range(rounds):
         for name, way in ways.items():
-            start = time.perf_counter()
+            start = clock()
             way()
-            seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(times) for name, times in seconds.items()}
+            seconds[name].append(clock() - start)
+    return {name: statistics.median(times) for name, times in seconds.items()}, results
+
+
+def rise_of_memory(way):
+    """Run a way; return by how many MiB it raised the peak memory of this process."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    way()
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10
+
+
+def memory_alone(study, way, options):
+    """Return the MiB that one way of a study adds in a process of its own."""
+    command = [sys.executable, "-m", "tests.benchmarks", "--alone", study, way, *options]
+    run = subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603 - this very program
+    return float(run.stdout.split()[-1])

@@ -1,0 +1,249 @@
+"""What is timed: for each study, ours and the obvious ways to the same result, and the ratios that the table prints."""
+
+import math
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+import torchvision
+from captum.attr import LayerFeatureAblation
+
+import resnet_paths_plugin as rpp
+from resnet_paths_plugin.engine.backward import BackwardWalk
+from resnet_paths_plugin.engine.routes import ByLength
+from tests.benchmarks.subjects import pictures, resnet, trained
+
+LOOP_BATCH = 256
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A line of the table: what is divided by what, of the ways' seconds, and what it can be at best."""
+
+    of: str
+    value: Callable[[dict[str, float]], float]
+    bound: str
+
+
+@dataclass(frozen=True)
+class Study:
+    """Several ways to one result.
+
+    Attributes:
+        what: the study, its network and its samples.
+        ways: the ways by name; `ours` is among them.
+        ratios: the lines of the table.
+        check: raises if the ways' results differ.
+    """
+
+    what: str
+    ways: dict[str, Callable[[], Any]]
+    ratios: tuple[Ratio, ...]
+    check: Callable[[dict[str, Any]], None] = lambda _: None
+
+
+def lesion_sweep(options):
+    """Every single block deleted once."""
+    model, images = trained(options.weights), pictures(options.samples, options.images)
+    net, blocks = rpp.unravel(model, images[:2]), model.residual_blocks()
+
+    def ours():
+        return rpp.BlockLesion(net).attribute(images).prediction.values
+
+    @torch.inference_mode()
+    def loop():
+        """A zeroing hook on the branch's last layer, and one full forward pass for each block."""
+        found = []
+        for block in blocks:
+            handle = block.bn2.register_forward_hook(lambda *call: torch.zeros_like(call[2]))
+            found.append(torch.cat([model(part).argmax(1) for part in images.split(LOOP_BATCH)]))
+            handle.remove()
+        return torch.stack(found).numpy()
+
+    @torch.no_grad()
+    def captum():
+        """Captum's ablation of a layer: for each block an intact pass and one with the layer's outputs zeroed."""
+        found = []
+        for block in blocks:
+            method = LayerFeatureAblation(model, block.bn2)
+            for part in images.split(LOOP_BATCH):
+                method.attribute(part, target=0, layer_mask=torch.zeros(1, dtype=torch.long))
+        return found
+
+    def check(results):
+        assert np.array_equal(results["ours"], results["loop"])
+
+    n = len(net.blocks)
+    return Study(
+        f"lesions, ResNet-56 ({n} blocks), {len(images)} images",
+        {"ours": ours, "loop": loop, "captum": captum},
+        (
+            Ratio("loop with hooks / ours", lambda t: t["loop"] / t["ours"], f"{n / (n / 2 + 1):.1f}, shared prefixes"),
+            Ratio("Captum's LayerFeatureAblation / ours", lambda t: t["captum"] / t["ours"], ""),
+        ),
+        check,
+    )
+
+
+def lesions_by_blocks(options):
+    """Twice the blocks: half as many passes again as there are blocks, each of twice the cost."""
+    images = pictures(options.samples // 4, options.images)
+    ways = {}
+    for depth in (9, 18):
+        net = rpp.unravel(resnet(depth), images[:2])
+        ways[f"{len(net.blocks)} blocks"] = lambda net=net: rpp.BlockLesion(net).attribute(images)
+    return Study(f"lesions, 27 and 54 blocks, {len(images)} images", ways, (_exponent(ways, "time ~ blocks^e", "2"),))
+
+
+def lesions_by_images(options):
+    """Twice the images: twice the time, the same memory."""
+    net, count = rpp.unravel(resnet(), pictures(2)), options.samples // 4
+    images = pictures(2 * count)
+    ways = {
+        f"{size} images": lambda size=size: rpp.BlockLesion(net).attribute(images[:size]) for size in (count, 2 * count)
+    }
+    return Study(f"lesions, {count} and {2 * count} images", ways, (_exponent(ways, "time ~ images^e", "1"),))
+
+
+def forward_pass(options):
+    """The intact network against the model's own forward."""
+    model, images = trained(options.weights), pictures(64, options.images)
+    net = rpp.unravel(model, images[:2])
+    ways = {"ours": torch.no_grad(lambda: net(images)), "model": torch.no_grad(lambda: model(images))}
+
+    def check(results):
+        assert torch.equal(results["ours"], results["model"])
+
+    return Study(
+        "forward pass, ResNet-56, 64 images",
+        ways,
+        (Ratio("ours / the model's", lambda t: t["ours"] / t["model"], "1"),),
+        check,
+    )
+
+
+def path_gradients(options, size=8, model=None, images=None, name="ResNet-56"):
+    """All lengths exactly, against one forward and backward pass, gated passes and the paper's sampling."""
+    model = trained(options.weights) if model is None else model
+    images = pictures(size, options.images) if images is None else images
+    net = rpp.unravel(model, images[:1])
+    n = len(net.blocks)
+    graph, program = net.path_graph(), net.program
+
+    def ordinary():
+        x = images.clone().requires_grad_()
+        return torch.autograd.grad(model(x)[:, 0].sum(), x)[0]
+
+    def ours():
+        total = []
+        for part in images.split(min(size, 8)):
+            walk = BackwardWalk(graph, {program.inputs[0]: part}, program.parameters(), dtype=torch.float32)
+            seed = torch.zeros_like(walk.outputs[0])
+            seed[:, 0] = 1
+            total.append(walk.run({program.outputs[0]: seed}, ByLength([(1,)] * n))[graph.taps[0]].rows.sum(0))
+        return torch.cat(total)
+
+    def check(results):
+        error = (results["ours"] - results["one"]).norm() / results["one"].norm()
+        assert error < 1e-5
+
+    ratios = [Ratio("ours / (n times one forward and backward)", lambda t: t["ours"] / t["one"] / n, "0.25")]
+    ways = {"ours": ours, "one": ordinary}
+    if hasattr(model, "residual_blocks") and size <= 8:
+        ways |= {"gated": partial(_gated, model, ordinary), "sampled": partial(_sampled, model, ordinary)}
+        ratios += [
+            Ratio("n + 1 gated backward passes / ours", lambda t: t["gated"] / t["ours"], ""),
+            Ratio("the paper's sampling, one path a length / ours", lambda t: t["sampled"] / t["ours"], ""),
+        ]
+    return Study(f"path gradients, {name} ({n} blocks), {size} images", ways, tuple(ratios), check)
+
+
+def _gated(model, ordinary):
+    """The polynomial sum_k t^k G_k at n + 1 points, from which the G_k could be solved for."""
+    n = len(model.residual_blocks())
+    for t in np.cos(np.pi * np.arange(n + 1) / n):
+        with _scaled_gradients(model, [t] * n):
+            ordinary()
+
+
+def _sampled(model, ordinary):
+    """One of the paper's paths for each length, a backward pass each."""
+    generator, n = np.random.default_rng(0), len(model.residual_blocks())
+    for length in range(n + 1):
+        taken = generator.choice(n, length, replace=False)
+        with _scaled_gradients(model, np.isin(np.arange(n), taken).astype(float)):
+            ordinary()
+
+
+@contextmanager
+def _scaled_gradients(model, factors):
+    """Multiply the gradient through each branch by a factor; the values stay."""
+
+    def hook_of(t):
+        return lambda *call: call[2] * t + (call[2] * (1 - t)).detach()
+
+    handles = [
+        block.bn2.register_forward_hook(hook_of(t)) for block, t in zip(model.residual_blocks(), factors, strict=True)
+    ]
+    yield
+    for handle in handles:
+        handle.remove()
+
+
+def paths_by_blocks(options):
+    """Twice the blocks: twice the rows through twice the blocks."""
+    images, ways = pictures(4, options.images), {}
+    for depth in (9, 18):
+        net = rpp.unravel(resnet(depth), images[:2])
+        ways[f"{len(net.blocks)} blocks"] = lambda net=net: rpp.PathLengthGradient(net).attribute(images, target=0)
+    return Study("path gradients, 27 and 54 blocks, 4 images", ways, (_exponent(ways, "time ~ blocks^e", "2"),))
+
+
+def _large(name, size):
+    torch.manual_seed(0)
+    model = getattr(torchvision.models, name)().eval().requires_grad_(requires_grad=False)
+    return model, pictures(size, size=224)
+
+
+def large_lesions(_options, name, size=4):
+    """A torchvision model with all lesions, against its own forward passes."""
+    model, images = _large(name, size)
+    net = rpp.unravel(model, images[:2])
+    n = len(net.blocks)
+    one = torch.no_grad(lambda: model(images))
+    return Study(
+        f"lesions, {name} ({n} blocks), {size} images",
+        {"ours": lambda: rpp.BlockLesion(net).attribute(images), "one": one},
+        (Ratio("ours / (n forward passes)", lambda t: t["ours"] / t["one"] / n, f"{0.5 + 1 / n:.2f}"),),
+    )
+
+
+def large_paths(options, name, size=1):
+    """A torchvision model's exact path gradients."""
+    model, images = _large(name, size)
+    return path_gradients(options, size, model, images, name)
+
+
+def _exponent(ways, of, bound):
+    """The exponent that fits the seconds of two ways, one of which has twice as much to do."""
+    one, two = ways
+    return Ratio(of, lambda t: math.log2(t[two] / t[one]), bound)
+
+
+STUDIES = {
+    "forward": forward_pass,
+    "lesions": lesion_sweep,
+    "lesions-by-blocks": lesions_by_blocks,
+    "lesions-by-images": lesions_by_images,
+    "paths-8": path_gradients,
+    "paths-64": lambda options: path_gradients(options, 64),
+    "paths-by-blocks": paths_by_blocks,
+    "lesions-resnet50": lambda options: large_lesions(options, "resnet50"),
+    "lesions-vit": lambda options: large_lesions(options, "vit_b_16", 2),
+    "paths-resnet50": lambda options: large_paths(options, "resnet50"),
+    "paths-vit": lambda options: large_paths(options, "vit_b_16"),
+}
