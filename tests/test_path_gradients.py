@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 
 import resnet_paths_plugin as rpp
 from resnet_paths_plugin import demo
+from resnet_paths_plugin.engine import backward
 from resnet_paths_plugin.engine.backward import BackwardWalk
 from resnet_paths_plugin.engine.path_graph import PathGraph
 from resnet_paths_plugin.engine.routes import TAIL, AlongPaths, ByLength, Edge, WithSigns
@@ -150,6 +151,16 @@ def test_rows_taken_a_few_at_a_time_are_the_same(name):
     assert together.keys() == apart.keys()
     for key, rows in together.items():
         assert_same_gradients(apart[key], rows, scale_of(name))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_exact_bank_equals_the_enumeration_where_no_values_are_kept(name, monkeypatch):
+    monkeypatch.setattr(backward, "KEPT_BYTES", -1)
+    expected = summed(twin(name).paths)
+    rows = walk(name, ByLength(ones(name)), bank_bytes=1)
+    assert rows.keys() == {(length,) for length in expected}
+    for length, gradients in expected.items():
+        assert_same_gradients(rows[length,], gradients, scale_of(name))
 
 
 @pytest.mark.parametrize("name", NAMES)

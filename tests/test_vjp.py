@@ -126,6 +126,24 @@ def test_convolutions_of_one_and_three_dimensions():
     check(aten.conv3d.default, Data(2, 2, 5, 4, 5), constant(3, 2, 3, 2, 3), constant(3), [2, 1, 1], [1, 0, 1])
 
 
+@pytest.mark.parametrize("options", [([1, 1], [1, 1]), ([1, 1], [3, 0]), ([2, 1], [1, 1]), ([1, 1], [0, 0], [2, 2], 2)])
+def test_slopes_of_channels_are_worked_into_a_convolutions_weight(options):
+    """The oracle multiplies the rows; a second slope must not find the first one's weight."""
+    call, data = call_of(
+        aten.conv2d.default, (Data(2, 4, 9, 8), constant(6, 4 // (options[3:] or [1])[0], 3, 3), None, *options), {}
+    )
+    pullback = linearise(call)
+    bank = torch.randn(ROWS, *call.value.shape, dtype=torch.float64)
+    before = bank.clone()
+    for slope in (constant(6, 1, 1), constant(6, 1, 1)):
+        assert pullback.absorbs(slope)
+        (expected,) = by_autograd(call.node.target, (data[0], *call.args[1:]), {}, data, bank * slope)
+        torch.testing.assert_close(pullback.pull(bank, slope), expected, rtol=1e-12, atol=1e-12)
+    assert not pullback.absorbs(constant(1, 6, 1))
+    assert not pullback.absorbs(constant(2, 6, 7, 6))
+    assert torch.equal(bank, before)
+
+
 def test_convolutions_without_a_rule_go_through_autograd():
     weight = constant(4, 3, 3, 3)
     check(aten.conv2d.padding, Data(2, 3, 6, 6), weight, None, [1, 1], "same", rule=False)
