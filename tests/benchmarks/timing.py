@@ -1,10 +1,10 @@
 """Interleaved timing of several ways to do one thing, and the memory that each takes in a process of its own."""
 
-import resource
 import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import torch
 
@@ -27,10 +27,16 @@ def medians(ways, rounds):
 
 
 def rise_of_memory(way):
-    """Run a way; return by how many MiB it raised the peak memory of this process."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    """Run a way; return by how many MiB it raised the resident memory of this process at its peak (Linux)."""
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forget the peak so far
+    before = _kibibytes("VmRSS")
     way()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10
+    return (_kibibytes("VmHWM") - before) / 2**10
+
+
+def _kibibytes(field):
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field))
 
 
 def memory_alone(study, way, options):
