@@ -290,6 +290,8 @@ def test_class_names_that_come_with_the_weights_go_first(describe):
         ("torchvision/resnet18", models.ResNet),
         ("torchvision/fcn_resnet50", models.segmentation.FCN),
         ("torchvision/ssdlite320_mobilenet_v3_large", models.detection.ssd.SSD),
+        ("torchvision/googlenet", models.GoogLeNet),  # these two warn of a default that is left out
+        ("torchvision/inception_v3", models.Inception3),
     ],
 )
 def test_a_model_without_pretrained_weights_is_built_without_the_network(spec, kind, load, offline):

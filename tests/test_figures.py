@@ -122,7 +122,7 @@ class TestTrainings:
     def test_what_is_missing_is_named(self):
         with pytest.raises(InputError, match="needs the variable 'training'"):
             plotting.plot_training_lesions(synthetic.single_lesions(N))
-        with pytest.raises(InputError, match="no 'error'"):
+        with pytest.raises(InputError, match="finds no measure"):
             plotting.plot_training_lesions(synthetic.trainings(N).drop_vars("error"))
 
 

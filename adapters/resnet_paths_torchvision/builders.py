@@ -23,6 +23,9 @@ _VARIABLE = ("fc.", "classifier.", "head.", "heads.", "aux", "AuxLogits.", "enco
 
 _CONVOLUTION_NDIM = 4
 
+# Builders that ask whether to draw their weights from the distributions that their authors used.
+_TELL_INITIALISATION = ("googlenet", "inception_v3")
+
 _Trunk = tuple[type, frozenset[tuple[str, tuple[int, ...]]]]
 
 
@@ -36,6 +39,8 @@ def build(name: str, *, weights: str | None, **arguments: Any) -> nn.Module:
     """
     if "weights_backbone" in inspect.signature(models.get_model_builder(name)).parameters:
         arguments["weights_backbone"] = None  # the default would download them unasked
+    if weights is None and name.removeprefix("quantized_") in _TELL_INITIALISATION:
+        arguments.setdefault("init_weights", True)  # their default too, but a left out one warns
     model: nn.Module = models.get_model(name, weights=weights, **arguments)
     _remembered[model] = name
     return model
@@ -77,7 +82,7 @@ class _WithoutMemory(TorchFunctionMode):
 @cache
 def _built_trunk(name: str) -> _Trunk | None:
     """Return the trunk of what a builder makes; None for the few builders that need real weights to work."""
-    slow = {"init_weights": False} if name.removeprefix("quantized_") in ("googlenet", "inception_v3") else {}
+    slow = {"init_weights": False} if name.removeprefix("quantized_") in _TELL_INITIALISATION else {}
     try:
         with torch.random.fork_rng(devices=[]), _WithoutMemory():
             return _trunk(build(name, weights=None, **slow))

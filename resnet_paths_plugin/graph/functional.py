@@ -34,9 +34,20 @@ def functional_program(program: ExportedProgram) -> ExportedProgram:
     for node in reversed(graph.nodes):
         if node.target in _CHECKS and not node.users:
             graph.erase_node(node)
+    _read_copies_directly(graph)
     _read_parts_directly(graph)
     graph.eliminate_dead_code(is_impure_node=lambda node: node.op in {"placeholder", "output"})
     return program
+
+
+def _read_copies_directly(graph: fx.Graph) -> None:
+    """Read the source of a copy that fills a value whole, as an assignment to a slice leaves it: it has no gradient."""
+    for node in graph.nodes:
+        if node.target is not aten.copy.default:
+            continue
+        filled, source = (operand.meta["val"] for operand in node.args[:2])
+        if filled.shape == source.shape and filled.dtype == source.dtype:
+            node.replace_all_uses_with(node.args[1])
 
 
 def _read_parts_directly(graph: fx.Graph) -> None:

@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import timm
 import torch
@@ -182,7 +183,8 @@ def completeness(model, net, inputs):
     banks = path_gradients(net, inputs, weights)
     expected = gradients(model, inputs, weights)
     missing = _norms([rows.sum(0) - ordinary for rows, ordinary in zip(banks, expected, strict=True)])
-    parts = sum(_norms(rows) for rows in zip(*banks, strict=True))
+    # From one of several inputs there may be fewer lengths than from another.
+    parts = sum(_norms([row for row in rows if row is not None]) for rows in zip_longest(*banks))
     whole = _norms(expected)
     return float((missing / whole).max()), float((parts / whole).max())
 

@@ -148,8 +148,10 @@ _MODELS = {
     ),
     # dpn
     "dpn.DualPathBlock": Rule(
-        1,
+        lambda m: int(not (m.has_proj and m.b)),
         "hard: residual slice + bottleneck; a projecting block's skip has a norm and a ReLU of its own before the 1x1."
+        " Where two convolutions stand in the place of the last split (variants b), the dense one reads a value inside"
+        " the branch, so a projecting block is none."
         " Corrected after the first run, which counted those as none: the definition names dual path nets, and the"
         " paper (arXiv 1707.01629, Table 1) gives 3 + 4 + 12 + 3 for DPN-68",
     ),
