@@ -273,6 +273,7 @@ def test_a_unit_that_holds_a_pickle_is_not_opened(tmp_path):
     (folder.path / "lesion-00000000.unit").write_bytes(stored)
     with pytest.raises(ValueError, match="allow_pickle=False"):
         folder.read("lesion-00000000", "", "samples")
+    folder.close()
 
 
 def test_a_folder_of_other_files_is_left_alone(tmp_path):

@@ -43,8 +43,9 @@ def interrupting(*_):
 
 def test_an_interrupted_analysis_goes_on_with_resume(tmp_path, monkeypatch, expected):
     output = tmp_path / "a.nc"
+    interrupted = Study(group="reorderings", analyzer="BlockReordering", run=interrupting)
     with monkeypatch.context() as patch:
-        patch.setattr(cli, "STUDIES", (*STUDIES[:3], Study(group="reorderings", run=interrupting)))
+        patch.setattr(cli, "STUDIES", (*STUDIES[:3], interrupted))
         result = invoke(*analysis(*OPTIONS, output=output))
     assert result.exit_code == 130
     kept = len(list(tmp_path.rglob("*.unit")))
@@ -79,7 +80,8 @@ class Once:
 
 
 def test_an_analysis_that_finished_nothing_leaves_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(cli, "STUDIES", (Study(group="single_lesions", run=interrupting),))
+    interrupted = Study(group="single_lesions", analyzer="BlockLesion", run=interrupting)
+    monkeypatch.setattr(cli, "STUDIES", (interrupted,))
     assert invoke(*analysis(*OPTIONS, output=tmp_path / "a.nc")).exit_code == 130
     assert list(tmp_path.iterdir()) == []
 
