@@ -3,7 +3,7 @@
 import difflib
 import hashlib
 import html
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from numbers import Integral
 from typing import Any, Literal, get_args
@@ -27,17 +27,25 @@ from resnet_paths_plugin.graph.detection import detect_blocks
 from resnet_paths_plugin.graph.export import eval_mode
 from resnet_paths_plugin.graph.layers import detect_layers
 from resnet_paths_plugin.graph.other_sums import other_sums
+from resnet_paths_plugin.graph.rewrites import fold_batch_norms, with_channels_last
 from resnet_paths_plugin.training import SamplingNetwork
 from resnet_paths_plugin.views import NetworkView, RestrictedNetwork, ScheduledNetwork
 
 Units = Literal["blocks", "layers"]
+Optimization = Literal["fold_batch_norm", "channels_last", "compile"]
+"""What makes a network's runs faster, with outputs that equal the model's within rounding."""
+
+_REWRITES: Mapping[str, Callable[[CapturedGraph], None]] = {
+    "fold_batch_norm": fold_batch_norms,
+    "channels_last": with_channels_last,
+}
 _NOUNS: Mapping[Units, str] = {"blocks": "residual blocks", "layers": "layers that can be deleted"}
 
 
 class UnraveledNetwork(NetworkView):
     """A model as a data-flow graph with residual blocks; called, it returns the model's own outputs.
 
-    Made by `unravel`. Outputs equal those of the model in eval mode, bit for bit on a CPU.
+    Made by `unravel`. Outputs equal those of the model in eval mode, bit for bit on a CPU unless it is optimized.
 
     Attributes:
         graph: the captured graph.
@@ -46,6 +54,7 @@ class UnraveledNetwork(NetworkView):
         program: graph and blocks, ready to run in parts.
         plugin_names: the plugins that were asked, with their versions.
         units: what `blocks` are: residual `"blocks"`, or `"layers"` of any network.
+        optimize: what was done to make runs faster, in alphabetical order.
     """
 
     def __init__(
@@ -56,9 +65,14 @@ class UnraveledNetwork(NetworkView):
         plugin_names: Sequence[str] = (),
         *,
         units: Units = "blocks",
+        optimize: Iterable[Optimization] = (),
         plugin_manager: pluggy.PluginManager | None = None,
     ) -> None:
         super().__init__(graph.model)
+        self.optimize = _known_optimizations(optimize)
+        for name in self.optimize:
+            if name in _REWRITES:
+                _REWRITES[name](graph)
         self.graph = graph
         self.blocks = tuple(blocks)
         self.description = description
@@ -66,7 +80,7 @@ class UnraveledNetwork(NetworkView):
         self.units = units
         self._plugin_manager = plugin_manager
         self.program = Program(graph, self.blocks)
-        self._engine = ForwardEngine(self.program)
+        self._engine = ForwardEngine(self.program, compiled="compile" in self.optimize)
         self._path_graphs: dict[tuple[int, ...], PathGraph] = {}
         self._intact = Schedule.identity(self)
         self._by_name = {block.name: block for block in self.blocks}
@@ -350,7 +364,8 @@ class UnraveledNetwork(NetworkView):
         counts = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
         library = f" ({self.description.library})" if self.description else ""
         skips = f", skips: {counts}" if counts and self.units == "blocks" else ""
-        return f"{self.name}{library}: {len(self.blocks)} {_NOUNS[self.units]}{skips}"
+        optimized = f", optimized: {', '.join(self.optimize)}" if self.optimize else ""
+        return f"{self.name}{library}: {len(self.blocks)} {_NOUNS[self.units]}{skips}{optimized}"
 
     def _known(self, name: str) -> str:
         close = difflib.get_close_matches(name, self._by_name, n=3)
@@ -369,6 +384,7 @@ def unravel(
     example_inputs: Any = None,
     *,
     units: Units = "blocks",
+    optimize: Iterable[Optimization] = (),
     plugin_manager: pluggy.PluginManager | None = None,
 ) -> UnraveledNetwork:
     """Capture a model and find its residual blocks, or the layers of any network that can be deleted.
@@ -380,6 +396,11 @@ def unravel(
         units: `"blocks"`, the residual blocks; or `"layers"`, in any network, the weighted operations (each with the
             norm and the activation behind it) whose output has their input's shape: deleted, such a layer becomes
             the identity (the plain network of Fig. 3). Path gradients need blocks.
+        optimize: what to do for speed at the price of the last digits; nothing by default, where outputs equal the
+            model's bit for bit on a CPU. `"fold_batch_norm"` works batch norms into the convolutions before them,
+            `"channels_last"` lays images and kernels out for the faster routines of many devices, and `"compile"`
+            has `torch.compile` make one function of all that lies between two sums (for forward passes; a
+            minute or so at the first run). The model is not changed, and later changes of its weights show as before.
         plugin_manager: whom to ask; None asks the installed plugins.
 
     Returns:
@@ -390,12 +411,19 @@ def unravel(
         CaptureError: if the model cannot be captured.
         PluginError: if a plugin answers what its hook does not allow.
     """
+    _known_optimizations(optimize)
     if units not in get_args(Units):
         raise InputError(f"units must be one of {', '.join(map(repr, get_args(Units)))}, not {units!r}")
     if isinstance(model, UnraveledNetwork):
         if model.units != units:
             raise InputError(
                 f"{model.name} was unraveled into {model.units}: unravel the model itself again with units={units!r}"
+            )
+        wanted = _known_optimizations(optimize)
+        if wanted and wanted != model.optimize:
+            raise InputError(
+                f"{model.name} was unraveled with optimize={model.optimize!r}: unravel the model itself again with "
+                f"optimize={wanted!r}"
             )
         return model
     if isinstance(model, NetworkView):
@@ -417,9 +445,10 @@ def unravel(
     names = [str(plugin) for plugin in plugins.listing(plugin_manager)]
     if units == "layers":
         graph, layers = detect_layers(graph)
-        return UnraveledNetwork(graph, with_stages(layers, description), description, names, units=units)
+        layers = with_stages(layers, description)
+        return UnraveledNetwork(graph, layers, description, names, units=units, optimize=optimize)
     blocks = find_blocks(graph, description, plugin_manager)
-    return UnraveledNetwork(graph, blocks, description, names, plugin_manager=plugin_manager)
+    return UnraveledNetwork(graph, blocks, description, names, optimize=optimize, plugin_manager=plugin_manager)
 
 
 def find_blocks(
@@ -440,6 +469,15 @@ def with_stages(blocks: Sequence[ResidualBlock], description: ModelDescription |
     if None in stages:
         return tuple(blocks)
     return tuple(replace(block, stage=stage) for block, stage in zip(blocks, stages, strict=True))
+
+
+def _known_optimizations(optimize: Iterable[Optimization]) -> tuple[Optimization, ...]:
+    """Return optimizations in alphabetical order after checking that there are such."""
+    given = {optimize} if isinstance(optimize, str) else set(optimize)
+    known: tuple[Optimization, ...] = get_args(Optimization)
+    if unknown := given - set(known):
+        raise InputError(f"optimize takes {', '.join(map(repr, known))}, not {', '.join(map(repr, sorted(unknown)))}")
+    return tuple(name for name in sorted(known) if name in given)
 
 
 def _inputs_like(model: nn.Module, description: ModelDescription | None) -> Tensor:

@@ -138,7 +138,7 @@ def test_slopes_of_channels_are_worked_into_a_convolutions_weight(options):
     for slope in (constant(6, 1, 1), constant(6, 1, 1)):
         assert pullback.absorbs(slope)
         (expected,) = by_autograd(call.node.target, (data[0], *call.args[1:]), {}, data, bank * slope)
-        torch.testing.assert_close(pullback.pull(bank, slope), expected, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(pullback.pull(bank, (slope,)), expected, rtol=1e-12, atol=1e-12)
     assert not pullback.absorbs(constant(1, 6, 1))
     assert not pullback.absorbs(constant(2, 6, 7, 6))
     assert torch.equal(bank, before)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from resnet_paths_plugin.engine.transfer import moved
 from resnet_paths_plugin.errors import InputError
 from resnet_paths_plugin.graph.export import batch_size
 
@@ -65,8 +66,8 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """Move the tensors to a device."""
-        args = pytree.tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, self.args)
-        target = pytree.tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, self.target)
+        args = pytree.tree_map(lambda leaf: moved(leaf, device) if isinstance(leaf, Tensor) else leaf, self.args)
+        target = pytree.tree_map(lambda leaf: moved(leaf, device) if isinstance(leaf, Tensor) else leaf, self.target)
         return Batch(args, target, self.size)
 
     def copied(self) -> "Batch":

@@ -129,7 +129,7 @@ class _PathJob:
             routing = AlongPaths([path for _, path in part])
             keys = [(row,) for row in range(len(part))]
             scaled = self._norms(walk.run(seeds, routing), keys, chunk.size)
-            norms.append(np.ldexp(scaled, [[routing.exponents.get(key, 0)] for key in keys]))
+            norms.append(np.ldexp(scaled, np.array(routing.exponents())[:, None]))
         # Only their mean over samples is asked for.
         return {"path_norm_total": np.concatenate(norms).sum(axis=-1)}
 

@@ -229,7 +229,8 @@ def study_attrs(
         seed=seed,
         arguments=arguments,
     )
-    return {**facts, "units": network.units}
+    optimized = {"optimize": ", ".join(network.optimize)} if network.optimize else {}
+    return {**facts, "units": network.units, **optimized}
 
 
 def positive(name: str, value: int | None) -> int | None:

@@ -10,7 +10,7 @@ import time
 import traceback
 import uuid
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from inspect import getdoc
 from pathlib import Path
@@ -33,7 +33,7 @@ from resnet_paths_plugin.cli.studies import STUDIES, StudyOptions, studies_by
 from resnet_paths_plugin.cli.terminal import echo
 from resnet_paths_plugin.description import ModelDescription
 from resnet_paths_plugin.errors import FileError, InputError, ResnetPathsError
-from resnet_paths_plugin.network import Units, UnraveledNetwork, unravel
+from resnet_paths_plugin.network import Optimization, Units, UnraveledNetwork, unravel
 from resnet_paths_plugin.plotting.kinds import kind_of
 from resnet_paths_plugin.weights import load_weights
 
@@ -206,6 +206,10 @@ def list_plugins() -> None:
 @_units_option
 @click.option("--device", default="cpu", show_default=True, help="Device to run on, such as cuda.")
 @click.option(
+    "--optimize", multiple=True, type=click.Choice(sorted(get_args(Optimization))),
+    help="Run faster, with outputs that differ in the last digits; may be repeated.",
+)  # fmt: skip
+@click.option(
     "--batch-size",
     type=click.IntRange(min=1),
     help="Images per forward pass. [default: what suits the cache]",
@@ -235,6 +239,7 @@ def list_plugins() -> None:
 def analyze(
     model: str | None, images: Path | None, output: Path | None, *,
     weights: Path | None, pretrained: bool, analyzers: tuple[str, ...], units: Units, device: str,
+    optimize: tuple[Optimization, ...],
     batch_size: int | None, mean: tuple[float, ...] | None, std: tuple[float, ...] | None, draws: int,
     max_deleted: int, max_swaps: int, path_images: int, path_draws: int, seed: int, progress: bool | None,
     workers: int | None, scheduler: str | None, resume: bool,
@@ -271,7 +276,7 @@ def analyze(
     preprocessing, resize = preprocessing_for(description, found, mean, std)
     targets = targets_of(found, description.class_names if description else None)
     batches = InputBatches(found, targets, preprocessing, resize=resize, batch_size=batch_size, dtype=_dtype(module))
-    network = _unraveled(module, batches, units, manager)
+    network = _unraveled(module, batches, units, optimize, manager)
     _check_classes(network, batches)
     noun = "residual blocks" if units == "blocks" else "layers that can be deleted"
     echo(f"{network.name}: {len(network.blocks)} {noun}, {len(found)} images of {found.origin}")
@@ -334,12 +339,16 @@ def _load(spec: str, pretrained: bool, weights: Path | None, manager: pluggy.Plu
 
 
 def _unraveled(
-    model: nn.Module, batches: InputBatches, units: Units, manager: pluggy.PluginManager
+    model: nn.Module,
+    batches: InputBatches,
+    units: Units,
+    optimize: Sequence[Optimization],
+    manager: pluggy.PluginManager,
 ) -> UnraveledNetwork:
     """Unravel the model for the images that it is to be run on."""
     example, _ = next(iter(batches.head(2)))
     like = next(model.parameters(), example)
-    network = unravel(model, example.to(like.device), units=units, plugin_manager=manager)
+    network = unravel(model, example.to(like.device), units=units, optimize=optimize, plugin_manager=manager)
     network.require_blocks()
     return network
 

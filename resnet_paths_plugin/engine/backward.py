@@ -31,6 +31,8 @@ KEPT_BYTES_ON_DEVICE = 4 * 2**30
 
 Lane = int | None
 """The one node for which rows are meant, or None for all."""
+Waiting = tuple[int, Lane, Part, Bank]
+"""A bank that waits at a value: the value's position, the lane, and the part of the value."""
 
 
 class BackwardWalk:
@@ -115,9 +117,11 @@ class BackwardWalk:
 
     def _keep(self, which: int, values: Values) -> None:
         """Linearise a segment for all walks where there is room for its values, of which most are not kept then."""
-        found = (values[at] for at in self.program.segments[which])
-        self._room -= sum(value.nbytes for value in pytree.tree_leaves(list(found)) if isinstance(value, Tensor))
-        if self._room >= 0:
+        found = pytree.tree_leaves([values[at] for at in self.program.segments[which]])
+        # Linearised, they have the dtype of the rows.
+        size = sum(max(one.nbytes, one.numel() * self.dtype.itemsize) for one in found if isinstance(one, Tensor))
+        if size <= self._room:
+            self._room -= size
             self._kept[which] = _Linearised(self, values).complete(self.program.segments[which])
 
     def _close(self, total: Sum, arrivals: "_Arrivals", routing: Routing) -> None:
@@ -128,8 +132,8 @@ class BackwardWalk:
         if not arrived:
             return
         bank = arrived[None][None].settled()
-        if routing.exponents is not None:
-            bank = bank.rescaled(routing.exponents)
+        if routing.shifts is not None:
+            bank = bank.rescaled(routing.shifts)
         edges = self.graph.edges[total.root]
         for term in total.terms:
             ways = [edge for edge in edges if edge.term == term.value and edge.block == term.block]
@@ -151,7 +155,7 @@ class BackwardWalk:
         kept = [place for place, key in enumerate(keys) if key is not None]
         if not kept:
             return None
-        rows = bank.rows if len(kept) == len(keys) else bank.rows[row_index(kept)]
+        rows = bank.rows if len(kept) == len(keys) else bank.rows[row_index(kept, bank.rows)]
         found = tuple(key for key in keys if key is not None)
         factor = routing.factor(edge)
         if factor != 1:
@@ -169,19 +173,27 @@ class BackwardWalk:
         banks = [bank for _, _, _, bank in waiting]
         keys = sorted_keys({key for bank in banks for key in bank.keys})
         step = max(1, self.bank_bytes // max(bank.rows[0].nbytes for bank in banks))
+        if step >= len(keys):
+            for at, lane, part, bank in self._through(which, operators, waiting):
+                arrivals.add(at, lane, bank, part)
+            return
         found: dict[tuple[int, Lane, Part], Assembly] = {}
         for start in range(0, len(keys), step):
-            local = _Arrivals(self.graph)
-            for at, lane, part, bank in waiting:
-                taken = bank.take(keys[start : start + step])
-                if taken is not None:
-                    local.add(at, lane, taken, part)
-            for at in reversed(self.program.segments[which]):
-                self._operator(at, operators, local)
-            for at, lane, part, bank in local.leave():
+            taken = ((at, lane, part, bank.take(keys[start : start + step])) for at, lane, part, bank in waiting)
+            some = [(at, lane, part, bank) for at, lane, part, bank in taken if bank is not None]
+            for at, lane, part, bank in self._through(which, operators, some):
                 found.setdefault((at, lane, part), Assembly(keys)).add(bank)
         for (at, lane, part), assembly in found.items():
             arrivals.add(at, lane, assembly.bank(), part)
+
+    def _through(self, which: int, operators: "_Linearised", waiting: Sequence[Waiting]) -> list[Waiting]:
+        """Carry banks through a segment; return those that have arrived before it."""
+        local = _Arrivals(self.graph)
+        for at, lane, part, bank in waiting:
+            local.add(at, lane, bank, part)
+        for at in reversed(self.program.segments[which]):
+            self._operator(at, operators, local)
+        return local.leave()
 
     def _operator(self, at: int, operators: "_Linearised", arrivals: "_Arrivals") -> None:
         """Carry what has arrived at an operator's value to the values it reads."""
@@ -261,7 +273,7 @@ class _Arrivals:
             for lane, parts in self._waiting.pop(at, {}).items()
         }
 
-    def leave(self, positions: Sequence[int] | None = None) -> list[tuple[int, Lane, Part, Bank]]:
+    def leave(self, positions: Sequence[int] | None = None) -> list[Waiting]:
         """Take what waits at some positions, nodes excepted, or everywhere."""
         chosen = (
             list(self._waiting) if positions is None else [at for at in positions if not self.graph.nodes >> at & 1]

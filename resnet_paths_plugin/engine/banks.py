@@ -12,6 +12,7 @@ from torch import Tensor
 
 from resnet_paths_plugin.engine.convolution import Convolution
 from resnet_paths_plugin.engine.routes import Key
+from resnet_paths_plugin.engine.transfer import sent
 
 Part = int | None
 """Place in a value that is a list or tuple; None for a value that is a tensor."""
@@ -51,10 +52,10 @@ class Bank:
 
     def through(self, convolution: Convolution) -> "Bank":
         """Return the bank of a convolution's source; uses the bank up."""
-        factors = [slope for slope in self.slopes if convolution.absorbs(slope)]
+        factors = tuple(slope for slope in self.slopes if convolution.absorbs(slope))
         others = tuple(slope for slope in self.slopes if not convolution.absorbs(slope))
         rows = replace(self, slopes=others).settled().rows
-        return Bank(self.keys, convolution.pull(rows, reduce(mul, factors) if factors else None), owned=True)
+        return Bank(self.keys, convolution.pull(rows, factors), owned=True)
 
     def take(self, keys: Iterable[Key]) -> "Bank | None":
         """Return the rows that have one of the keys, or None."""
@@ -62,15 +63,14 @@ class Bank:
         places = [place for place, key in enumerate(self.keys) if key in wanted]
         if not places:
             return None
-        return Bank(tuple(self.keys[place] for place in places), self.rows[row_index(places)], self.slopes)
+        return Bank(tuple(self.keys[place] for place in places), self.rows[row_index(places, self.rows)], self.slopes)
 
-    def rescaled(self, exponents: dict[Key, int]) -> "Bank":
-        """Divide small rows by powers of two, which changes no digit of them, and add the exponents to those known."""
+    def rescaled(self, shifts: list[tuple[tuple[Key, ...], Tensor]]) -> "Bank":
+        """Divide small rows by powers of two, which changes no digit of them, and add these to what is collected."""
         peaks = self.rows.abs().flatten(1).amax(1)
-        shifts = torch.where(peaks < _SMALL, torch.frexp(peaks).exponent, 0)
-        for key, shift in zip(self.keys, shifts.tolist(), strict=True):
-            exponents[key] = exponents.get(key, 0) + shift
-        return Bank(self.keys, torch.ldexp(self.rows, -shifts.view(-1, *[1] * (self.rows.ndim - 1))))
+        shift = torch.where(peaks < _SMALL, torch.frexp(peaks).exponent, 0)
+        shifts.append((self.keys, shift))
+        return Bank(self.keys, torch.ldexp(self.rows, -shift.view(-1, *[1] * (self.rows.ndim - 1))))
 
 
 class Assembly:
@@ -89,7 +89,7 @@ class Assembly:
         """Add rows with keys that were not found yet."""
         if self._rows is None:
             self._rows = _empty_rows(bank.rows, len(self._place))
-        here = row_index([self._place[key] for key in bank.keys])
+        here = row_index([self._place[key] for key in bank.keys], self._rows)
         if bank.slopes and isinstance(here, slice):
             torch.mul(bank.rows, reduce(mul, bank.slopes), out=self._rows[here])
         else:
@@ -102,7 +102,7 @@ class Assembly:
         assert self._rows is not None  # noqa: S101 - made where a first part was found
         if len(keys) == len(self._place):
             return Bank(keys, self._rows, owned=True)
-        return Bank(keys, self._rows[row_index([self._place[key] for key in keys])], owned=True)
+        return Bank(keys, self._rows[row_index([self._place[key] for key in keys], self._rows)], owned=True)
 
 
 def merged(banks: Sequence[Bank]) -> Bank:
@@ -121,7 +121,11 @@ def _sum(one: Bank, other: Bank) -> Bank:
     in_one, in_other = ({key: at for at, key in enumerate(bank.keys)} for bank in (one, other))
     for total, known, added in ((one, in_one, other), (other, in_other, one)):
         if total.owned and in_one.keys() | in_other.keys() == known.keys():
-            total.rows[row_index([known[key] for key in added.keys])] += added.rows
+            here = row_index([known[key] for key in added.keys], total.rows)
+            if isinstance(here, slice):
+                total.rows[here] += added.rows
+            else:
+                total.rows.index_add_(0, here, added.rows)
             return total
     keys = sorted_keys({*one.keys, *other.keys})
     rows = _empty_rows(one.rows, len(keys))
@@ -130,7 +134,7 @@ def _sum(one: Bank, other: Bank) -> Bank:
         places = list(run)
         here = slice(places[0][0], places[-1][0] + 1)
         parts = [
-            bank.rows[row_index([known[key] for _, key in places])]
+            bank.rows[row_index([known[key] for _, key in places], bank.rows)]
             for bank, known, has in ((one, in_one, first), (other, in_other, second))
             if has
         ]
@@ -158,14 +162,16 @@ def aligned(parts: Mapping[Part, Bank]) -> tuple[tuple[Key, ...], Any]:
         rows[part] = bank.rows
         if bank.keys != keys:
             rows[part] = bank.rows.new_zeros((len(keys), *bank.rows.shape[1:]))
-            rows[part][row_index([keys.index(key) for key in bank.keys])] = bank.rows
+            rows[part][row_index([keys.index(key) for key in bank.keys], bank.rows)] = bank.rows
     return keys, rows
 
 
-def row_index(places: Sequence[int]) -> Any:
-    """Return an index for rows: a slice where they lie side by side, so that nothing is copied."""
+def row_index(places: Sequence[int], rows: Tensor) -> Any:
+    """Return an index of some rows: a slice where they lie side by side, so that nothing is copied."""
     first, last = places[0], places[-1]
-    return slice(first, last + 1) if list(places) == list(range(first, last + 1)) else list(places)
+    if list(places) == list(range(first, last + 1)):
+        return slice(first, last + 1)
+    return sent(places, torch.int64, rows.device)
 
 
 def sorted_keys(keys: Iterable[Key]) -> tuple[Key, ...]:

@@ -1,6 +1,8 @@
 """The pullback of a convolution for a bank of rows at once, in the layout and by the operator that suit the device."""
 
 from collections.abc import Sequence
+from functools import reduce
+from operator import mul
 
 import torch
 from torch import Tensor
@@ -42,7 +44,7 @@ class Convolution:
         self._turned = (
             weight.device.type == "cpu" and groups == 1 and set(stride) == {1} and min(self._turned_padding) >= 0
         )
-        self._ready: tuple[Tensor | None, Tensor] | None = None
+        self._ready: tuple[tuple[Tensor, ...], Tensor] | None = None
 
     def absorbs(self, slope: Tensor) -> bool:
         """Whether a slope of the value is one factor per channel, which the weight can be multiplied by instead."""
@@ -52,16 +54,16 @@ class Convolution:
         """Return the bank of the one operand."""
         return [self.pull(bank)]
 
-    def pull(self, bank: Tensor, slope: Tensor | None = None) -> Tensor:
+    def pull(self, bank: Tensor, slopes: tuple[Tensor, ...] = ()) -> Tensor:
         """Return the bank of the source, in memory of its own.
 
         Args:
             bank: shape `[R, B, *value]`.
-            slope: what the bank is still to be multiplied by, one factor per channel.
+            slopes: what the bank is still to be multiplied by, each one factor per channel.
         """
         rows, batch = bank.shape[0], self._source[0]
         flat = bank.reshape(rows * batch, *bank.shape[2:]).contiguous(memory_format=self._layout)
-        weight = self._weight_with(slope)
+        weight = self._weight_with(slopes)
         plain = [0] * len(self._dims)
         if self._turned:
             found = aten.convolution(
@@ -76,14 +78,18 @@ class Convolution:
         pulled: Tensor = found.unflatten(0, (rows, batch))
         return pulled
 
-    def _weight_with(self, slope: Tensor | None) -> Tensor:
-        """Return the weight with a slope worked in, laid out for the operator; the last one is kept."""
-        if self._ready is None or self._ready[0] is not slope:
-            weight = self._weight if slope is None else self._weight * slope.unsqueeze(1)
+    def _weight_with(self, slopes: tuple[Tensor, ...]) -> Tensor:
+        """Return the weight with slopes worked in, laid out for the operator; the last one is kept."""
+        if self._ready is None or not _same(self._ready[0], slopes):
+            weight = self._weight * reduce(mul, slopes).unsqueeze(1) if slopes else self._weight
             if self._turned:
                 weight = weight.flip(self._dims).transpose(0, 1)
-            self._ready = slope, weight.contiguous(memory_format=self._layout)
+            self._ready = slopes, weight.contiguous(memory_format=self._layout)
         return self._ready[1]
+
+
+def _same(some: tuple[Tensor, ...], others: tuple[Tensor, ...]) -> bool:
+    return len(some) == len(others) and all(one is other for one, other in zip(some, others, strict=True))
 
 
 def image_layout(value: Tensor) -> torch.memory_format:

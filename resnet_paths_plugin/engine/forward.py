@@ -4,20 +4,20 @@ Schedules form a prefix tree over the sums. It is walked depth first, the larges
 `log2(number of schedules) + 2` checkpoints (the values still needed at a sum) are alive at a time.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, reduce
+from functools import cached_property, partial, reduce
 from operator import or_
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from resnet_paths_plugin.engine.compiled import Compiler, Part, Step
 from resnet_paths_plugin.engine.demand import Demand, DemandAnalysis
-from resnet_paths_plugin.engine.program import Operator, Program, Sum, Values, mask_of, positions_of
+from resnet_paths_plugin.engine.program import Program, Sum, Values, mask_of, positions_of
 from resnet_paths_plugin.engine.schedule import Schedule
-
-Step = tuple[Operator, int, tuple[int, ...]]
+from resnet_paths_plugin.engine.transfer import sent
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,13 +29,21 @@ class Member:
 
 
 class ForwardEngine:
-    """Runs a program under schedules."""
+    """Runs a program under schedules.
 
-    def __init__(self, program: Program) -> None:
+    Args:
+        program: the program.
+        compiled: whether what lies between sums is compiled by `torch.compile`, at its first run.
+    """
+
+    def __init__(self, program: Program, *, compiled: bool = False) -> None:
         self.program = program
         self.analysis = DemandAnalysis(program)
         self._segments = tuple(mask_of(positions) for positions in program.segments)
-        self._steps: dict[tuple[int, int, int], list[Step]] = {}
+        self._parts: dict[tuple[int, int, int], Part] = {}
+        self._compile: Callable[[Sequence[Step]], Part] = (
+            Compiler(program) if compiled else lambda steps: partial(_execute, steps)
+        )
 
     def run(
         self,
@@ -85,15 +93,15 @@ class ForwardEngine:
         values += [at for at in program.outputs if at is not None]
         return all(program.batch_dim(at) is not None for at in values)
 
-    def steps(self, segment: int, needed: int, live: int) -> list[Step]:
-        """Return the operators to run in a segment, each with the values that nobody reads after it."""
+    def part(self, segment: int, needed: int, live: int) -> Part:
+        """Return what runs the needed operators of a segment and leaves the values that are alive after it."""
         key = (segment, needed & self._segments[segment], live)
-        steps = self._steps.get(key)
-        if steps is None:
-            steps = self._steps[key] = self.steps_among(self.program.segments[segment], needed, live)
-        return steps
+        part = self._parts.get(key)
+        if part is None:
+            part = self._parts[key] = self._compile(self._steps(self.program.segments[segment], needed, live))
+        return part
 
-    def steps_among(self, positions: Sequence[int], needed: int, live: int) -> list[Step]:
+    def _steps(self, positions: Sequence[int], needed: int, live: int) -> list[Step]:
         """Return the needed operators among `positions`, each with the values to free after it; `live` are kept."""
         program = self.program
         steps: list[Step] = []
@@ -186,7 +194,7 @@ class _Run:
             live = reduce(or_, (member.demand.before[at] for member in members))
         else:
             live = self.analysis.outputs
-        _execute(self.engine.steps(at, needed, live), static, values)
+        self.engine.part(at, needed, live)(static, values)
 
     def close(self, at: int, values: Values, static: Values, members: Sequence[Member]) -> None:
         """Compute sum `at` where it is needed, and drop the values that nobody reads from then on."""
@@ -280,7 +288,7 @@ class _Run:
         assert dim is not None  # noqa: S101 - copies are made only where the engine is stackable
         shape = [1] * len(self.program.nodes[total.root].meta["val"].shape)
         shape[dim] = len(weights) * self.batch
-        column = torch.tensor(weights, dtype=like.dtype, device=like.device)
+        column = sent(weights, like.dtype, like.device)
         return column.repeat_interleave(self.batch).view(shape)
 
 

@@ -4,9 +4,12 @@ A row of a bank has a key. A routing says which key a row has after an edge (a t
 term reads), or that the row does not take the edge.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
+
+from torch import Tensor
 
 Lengths = tuple[int, ...]
 """A path's length on each axis that is counted; with one axis, `(k,)`."""
@@ -40,8 +43,8 @@ class Routing(Protocol):
         """Whether edges of one term differ, so that a term that reads several nodes is walked once for each."""
 
     @property
-    def exponents(self) -> dict[Key, int] | None:
-        """Powers of two that rows were divided by on their way, by key; None where rows are not rescaled."""
+    def shifts(self) -> list[tuple[tuple[Key, ...], Tensor]] | None:
+        """Collects keys of rows, and the powers of two that each was divided by on its way; None: not rescaled."""
 
     def start(self) -> Sequence[Key]:
         """Return the keys of the rows that leave the output."""
@@ -67,7 +70,7 @@ class ByLength:
     limits: Lengths | None = None
     tail: bool = True
     by_edge: bool = field(default=False, init=False)
-    exponents: None = field(default=None, init=False)
+    shifts: None = field(default=None, init=False)
 
     def start(self) -> Sequence[Key]:
         """One row, of length 0 on each axis."""
@@ -95,11 +98,11 @@ class AlongPaths:
 
     Attributes:
         paths: the edges of each path.
-        exponents: filled by a walk: the power of two that each row was divided by.
+        shifts: filled by a walk: keys of rows, and the powers of two that each was divided by.
     """
 
     paths: Sequence[frozenset[Edge]]
-    exponents: dict[Key, int] = field(default_factory=dict)
+    shifts: list[tuple[tuple[Key, ...], Tensor]] = field(default_factory=list)
     by_edge: bool = field(default=True, init=False)
 
     def start(self) -> Sequence[Key]:
@@ -113,6 +116,13 @@ class AlongPaths:
     def factor(self, _edge: Edge) -> float:
         """No row is weighted."""
         return 1.0
+
+    def exponents(self) -> list[int]:
+        """Return the power of two that each path's row has been divided by in all."""
+        total: Counter[Key] = Counter()
+        for keys, shifts in self.shifts:
+            total.update(dict(zip(keys, shifts.tolist(), strict=True)))
+        return [total[key] for key in self.start()]
 
 
 @dataclass(frozen=True)
@@ -129,7 +139,7 @@ class WithSigns:
     lengths: ByLength
     signs: Mapping[Edge, int]
     by_edge: bool = field(default=True, init=False)
-    exponents: None = field(default=None, init=False)
+    shifts: None = field(default=None, init=False)
 
     def start(self) -> Sequence[Key]:
         """One row, of length 0."""

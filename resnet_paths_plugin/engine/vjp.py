@@ -19,9 +19,10 @@ from resnet_paths_plugin.engine.convolution import Convolution, image_layout
 from resnet_paths_plugin.graph import operators as ops
 from resnet_paths_plugin.graph.operators import aten
 
-Bank = Tensor
-Parts = dict[int, Bank]
-"""Banks of the parts of a value that is a list or tuple, by position."""
+Rows = Tensor
+"""The rows of a bank, `[R, *value]`."""
+Parts = dict[int, Rows]
+"""Rows of the parts of a value that is a list or tuple, by position."""
 Pullback = Callable[[Any], list[Any]]
 
 
@@ -119,7 +120,8 @@ def _by_autograd(call: Call) -> Pullback:
         banks = bank if isinstance(bank, dict) else {0: bank}
         values = value if isinstance(value, list | tuple) else (value,)
         outputs = [values[part] for part in banks if values[part].requires_grad]
-        seeds = [rows for part, rows in banks.items() if values[part].requires_grad]
+        # torch's backward of batch statistics errs on a single sample with its channels last (pytorch 2.14, CPU).
+        seeds = [rows.contiguous() for part, rows in banks.items() if values[part].requires_grad]
         found = iter(_batched_grad(outputs, flat, seeds)) if outputs else iter([None] * len(flat))
         result: list[Any] = []
         for source in sources:
@@ -133,7 +135,7 @@ def _by_autograd(call: Call) -> Pullback:
     return pullback
 
 
-def _batched_grad(outputs: list[Tensor], leaves: list[Tensor], seeds: list[Bank]) -> tuple[Tensor | None, ...]:
+def _batched_grad(outputs: list[Tensor], leaves: list[Tensor], seeds: list[Rows]) -> tuple[Tensor | None, ...]:
     try:
         return torch.autograd.grad(outputs, leaves, seeds, retain_graph=True, allow_unused=True, is_grads_batched=True)
     except torch.OutOfMemoryError:
@@ -167,7 +169,7 @@ def _map_nodes(template: Any, values: Any, change: Callable[[fx.Node, Any], Any]
     return values
 
 
-def _sum_to(bank: Bank, shape: torch.Size) -> Bank:
+def _sum_to(bank: Rows, shape: torch.Size) -> Rows:
     """Sum a bank over the dimensions in which an operand of this shape was broadcast."""
     extra = bank.ndim - 1 - len(shape)
     if extra:
@@ -265,7 +267,7 @@ def _addition(call: Call) -> Pullback | None:
     if call.node.args[0] is call.node.args[1]:
         return None
 
-    def pullback(bank: Bank) -> list[Bank]:
+    def pullback(bank: Rows) -> list[Rows]:
         found = []
         for operand in call.operands:
             at = call.node.args.index(operand)
@@ -280,7 +282,7 @@ def _multiplication(call: Call) -> Pullback | None:
     if call.node.args[0] is call.node.args[1]:
         return None
 
-    def pullback(bank: Bank) -> list[Bank]:
+    def pullback(bank: Rows) -> list[Rows]:
         found = []
         for operand in call.operands:
             at = call.node.args.index(operand)
@@ -304,7 +306,7 @@ def _matmul(call: Call) -> Pullback | None:
     if not matrices or left.shape[:-2] != right.shape[:-2] or call.node.args[0] is call.node.args[1]:
         return None
 
-    def pullback(bank: Bank) -> list[Bank]:
+    def pullback(bank: Rows) -> list[Rows]:
         found = []
         for operand in call.operands:
             if operand is call.node.args[0]:
@@ -326,9 +328,9 @@ def _concatenation(call: Call) -> Pullback | None:
     sizes = [part.shape[dim] for part in call.args[0]]
     along = dim % call.value.ndim + 1
 
-    def pullback(bank: Bank) -> list[Bank]:
+    def pullback(bank: Rows) -> list[Rows]:
         pieces = torch.split(bank, sizes, dim=along)
-        found: list[Bank] = []
+        found: list[Rows] = []
         for operand in call.operands:
             mine = [piece for piece, part in zip(pieces, parts, strict=True) if part is operand]
             found.append(mine[0] if len(mine) == 1 else torch.stack(mine).sum(0))
@@ -352,7 +354,7 @@ def _layer_norm(call: Call) -> Pullback | None:
     inverse = torch.rsqrt(variance + epsilon)
     normal = (source - mean) * inverse
 
-    def pullback(bank: Bank) -> list[Bank]:
+    def pullback(bank: Rows) -> list[Rows]:
         rows = bank if weight is None else bank * weight
         centred = rows - rows.mean(dims, keepdim=True) - normal * (rows * normal).mean(dims, keepdim=True)
         return [centred * inverse]

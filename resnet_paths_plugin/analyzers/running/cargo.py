@@ -33,6 +33,7 @@ def packed(network: UnraveledNetwork) -> bytes:
     facts = {
         "blocks": [asdict(block) for block in network.blocks],
         "units": network.units,
+        "optimize": network.optimize,
         "graph": network.graph_digest(),
         "name": network.name,
         "strides": _made_plain(program),
@@ -68,7 +69,8 @@ def unpacked(cargo: bytes, device: torch.device | str | None = None) -> Unravele
     graph = capture(program.module(check_guards=False), (), program)
     if facts["units"] == "layers":
         graph, _ = detect_layers(graph)
-    network = UnraveledNetwork(graph, [_block(block) for block in facts["blocks"]], units=facts["units"])
+    blocks = [_block(block) for block in facts["blocks"]]
+    network = UnraveledNetwork(graph, blocks, units=facts["units"], optimize=facts["optimize"])
     if network.graph_digest() != facts["graph"]:
         raise CaptureError(
             f"{facts['name']} did not arrive at a worker as it was sent: give the workers the same version of torch, "
