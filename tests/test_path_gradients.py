@@ -6,12 +6,14 @@ The oracle is `path_enumeration`: the network written down by hand and gated aut
 import itertools
 import math
 from collections import Counter
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from path_enumeration import CHAINS, OUTPUT, TWINS, squared_norms, summed, twin
 from scipy import stats
+from torch import nn
 from torch.utils import _pytree as pytree
 
 import resnet_paths_plugin as rpp
@@ -324,3 +326,26 @@ def test_paths_interfere_without_signs():
     apart = sum(path.squared_norms() for path in paths)
     together = squared_norms(summed(paths)[1])
     assert ((together - apart).abs() > 0.05 * apart).all()
+
+
+@pytest.mark.parametrize("norm", [nn.InstanceNorm2d, partial(nn.BatchNorm2d, track_running_stats=False)])
+@pytest.mark.parametrize("size", [1, 3])
+def test_norms_with_statistics_of_the_batch_are_exact_behind_convolutions_for_a_batch_of_any_size(norm, size):
+    """torch's own backward of such norms errs where a single sample has its channels last."""
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.head = nn.Conv2d(3, 4, 3, padding=1), nn.Linear(4, 5)
+            self.branches = nn.ModuleList(nn.Sequential(norm(4), nn.Conv2d(4, 4, 3, padding=1)) for _ in range(2))
+
+        def forward(self, x):
+            x = self.stem(x)
+            for branch in self.branches:
+                x = x + branch(x)
+            return self.head(x.relu().mean((2, 3)))
+
+    torch.manual_seed(0)
+    images = torch.randn(size, 3, 6, 6)
+    found = rpp.PathLengthGradient(Model().eval()).attribute(images, target=0)
+    assert found.completeness_error.max() < 1e-5

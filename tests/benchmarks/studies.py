@@ -184,14 +184,19 @@ def _scaled_gradients(model, factors):
     """Multiply the gradient through each branch by a factor; the values stay."""
 
     def hook_of(t):
-        return lambda *call: call[2] * t + (call[2] * (1 - t)).detach()
+        # Not taken, a branch costs no backward pass; taken, it costs nothing beside.
+        return lambda *call: call[2].detach() if t == 0 else call[2] * t + (call[2] * (1 - t)).detach()
 
     handles = [
-        block.bn2.register_forward_hook(hook_of(t)) for block, t in zip(model.residual_blocks(), factors, strict=True)
+        block.bn2.register_forward_hook(hook_of(t))
+        for block, t in zip(model.residual_blocks(), factors, strict=True)
+        if t != 1
     ]
-    yield
-    for handle in handles:
-        handle.remove()
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def paths_by_blocks(options):
