@@ -13,7 +13,6 @@ from resnet_paths_plugin.engine.routes import AlongPaths, ByLength, WithSigns
 MODELS = {
     "resnet": lambda: resnet(2),
     "pre-activation": PreActivation,
-    "parallel": Parallel,
     "transformer": Transformer,
 }
 
