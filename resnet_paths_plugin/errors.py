@@ -56,5 +56,9 @@ class NonFiniteOutputWarning(UserWarning):
     """The intact network's outputs hold NaN or infinity, so measures of them mean little."""
 
 
+class IncompleteGradientWarning(UserWarning):
+    """Path gradients do not add up to the model's own gradient as far as rounding allows."""
+
+
 class StochasticModelWarning(UserWarning):
     """The model draws random numbers even in eval mode, so two runs of it differ."""

@@ -399,6 +399,16 @@ def test_layers_of_a_plain_network_are_studied_on_demand(tmp_path):
     )
 
 
+def test_a_faster_run_gives_the_same_within_rounding_and_says_how(tmp_path, analyzed):
+    options = ("--draws", 4, "--max-deleted", 2, "--max-swaps", 2, "--seed", 3)
+    fast = ("--optimize", "fold_batch_norm", "--optimize", "channels_last")
+    result = invoke(*analysis(*options, *fast, output=tmp_path / "fast.nc"))
+    assert result.exit_code == 0, result.output
+    found, expected = rpp.load(tmp_path / "fast.nc")["random_lesions"], analyzed[0]["random_lesions"]
+    assert found.attrs["optimize"] == "channels_last, fold_batch_norm"
+    np.testing.assert_allclose(found.loss, expected.loss, rtol=1e-3, atol=1e-5)
+
+
 def test_a_model_without_blocks_is_refused(tmp_path):
     given = ("--images", "images.npz", *STATISTICS, "--output", tmp_path / "a.nc")
     line = told("analyze", "tiny_residual_network:plain", *given)

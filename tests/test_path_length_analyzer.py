@@ -23,7 +23,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
 import resnet_paths_plugin as rpp
-from resnet_paths_plugin.errors import InputError, NoResidualBlocksError, UnknownBlockError
+from resnet_paths_plugin.errors import IncompleteGradientWarning, InputError, NoResidualBlocksError, UnknownBlockError
 
 TARGET = 2
 ONE_OUTPUT = sorted(name for name, made in TWINS.items() if len(made) == 2)
@@ -89,7 +89,8 @@ def test_the_completeness_error_is_measured_against_the_model_itself(monkeypatch
         return type(known.model).forward(known.model, x) + x.sum((1, 2, 3))[:, None]
 
     monkeypatch.setattr(net.model, "forward", another)
-    ds = rpp.PathLengthGradient(net).attribute(known.inputs[0], TARGET)
+    with pytest.warns(IncompleteGradientWarning, match="add up to its own gradient only within"):
+        ds = rpp.PathLengthGradient(net).attribute(known.inputs[0], TARGET)
     assert (ds["completeness_error"] > 0.1).all()
 
 

@@ -1,11 +1,13 @@
 """PathStudy: which paths are asked for, and the Dataset of what walks over samples find of them."""
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
+import torch
 import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor
@@ -18,7 +20,7 @@ from resnet_paths_plugin.analyzers.path_work import Estimator, PathWork
 from resnet_paths_plugin.analyzers.running import Arrays
 from resnet_paths_plugin.engine.path_graph import PathGraph
 from resnet_paths_plugin.engine.routes import Edge, Lengths
-from resnet_paths_plugin.errors import InputError
+from resnet_paths_plugin.errors import IncompleteGradientWarning, InputError
 from resnet_paths_plugin.graph.blocks import ResidualBlock
 from resnet_paths_plugin.network import UnraveledNetwork
 
@@ -121,9 +123,11 @@ class PathStudy:
             for axis, size in zip(axes, shape, strict=True)
         }
         n_samples = 0
+        warned = False
         sums: dict[str, Array] = {}
         for size, found in pieces:
             n_samples += size
+            warned = warned or self._warn_of_what_is_missing(found)
             for name, values in _totals(found).items():
                 sums[name] = sums[name] + values if name in sums else values
             means = {name: total / n_samples for name, total in sums.items()}
@@ -147,6 +151,22 @@ class PathStudy:
                 variables["effective_length_high"] = (("measure",), [high for _, high in ranges.values()])
                 own["measure"] = ("measure", list(totals))
             yield datasets.build(variables, coords=own | datasets.block_coords(self.network.blocks), attrs=attrs)
+
+    def _warn_of_what_is_missing(self, found: Arrays) -> bool:
+        """Warn where the gradients of all paths add up to something else than the ordinary gradient."""
+        errors = found.get("completeness_error", np.zeros(1))
+        finite = errors[np.isfinite(errors)]
+        worst = float(finite.max(initial=0))
+        if worst <= 10 * torch.finfo(self.network.dtype).eps ** 0.5:
+            return False
+        warnings.warn(
+            f"the path gradients of {self.network.name} add up to its own gradient only within {worst:.1e} of it, "
+            "relatively: its gradients may be steep or saturated so that rounding shows (try model.double()), or it "
+            "computes something else with gradients than without. `completeness_error` has each sample's",
+            IncompleteGradientWarning,
+            stacklevel=2,
+        )
+        return True
 
     def _per_sample(self, found: Arrays) -> dict[str, datasets.Entry]:
         axes = self.grading.axes

@@ -29,6 +29,9 @@ CACHE_BYTES = 4 * 2**20
 SCHEDULES_PER_UNIT = 32
 """Schedules in one unit of work: as many as make the intact pass that each unit begins with cheap."""
 
+SAMPLES_ON_DEVICE = 256
+"""Samples in a forward pass on other devices than a CPU, those of schedules side by side together."""
+
 MOST_CLASS_NAMES = 200
 """Longer lists of class names are not stored with a result."""
 
@@ -111,9 +114,12 @@ def run_study(
     """
     datasets.check_names(measures or ())
     measured = Measures(network, measures)
-    width = positive("perturbations_per_eval", perturbations_per_eval) or 1
+    samples = positive("internal_batch_size", internal_batch_size) or chunk_size(network, run)
+    width = positive("perturbations_per_eval", perturbations_per_eval) or schedules_side_by_side(
+        network, run, min(samples, batches.first.size)
+    )
     sizes = {
-        "samples": positive("internal_batch_size", internal_batch_size) or chunk_size(network, run),
+        "samples": samples,
         # Where schedules share a batch, how many of them decides how numbers are rounded.
         "schedules": max(1, SCHEDULES_PER_UNIT // width) * width,
     }
@@ -150,8 +156,23 @@ def _checked(batches: Batches, measured: Measures) -> Iterator[Batch]:
 def chunk_size(network: UnraveledNetwork, run: RunOptions | None = None) -> int:
     """Return the number of samples per forward pass whose values suit the cache."""
     if device_of(network, run).type != "cpu":
-        return 256
+        return SAMPLES_ON_DEVICE
     return int(np.clip(CACHE_BYTES // network.program.bytes_per_sample(), 8, 256))
+
+
+def schedules_side_by_side(network: UnraveledNetwork, run: RunOptions | None, samples: int) -> int:
+    """Return the number of schedules per forward pass.
+
+    One on a CPU, where more were measured to be slower unless a batch has fewer than some four samples, and where
+    results then do not depend on the number; elsewhere as many as fill a pass. It is a rule and no timing, so that the
+    same call rounds alike every time, whoever runs it.
+
+    Args:
+        network: the network.
+        run: where it runs.
+        samples: samples per forward pass of one schedule.
+    """
+    return 1 if device_of(network, run).type == "cpu" else max(1, SAMPLES_ON_DEVICE // samples)
 
 
 def device_of(network: UnraveledNetwork, run: RunOptions | None) -> torch.device:
