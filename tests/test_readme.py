@@ -16,9 +16,9 @@ def test_the_readme_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(ROOT / "examples" / "third_party_plugin")  # which a reader installs
     exec(compile("\n".join(blocks), str(README), "exec"), {})  # noqa: S102 - our own README
     plt.close("all")
-    assert len(blocks) == 6
+    assert len(blocks) == 7
     printed = capsys.readouterr().out
     assert "8 residual blocks" in printed
     assert "5 layers that can be deleted" in printed
     assert printed.endswith("mid.2\n")
-    assert {path.name for path in tmp_path.iterdir()} == {"lengths.nc"}
+    assert {path.name for path in tmp_path.iterdir()} == {"lengths.nc", "lesions.nc"}

@@ -1,6 +1,5 @@
 """What is timed: for each study, ours and the obvious ways to the same result, and the ratios that the table prints."""
 
-import math
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +17,8 @@ from resnet_paths_plugin.engine.routes import ByLength
 from tests.benchmarks.subjects import pictures, resnet, trained
 
 LOOP_BATCH = 256
+DEPTHS = (6, 12, 24)
+OPTIMIZE = ("channels_last", "fold_batch_norm")
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,13 @@ def lesion_sweep(options):
     model, images = trained(options.weights), pictures(options.samples, options.images)
     net, blocks = rpp.unravel(model, images[:2]), model.residual_blocks()
 
+    fast = rpp.unravel(model, images[:2], optimize=OPTIMIZE)
+
     def ours():
         return rpp.BlockLesion(net).attribute(images).prediction.values
+
+    def optimized():
+        return rpp.BlockLesion(fast).attribute(images).prediction.values
 
     @torch.inference_mode()
     def loop():
@@ -76,13 +82,15 @@ def lesion_sweep(options):
 
     def check(results):
         assert np.array_equal(results["ours"], results["loop"])
+        assert np.array_equal(results["ours"], results["optimized"])
 
     n = len(net.blocks)
     return Study(
         f"lesions, ResNet-56 ({n} blocks), {len(images)} images",
-        {"ours": ours, "loop": loop, "captum": captum},
+        {"ours": ours, "optimized": optimized, "loop": loop, "captum": captum},
         (
             Ratio("loop with hooks / ours", lambda t: t["loop"] / t["ours"], f"{n / (n / 2 + 1):.1f}, shared prefixes"),
+            Ratio(f"loop with hooks / ours, {' and '.join(OPTIMIZE)}", lambda t: t["loop"] / t["optimized"], ""),
             Ratio("Captum's LayerFeatureAblation / ours", lambda t: t["captum"] / t["ours"], ""),
         ),
         check,
@@ -91,29 +99,33 @@ def lesion_sweep(options):
 
 def lesions_by_blocks(options):
     """Twice the blocks: half as many passes again as there are blocks, each of twice the cost."""
-    images = pictures(options.samples // 4, options.images)
-    ways = {}
-    for depth in (9, 18):
+    images, ways = pictures(options.samples // 16, options.images), {}
+    for depth in DEPTHS:
         net = rpp.unravel(resnet(depth), images[:2])
-        ways[f"{len(net.blocks)} blocks"] = lambda net=net: rpp.BlockLesion(net).attribute(images)
-    return Study(f"lesions, 27 and 54 blocks, {len(images)} images", ways, (_exponent(ways, "time ~ blocks^e", "2"),))
+        ways[3 * depth] = lambda net=net: rpp.BlockLesion(net).attribute(images)
+    return _growing(f"lesions, {len(images)} images", "blocks", ways, "2")
 
 
 def lesions_by_images(options):
     """Twice the images: twice the time, the same memory."""
-    net, count = rpp.unravel(resnet(), pictures(2)), options.samples // 4
-    images = pictures(2 * count)
+    net, count = rpp.unravel(resnet(), pictures(2)), options.samples // 16
+    images = pictures(4 * count)
     ways = {
-        f"{size} images": lambda size=size: rpp.BlockLesion(net).attribute(images[:size]) for size in (count, 2 * count)
+        size: lambda size=size: rpp.BlockLesion(net).attribute(images[:size]) for size in (count, 2 * count, 4 * count)
     }
-    return Study(f"lesions, {count} and {2 * count} images", ways, (_exponent(ways, "time ~ images^e", "1"),))
+    return _growing("lesions, 27 blocks", "images", ways, "1")
 
 
 def forward_pass(options):
     """The intact network against the model's own forward."""
     model, images = trained(options.weights), pictures(64, options.images)
     net = rpp.unravel(model, images[:2])
-    ways = {"ours": torch.no_grad(lambda: net(images)), "model": torch.no_grad(lambda: model(images))}
+    fast = rpp.unravel(model, images[:2], optimize=OPTIMIZE)
+    ways = {
+        "ours": torch.no_grad(lambda: net(images)),
+        "optimized": torch.no_grad(lambda: fast(images)),
+        "model": torch.no_grad(lambda: model(images)),
+    }
 
     def check(results):
         assert torch.equal(results["ours"], results["model"])
@@ -121,7 +133,10 @@ def forward_pass(options):
     return Study(
         "forward pass, ResNet-56, 64 images",
         ways,
-        (Ratio("ours / the model's", lambda t: t["ours"] / t["model"], "1"),),
+        (
+            Ratio("ours / the model's", lambda t: t["ours"] / t["model"], "1"),
+            Ratio(f"the same, {' and '.join(OPTIMIZE)}", lambda t: t["optimized"] / t["model"], ""),
+        ),
         check,
     )
 
@@ -201,11 +216,11 @@ def _scaled_gradients(model, factors):
 
 def paths_by_blocks(options):
     """Twice the blocks: twice the rows through twice the blocks."""
-    images, ways = pictures(4, options.images), {}
-    for depth in (9, 18):
-        net = rpp.unravel(resnet(depth), images[:2])
-        ways[f"{len(net.blocks)} blocks"] = lambda net=net: rpp.PathLengthGradient(net).attribute(images, target=0)
-    return Study("path gradients, 27 and 54 blocks, 4 images", ways, (_exponent(ways, "time ~ blocks^e", "2"),))
+    images, ways = pictures(2, options.images), {}
+    for depth in DEPTHS:
+        net = rpp.unravel(resnet(depth), images)
+        ways[3 * depth] = lambda net=net: rpp.PathLengthGradient(net).attribute(images, target=0)
+    return _growing("path gradients, 2 images", "blocks", ways, "2")
 
 
 def _large(name, size):
@@ -233,10 +248,19 @@ def large_paths(options, name, size=1):
     return path_gradients(options, size, model, images, name)
 
 
-def _exponent(ways, of, bound):
-    """The exponent that fits the seconds of two ways, one of which has twice as much to do."""
-    one, two = ways
-    return Ratio(of, lambda t: math.log2(t[two] / t[one]), bound)
+def _growing(what, noun, ways, bound):
+    """A study of how the time grows: the exponent that fits the seconds of several sizes best."""
+    sizes = {f"{size} {noun}": size for size in ways}
+
+    def exponent(times):
+        slope, _ = np.polyfit(np.log([*sizes.values()]), np.log([times[way] for way in sizes]), 1)
+        return slope
+
+    return Study(
+        f"{what}, {', '.join(map(str, ways))} {noun}",
+        dict(zip(sizes, ways.values(), strict=True)),
+        (Ratio(f"time ~ {noun}^e: e", exponent, bound),),
+    )
 
 
 STUDIES = {
