@@ -73,6 +73,13 @@ def _check_storage(variable: "netCDF4.Variable[Any]", name: str, path: Path) -> 
     """Refuse values that are compressed, whose size cannot be told, and values that may lie in another file."""
     if variable.dtype is not str and variable.dtype.kind not in "iufS":
         raise FileError(f"{path}: variable {name!r} holds {variable.dtype}: expected numbers or text, as made by save")
+    # netCDF-C takes numbers that it does not know, such as float16, for texts, and would follow them as pointers to
+    # these. Numbers have an order of their bytes and texts have none.
+    if variable.dtype is str and variable.endian() != "native":
+        raise FileError(
+            f"{path}: variable {name!r} holds numbers of a kind that netCDF does not have: it is damaged, or not made "
+            "by save. Store them as float32 or float64"
+        )
     filters = variable.filters() or {}
     used = [kind for kind in ("zlib", "szip", "zstd", "bzip2", "blosc") if filters.get(kind)]
     if used:

@@ -38,6 +38,34 @@ VIRTUAL = (
     "{5=>5t2_J?q*?zWf_RMLQpP<_uh^*n}MNWP{ePrpT7$u&{eSfUBNt>=10LOpfzxJ_V-~#Do|nNlP3dOfmNKET$Ea(mthJlVwsV|L4XN~F92mT!V4}"
     "2hKKDzpV91{z&{%HqhJ(_f>AIEM!_f;1*2dTjDk@x3Pu6F001#WKpp"
 )
+# Here "x" is of a type that netCDF lacks: float16, a scalar of it, and 2 of long double, which are 0x41 all through.
+HALF = (
+    "c-rgqaB<`1lHy|K;9!7(|4_gJ6*7Q|$7$+y_<OhnG4X6+QUZ%GGoooh2V6`HU?rk53@i}!xK#3hZDD5MXW#)TEl$oz%}tCiOD!tS%+F&G06GQY8V3"
+    "d@APKXVO$0<TvcR0qSn(dl<Y7Pq&!_Ek1UsLRfsqlYkBO0ykqIgXqnSk*7zGvhp?m=bE>;FEejtk#=nrOY4gm%R7ABxZCZHLx@Y=*M1cAa2)-;AuF"
+    "bYP&C>RAJ7}zn`0RRf~OvC"
+)
+HALF_SCALAR = (
+    "c-rgqaB<`1lHy|K;9!7(|4_gL6*7Q|D@M6^`+K+qG4X6+QUZ%GGoooh2V6`HU?rk53@i}!xK#3hZDD5MXW#)TEl$oz%}tCiOD!tS%+F&G06GQY8V3"
+    "d@APKXVO$0<TvcR0qSn(dl<Y7Pq&!_Ek1UsLRff1wwWDc_k1EZh<KbXzHAi%)I%D}}BWU&I>&CJCi1a>ks7?@xN9bg#ppuJc<gkcnnf>AIEM!^UMb"
+    "^s$7Ofv"
+)
+LONG_DOUBLE = (
+    "c-rgqaB<`1lHy|K;9!7(|4^U+6*7Q|3rqgD^!IQHV&d7tqy!dWW<=A14!D>Yz)D1A7+4_cajE11+rrGi&%gsxTAZAbnwuD3mReMtnV-iX0CWn(H4Y"
+    "3+KoVvzn+S+xWPv%IvEn_9$-{sKo=@B72zEXr10y3)9}^=ZBNJ2(Ml*{rFbXpGGYEir0SpfO3=aS885mfB{$S?j01C4(0W~rSFfzcxYZJo|1j!#n-"
+    "!P1VQ7{Td!6+EHz>xp|0O_q)od"
+)
+# Here it is of a type of 3 bytes that say nothing.
+OPAQUE = (
+    "c-rgqaB<`1lHy|K;9!7(|4_gT6*7Q|EA*;c`+K+qG4X6+QUZ%GGoooh2V6`HU?rk53@i}!xK#3hZDD5MXW#)TEl$oz%}tCiOD!tS%+F&G06GQY8V3"
+    "d@APKXVO$0<TvcR0qSn(dl<Y7Pq&!_Ek1UsLRff1wwWDd}ajG|zB85mfBZe`};5CS_B>UCzA<}(b#3jCeJ5X&$MM!_f;1*2f(g2bd`01}8zK>"
+)
+# Here it is 100,000 of float64 that are compressed by LZF, a filter of h5py's own.
+LZF = (
+    "c-rmSJxjw-6vpv$?oA~mS5#=1;!t#Saj3J3rFJX$1w^Ex;0st05gh~(q|VNM2xn(^7e_ZoKSI1odPM?GE`tAuA9>@PoSQ6Ja@*^4CzEDk<5)tnaYh"
+    "T}`QrHc>&e|!zt`C??$OK@SFBcAs!5C#C5>5$%KD!wT`|SVl(@WfxV<|#*xEcD91r)74rSV}u3X@X7{3j3C+hiDqp);6`v`|lDtW(uS}m5ZqU!sMs"
+    "y^J5cM5x37oBM>f6Z#A($1_%%|C}t)268JzKr~QEBog=#Y5Hd)+Hx#E3Y%g`kVQF9nF6m9^US?{E0kYysQf$gpmIm|LuCq0000000000000000Q|y"
+    "Q{vXaKR!@G!"
+)
 
 
 class Canary:
@@ -227,6 +255,9 @@ FILES = {
     "contiguous.nc": (variable("f8", 4, contiguous=True), "'/x' is not stored in chunks, so its values may"),
     "external.nc": (packed(EXTERNAL), "'/x' is not stored in chunks, so its values may be those of another file"),
     "virtual.nc": (packed(VIRTUAL), "'/x' is not stored in chunks, so its values may be those of another file"),
+    "half.nc": (packed(HALF), "'/x' holds numbers of a kind that netCDF does not have"),
+    "half-scalar.nc": (packed(HALF_SCALAR), "'/x' holds numbers of a kind that netCDF does not have"),
+    "long-double.nc": (packed(LONG_DOUBLE), "'/x' holds numbers of a kind that netCDF does not have"),
     "compound.nc": (netcdf(compound), "defines types of its own in group '/'"),
     "enumeration.nc": (netcdf(enumeration), "defines types of its own in group '/'"),
     "deep.nc": (netcdf(deep), "over 32 groups inside each other"),
