@@ -67,6 +67,16 @@ LZF = (
     "Q{vXaKR!@G!"
 )
 
+# Here the group "g" holds the file's root as "again", by a hard link and by a soft one.
+HARD_CIRCLE = (
+    "c-rgqaB<`1lHy|K;9!7(|4^`w5yCfsifb?S2=(`H31Z^e!lVQiVP-_rf)2Qt7{E$IWf)i>>T#*$0o%gNz|X(~Qd*pxk(!$rUzS=_oSC1;AOLh7#DN"
+    "YBOh6K5FPjL6WMqLkoiY7AlqJRrwvmYeu3F}N5f_=xXOlp+hBYxgF*6SqE({3_bO6q!lWPGuJZ3u"
+)
+SOFT_CIRCLE = (
+    "c-rgqaB<`1lHy|K;9!7(|4^`w5yCfsifb?S2=(`H31Z^e!lVQiVP-_rf)2Qt7{E$IWf)i>>T#*$0o%gNz|X(~Qd*pxk(!$rUzS=_oSC1;AOLh7#DN"
+    "YBOh6K5FPjL6WMqLkoiY7AjLE}*214xD@sR0!s5Lw=^$e_u>4}+nj12k=DGYQ1Uz4|d1^^hSXG;"
+)
+
 
 class Canary:
     """Unpickling it makes a folder of that name."""
@@ -126,6 +136,12 @@ def enumeration(file):
     file.createEnumType(np.uint8, "fruit", {"apple": 1})
 
 
+def unaligned(file):
+    for group, length in ((file, 3), (file.createGroup("g"), 4)):
+        group.createDimension("d", length)
+        group.createVariable("d", "f8", ("d",), chunksizes=(length,))[:] = np.arange(length)
+
+
 def deep(file):
     file.createGroup("/".join(["g"] * 40))
 
@@ -138,8 +154,8 @@ def long_and_many(file):
 
 
 def one_text_for_all(path):
-    """2,000 entries that point to one text of 2 MB."""
-    length = 2_000_003
+    """2,000 entries that point to one text of 500 KB."""
+    length = 500_003
 
     def make(file):
         file.createDimension("d", 2000)
@@ -148,11 +164,22 @@ def one_text_for_all(path):
         file.createVariable("x", str, ("d",), chunksizes=(len(texts),))[:] = texts
 
     netcdf(make)(path)
-    content = path.read_bytes()
-    entry = re.compile(re.escape(struct.pack("<I", length)) + b"." * 12 + re.escape(struct.pack("<I", 77)), re.DOTALL)
+    path.write_bytes(pointed_to_one(path.read_bytes(), length, 77, 2000))
+
+
+def pointed_to_one(content, length, other, count):
+    """The file's content, with all texts of a list pointing to the first, by their lengths."""
+    entry = re.compile(
+        re.escape(struct.pack("<I", length)) + b"." * 12 + re.escape(struct.pack("<I", other)), re.DOTALL
+    )
     (start,) = (found.start() for found in entry.finditer(content))
-    reference = content[start : start + 16]
-    path.write_bytes(content[:start] + reference * 2000 + content[start + 16 * 2000 :])
+    return content[:start] + content[start : start + 16] * count + content[start + 16 * count :]
+
+
+def one_text_for_an_attribute(path):
+    """An attribute of 1,000 texts that all are one text of 1 MB."""
+    netcdf(lambda file: file.setncattr_string("x", ["a" * 1_000_003] + ["b" * 77] * 999))(path)
+    path.write_bytes(pointed_to_one(path.read_bytes(), 1_000_003, 77, 1000))
 
 
 def packed(text):
@@ -252,12 +279,15 @@ FILES = {
     "values.nc": (variable("f8", 2**37, chunksizes=(1024,)), r"declares 1\.0 TiB of values and has [\d.]+ KiB"),
     "chunk.nc": (variable("f8", 10, chunksizes=(10,)), None),
     "compressed.nc": (netcdf(compressed), r"variable '/x' is compressed \(zlib\).*nccopy -d 0"),
-    "contiguous.nc": (variable("f8", 4, contiguous=True), "'/x' is not stored in chunks, so its values may"),
+    "contiguous.nc": (variable("f8", 4, contiguous=True), r"'/x' is not stored in chunks.*xr\.open_dataset\(path\)"),
     "external.nc": (packed(EXTERNAL), "'/x' is not stored in chunks, so its values may be those of another file"),
     "virtual.nc": (packed(VIRTUAL), "'/x' is not stored in chunks, so its values may be those of another file"),
     "half.nc": (packed(HALF), "'/x' holds numbers of a kind that netCDF does not have"),
     "half-scalar.nc": (packed(HALF_SCALAR), "'/x' holds numbers of a kind that netCDF does not have"),
     "long-double.nc": (packed(LONG_DOUBLE), "'/x' holds numbers of a kind that netCDF does not have"),
+    "opaque.nc": (packed(OPAQUE), "variable 'x' has unsupported datatype"),
+    "lzf.nc": (packed(LZF), "or compressed by a filter that netCDF does not name"),
+    "unaligned.nc": (netcdf(unaligned), "is not aligned with its parents"),
     "compound.nc": (netcdf(compound), "defines types of its own in group '/'"),
     "enumeration.nc": (netcdf(enumeration), "defines types of its own in group '/'"),
     "deep.nc": (netcdf(deep), "over 32 groups inside each other"),
@@ -292,6 +322,13 @@ FILES = {
     "strip": (image(STRIP), r"0\.png is 1000000 x 1 pixels and would be resized to 16000000 x 16"),
 }  # fmt: skip
 """What to write, and the message that is expected; None for a file that is no trap."""
+
+BEYOND_CHECKS = {
+    "hard-circle.nc": packed(HARD_CIRCLE),
+    "soft-circle.nc": packed(SOFT_CIRCLE),
+    "attribute.nc": one_text_for_an_attribute,
+}
+"""What to write; netCDF-C takes memory for these before anything can be asked about them."""
 
 
 def main(folder):
