@@ -177,6 +177,9 @@ def opened(path: Path) -> xr.Dataset:
 def load(path: str | os.PathLike[str]) -> xr.Dataset | xr.DataTree:
     """Read a result of this package into memory: a Dataset or a DataTree, whichever was saved.
 
+    Its groups and attributes are read by netCDF-C, which a file made to harm can lead to take any amount of memory:
+    `resnet_paths_plugin.netcdf_files.check_opening` tells before, as the command line does.
+
     Raises:
         FileError: the file is missing, damaged, no netCDF, not of this package, of a newer schema, or would take more
             memory than a result of its size does.
