@@ -7,6 +7,7 @@ import os
 import re
 import unicodedata
 import uuid
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -133,6 +134,7 @@ def save(result: xr.Dataset | xr.DataTree, path: str | os.PathLike[str]) -> Path
         )
     for group in groups.values():
         _check_storable(group)
+        _check_kinds(group)
     path = Path(path)
     target = writable(path)
     temporary = target.parent / f".{uuid.uuid4().hex}.tmp"
@@ -175,6 +177,9 @@ def opened(path: Path) -> xr.Dataset:
 def load(path: str | os.PathLike[str]) -> xr.Dataset | xr.DataTree:
     """Read a result of this package into memory: a Dataset or a DataTree, whichever was saved.
 
+    Its groups and attributes are read by netCDF-C, which a file made to harm can lead to take any amount of memory:
+    `resnet_paths_plugin.netcdf_files.check_opening` tells before, as the command line does.
+
     Raises:
         FileError: the file is missing, damaged, no netCDF, not of this package, of a newer schema, or would take more
             memory than a result of its size does.
@@ -184,7 +189,10 @@ def load(path: str | os.PathLike[str]) -> xr.Dataset | xr.DataTree:
         raise FileError(f"{path} is {'a folder' if path.is_dir() else 'missing'}: expected a file made by save")
     check_signature(path)
     try:
-        file = netCDF4.Dataset(os.path.realpath(path))
+        with warnings.catch_warnings():
+            # So netCDF4 says that it leaves out what it cannot read.
+            warnings.filterwarnings("error", ".*unsupported", UserWarning)
+            file = netCDF4.Dataset(os.path.realpath(path))
     except Exception as error:  # netCDF4 raises many kinds, RecursionError and UnicodeDecodeError among them
         raise FileError(f"{path} is damaged or no netCDF file: expected a file made by save ({error})") from error
     with file:
@@ -192,13 +200,16 @@ def load(path: str | os.PathLike[str]) -> xr.Dataset | xr.DataTree:
             _check_schema(file, path)
             check_declared(file, path)
             groups = _read(file)
+            for group in groups.values():
+                _check_kinds(group)
+            result = groups["/"] if len(groups) == 1 else xr.DataTree.from_dict(groups)
         except FileError:
             raise
         except MemoryError as error:
             raise FileError(f"{path} does not fit into the memory that is left ({error})") from error
         except Exception as error:  # so do netCDF4 and xarray on values and attributes
             raise FileError(f"{path} is damaged: restore it from a copy or run the study again ({error})") from error
-    return groups["/"] if len(groups) == 1 else xr.DataTree.from_dict(groups)
+    return result
 
 
 def _quantity(name: str) -> Quantity | None:
@@ -293,6 +304,16 @@ def _check_storable(result: xr.Dataset) -> None:
         if stored.kind != "U" and stored != values.dtype:
             raise InputError(f"variable {name!r}: netCDF has no {values.dtype}, use .astype({stored.name!r})")
     _check_attributes(result.attrs, "the result", _RESERVED_GLOBALS)
+
+
+def _check_kinds(result: xr.Dataset) -> None:
+    """Refuse numbers under a name that the schema has for texts, and the reverse."""
+    for name, variable in result.variables.items():
+        quantity = _quantity(str(name))
+        is_text = variable.dtype.kind in "OSTU"
+        if quantity is not None and is_text != (quantity.dtype is np.str_):
+            kinds = ("texts", "numbers") if is_text else ("numbers", "texts")
+            raise InputError(f"variable {name!r} holds {kinds[0]}, and the schema has {kinds[1]} under this name")
 
 
 def _check_attributes(attrs: Mapping[str, object], owner: str, reserved: frozenset[str]) -> None:

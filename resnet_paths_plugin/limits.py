@@ -15,6 +15,9 @@ LARGEST_IMAGE = 89_478_485
 MOST_CLASSES = 1_000_000
 """Names of classes that come with images."""
 
+LONGEST_OPENING = 60
+"""Seconds of processor time to open a netCDF file and read its attributes, which takes a fraction of one."""
+
 DEEPEST_GROUPS = 32
 """Groups inside each other in a netCDF file."""
 

@@ -1,10 +1,21 @@
 """What a netCDF file declares, held against its size before a value is read.
 
-`save` compresses nothing and writes every value, so an honest file is at least as large as what it declares. Links are
-followed by netCDF-C and HDF5 themselves, which cannot be asked about them from here.
+`save` compresses nothing and writes every value, so an honest file is at least as large as what it declares.
+
+What netCDF-C and HDF5 do themselves, and cannot be asked about from here, is beyond these checks:
+
+* Opening a file follows its links. Groups that are linked in a circle are descended into until memory is used up.
+* Attributes are read whole. Texts in an attribute may all point to one long text, and then take any amount of memory.
+* Links to other files are followed, and a single value (of no dimension) may lie in another file.
+* Variables and attributes of some types that netCDF lacks are left out and not mentioned.
+
+`check_opening` finds the first two in a process whose memory is limited; it needs Linux.
 """
 
 import math
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +28,24 @@ from resnet_paths_plugin.errors import FileError
 
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _REFERENCE_BYTES = 16  # HDF5 stores a text as its length and its place in a heap
+_OPENING = """
+import os, resource, sys
+import netCDF4
+
+path, memory, seconds = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+with open("/proc/self/statm") as file:
+    memory += int(file.read().split()[0]) * resource.getpagesize()
+for limited, most in ((resource.RLIMIT_AS, memory), (resource.RLIMIT_CPU, seconds), (resource.RLIMIT_CORE, 0)):
+    _, hard = resource.getrlimit(limited)
+    resource.setrlimit(limited, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
+held = []
+with netCDF4.Dataset(path) as file:
+    groups = [file]
+    for group in groups:
+        groups += group.groups.values()
+        for owner in (group, *group.variables.values()):
+            held += [owner.getncattr(name) for name in owner.ncattrs()]
+"""
 _CHARACTER_BYTES = 4  # numpy gives every text of an array the room of the longest, in UTF-32
 
 
@@ -35,6 +64,34 @@ def check_signature(path: Path) -> None:
         raise FileError(f"{path} is damaged or no netCDF file: expected a file made by save, which is netCDF-4 (HDF5)")
 
 
+def check_opening(path: Path) -> None:
+    """Open a file and read its attributes in a process of its own, whose memory and time are limited.
+
+    Without Linux, which can limit memory, nothing is checked.
+
+    Raises:
+        FileError: they take more than a file of this size may, or the file is damaged.
+    """
+    if sys.platform != "linux":
+        return
+    check_signature(path)
+    memory = limits.largest(path.stat().st_size)
+    ended = subprocess.run(  # noqa: S603 - this very interpreter
+        [sys.executable, "-P", "-c", _OPENING, path.resolve(), str(memory), str(limits.LONGEST_OPENING)],
+        capture_output=True, text=True, errors="replace", check=False,
+    )  # fmt: skip
+    if ended.returncode == 0:
+        return
+    told = [line.strip() for line in ended.stderr.splitlines() if line.strip()]
+    if ended.returncode < 0:
+        told = [signal.Signals(-ended.returncode).name]
+    raise FileError(
+        f"{path} is damaged, or not made by save: opening it and reading its attributes did not succeed within "
+        f"{limits.told(memory)} of memory and {limits.LONGEST_OPENING} s ({told[-1] if told else 'no reason given'}). "
+        "Restore it from a copy or run the study again"
+    )
+
+
 def check_declared(file: netCDF4.Dataset, path: Path) -> None:
     """Refuse a file whose groups or variables are not stored as `save` stores them, or are larger than the file.
 
@@ -50,8 +107,9 @@ def check_declared(file: netCDF4.Dataset, path: Path) -> None:
         declared += _stored_bytes(variable)
         if declared > size:
             raise FileError(
-                f"{path} is damaged: up to variable {name!r} it declares {limits.told(declared)} of values and has "
-                f"{limits.told(size)}. Restore it from a copy or run the study again"
+                f"{path}: up to variable {name!r} it declares {limits.told(declared)} of values and has "
+                f"{limits.told(size)}: it is damaged, or compressed by a filter that netCDF does not name. Restore it "
+                "from a copy or run the study again"
             )
         if variable.dtype is str:
             texts += _check_texts(variable, name, path, size, texts)
@@ -73,6 +131,13 @@ def _check_storage(variable: "netCDF4.Variable[Any]", name: str, path: Path) -> 
     """Refuse values that are compressed, whose size cannot be told, and values that may lie in another file."""
     if variable.dtype is not str and variable.dtype.kind not in "iufS":
         raise FileError(f"{path}: variable {name!r} holds {variable.dtype}: expected numbers or text, as made by save")
+    # netCDF-C takes numbers that it does not know, such as float16, for texts, and would follow them as pointers to
+    # these. Numbers have an order of their bytes and texts have none.
+    if variable.dtype is str and variable.endian() != "native":
+        raise FileError(
+            f"{path}: variable {name!r} holds numbers of a kind that netCDF does not have: it is damaged, or not made "
+            "by save. Store them as float32 or float64"
+        )
     filters = variable.filters() or {}
     used = [kind for kind in ("zlib", "szip", "zstd", "bzip2", "blosc") if filters.get(kind)]
     if used:
@@ -84,7 +149,8 @@ def _check_storage(variable: "netCDF4.Variable[Any]", name: str, path: Path) -> 
     if variable.ndim and not isinstance(variable.chunking(), list):
         raise FileError(
             f"{path}: variable {name!r} is not stored in chunks, so its values may be those of another file: "
-            "expected a file made by save"
+            "expected a file made by save. If you wrote it by xarray and know what it holds, write it anew, as in "
+            "`rpp.save(xr.open_dataset(path), other)`"
         )
 
 
@@ -112,11 +178,11 @@ def _check_texts(variable: "netCDF4.Variable[Any]", name: str, path: Path, size:
 
 
 def _texts(variable: "netCDF4.Variable[Any]", size: int) -> Iterator[str]:
-    """The texts of a variable; as many at once as would fit into memory if each were as long as the file."""
+    """The texts of a variable; as many at once as a file may take in memory if each is as long as the file."""
     if not variable.ndim:
         yield str(variable[...])
         return
-    at_once = max(1, limits.SMALL // size)
+    at_once = limits.largest(size) // size
     for row in np.ndindex(variable.shape[:-1]):
         for start in range(0, variable.shape[-1], at_once):
             yield from map(str, np.ravel(variable[(*row, slice(start, start + at_once))]))

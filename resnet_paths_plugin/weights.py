@@ -69,24 +69,39 @@ def tensors_only() -> Iterator[None]:
 
 
 def _other_numbers(model: nn.Module, tensors: dict[str, torch.Tensor]) -> list[str]:
-    """Say which numbers the model cannot hold, such as complex ones in place of real ones."""
+    """Say which numbers the model cannot hold: complex ones in place of real ones, or fractions in place of counts."""
     state = model.state_dict()
+    counters = _counters(model)
     wrong = [
         f"{name} {tensor.dtype} instead of {state[name].dtype}"
         for name, tensor in tensors.items()
-        if not torch.can_cast(tensor.dtype, state[name].dtype)
+        if not _holds(tensor, state[name].dtype) and (tensor.is_complex() or name not in counters)
     ]
     return [f"{_first(wrong)} of another kind"] if wrong else []
+
+
+def _holds(tensor: torch.Tensor, dtype: torch.dtype) -> bool:
+    """Whether numbers of that type can be what the tensor's are; floating-point numbers may be rounded."""
+    if tensor.dtype == dtype or dtype.is_complex:
+        return True
+    if dtype.is_floating_point or tensor.dtype.is_complex:
+        return not tensor.dtype.is_complex
+    return torch.equal(tensor.to(dtype).to(tensor.dtype), tensor)
+
+
+def _counters(model: nn.Module) -> set[str]:
+    """Return the names of batch norms' counts of training batches, which no answer of a trained model depends on."""
+    return {
+        f"{path}.num_batches_tracked".removeprefix(".")
+        for path, module in model.named_modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm)  # noqa: SLF001 - the root of torch's batch norms
+    }
 
 
 def _problems(model: nn.Module, shapes: dict[str, tuple[int, ...]]) -> list[str]:
     """Say what does not fit, before anything is copied."""
     state = model.state_dict()
-    counters = {
-        f"{path}.num_batches_tracked".removeprefix(".")
-        for path, module in model.named_modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm)  # noqa: SLF001 - the root of torch's batch norms
-    }
+    counters = _counters(model)
     shared: dict[tuple[object, ...], list[str]] = defaultdict(list)
     for name, tensor in state.items():
         shared[tensor.data_ptr() or name, tensor.shape, tensor.stride()].append(name)

@@ -38,6 +38,44 @@ VIRTUAL = (
     "{5=>5t2_J?q*?zWf_RMLQpP<_uh^*n}MNWP{ePrpT7$u&{eSfUBNt>=10LOpfzxJ_V-~#Do|nNlP3dOfmNKET$Ea(mthJlVwsV|L4XN~F92mT!V4}"
     "2hKKDzpV91{z&{%HqhJ(_f>AIEM!_f;1*2dTjDk@x3Pu6F001#WKpp"
 )
+# Here "x" is of a type that netCDF lacks: float16, a scalar of it, and 2 of long double, which are 0x41 all through.
+HALF = (
+    "c-rgqaB<`1lHy|K;9!7(|4_gJ6*7Q|$7$+y_<OhnG4X6+QUZ%GGoooh2V6`HU?rk53@i}!xK#3hZDD5MXW#)TEl$oz%}tCiOD!tS%+F&G06GQY8V3"
+    "d@APKXVO$0<TvcR0qSn(dl<Y7Pq&!_Ek1UsLRfsqlYkBO0ykqIgXqnSk*7zGvhp?m=bE>;FEejtk#=nrOY4gm%R7ABxZCZHLx@Y=*M1cAa2)-;AuF"
+    "bYP&C>RAJ7}zn`0RRf~OvC"
+)
+HALF_SCALAR = (
+    "c-rgqaB<`1lHy|K;9!7(|4_gL6*7Q|D@M6^`+K+qG4X6+QUZ%GGoooh2V6`HU?rk53@i}!xK#3hZDD5MXW#)TEl$oz%}tCiOD!tS%+F&G06GQY8V3"
+    "d@APKXVO$0<TvcR0qSn(dl<Y7Pq&!_Ek1UsLRff1wwWDc_k1EZh<KbXzHAi%)I%D}}BWU&I>&CJCi1a>ks7?@xN9bg#ppuJc<gkcnnf>AIEM!^UMb"
+    "^s$7Ofv"
+)
+LONG_DOUBLE = (
+    "c-rgqaB<`1lHy|K;9!7(|4^U+6*7Q|3rqgD^!IQHV&d7tqy!dWW<=A14!D>Yz)D1A7+4_cajE11+rrGi&%gsxTAZAbnwuD3mReMtnV-iX0CWn(H4Y"
+    "3+KoVvzn+S+xWPv%IvEn_9$-{sKo=@B72zEXr10y3)9}^=ZBNJ2(Ml*{rFbXpGGYEir0SpfO3=aS885mfB{$S?j01C4(0W~rSFfzcxYZJo|1j!#n-"
+    "!P1VQ7{Td!6+EHz>xp|0O_q)od"
+)
+# Here it is of a type of 3 bytes that say nothing.
+OPAQUE = (
+    "c-rgqaB<`1lHy|K;9!7(|4_gT6*7Q|EA*;c`+K+qG4X6+QUZ%GGoooh2V6`HU?rk53@i}!xK#3hZDD5MXW#)TEl$oz%}tCiOD!tS%+F&G06GQY8V3"
+    "d@APKXVO$0<TvcR0qSn(dl<Y7Pq&!_Ek1UsLRff1wwWDd}ajG|zB85mfBZe`};5CS_B>UCzA<}(b#3jCeJ5X&$MM!_f;1*2f(g2bd`01}8zK>"
+)
+# Here it is 100,000 of float64 that are compressed by LZF, a filter of h5py's own.
+LZF = (
+    "c-rmSJxjw-6vpv$?oA~mS5#=1;!t#Saj3J3rFJX$1w^Ex;0st05gh~(q|VNM2xn(^7e_ZoKSI1odPM?GE`tAuA9>@PoSQ6Ja@*^4CzEDk<5)tnaYh"
+    "T}`QrHc>&e|!zt`C??$OK@SFBcAs!5C#C5>5$%KD!wT`|SVl(@WfxV<|#*xEcD91r)74rSV}u3X@X7{3j3C+hiDqp);6`v`|lDtW(uS}m5ZqU!sMs"
+    "y^J5cM5x37oBM>f6Z#A($1_%%|C}t)268JzKr~QEBog=#Y5Hd)+Hx#E3Y%g`kVQF9nF6m9^US?{E0kYysQf$gpmIm|LuCq0000000000000000Q|y"
+    "Q{vXaKR!@G!"
+)
+
+# Here the group "g" holds the file's root as "again", by a hard link and by a soft one.
+HARD_CIRCLE = (
+    "c-rgqaB<`1lHy|K;9!7(|4^`w5yCfsifb?S2=(`H31Z^e!lVQiVP-_rf)2Qt7{E$IWf)i>>T#*$0o%gNz|X(~Qd*pxk(!$rUzS=_oSC1;AOLh7#DN"
+    "YBOh6K5FPjL6WMqLkoiY7AlqJRrwvmYeu3F}N5f_=xXOlp+hBYxgF*6SqE({3_bO6q!lWPGuJZ3u"
+)
+SOFT_CIRCLE = (
+    "c-rgqaB<`1lHy|K;9!7(|4^`w5yCfsifb?S2=(`H31Z^e!lVQiVP-_rf)2Qt7{E$IWf)i>>T#*$0o%gNz|X(~Qd*pxk(!$rUzS=_oSC1;AOLh7#DN"
+    "YBOh6K5FPjL6WMqLkoiY7AjLE}*214xD@sR0!s5Lw=^$e_u>4}+nj12k=DGYQ1Uz4|d1^^hSXG;"
+)
 
 
 class Canary:
@@ -98,6 +136,12 @@ def enumeration(file):
     file.createEnumType(np.uint8, "fruit", {"apple": 1})
 
 
+def unaligned(file):
+    for group, length in ((file, 3), (file.createGroup("g"), 4)):
+        group.createDimension("d", length)
+        group.createVariable("d", "f8", ("d",), chunksizes=(length,))[:] = np.arange(length)
+
+
 def deep(file):
     file.createGroup("/".join(["g"] * 40))
 
@@ -110,8 +154,8 @@ def long_and_many(file):
 
 
 def one_text_for_all(path):
-    """2,000 entries that point to one text of 2 MB."""
-    length = 2_000_003
+    """2,000 entries that point to one text of 500 KB."""
+    length = 500_003
 
     def make(file):
         file.createDimension("d", 2000)
@@ -120,11 +164,22 @@ def one_text_for_all(path):
         file.createVariable("x", str, ("d",), chunksizes=(len(texts),))[:] = texts
 
     netcdf(make)(path)
-    content = path.read_bytes()
-    entry = re.compile(re.escape(struct.pack("<I", length)) + b"." * 12 + re.escape(struct.pack("<I", 77)), re.DOTALL)
+    path.write_bytes(pointed_to_one(path.read_bytes(), length, 77, 2000))
+
+
+def pointed_to_one(content, length, other, count):
+    """The file's content, with all texts of a list pointing to the first, by their lengths."""
+    entry = re.compile(
+        re.escape(struct.pack("<I", length)) + b"." * 12 + re.escape(struct.pack("<I", other)), re.DOTALL
+    )
     (start,) = (found.start() for found in entry.finditer(content))
-    reference = content[start : start + 16]
-    path.write_bytes(content[:start] + reference * 2000 + content[start + 16 * 2000 :])
+    return content[:start] + content[start : start + 16] * count + content[start + 16 * count :]
+
+
+def one_text_for_an_attribute(path):
+    """An attribute of 1,000 texts that all are one text of 1 MB."""
+    netcdf(lambda file: file.setncattr_string("x", ["a" * 1_000_003] + ["b" * 77] * 999))(path)
+    path.write_bytes(pointed_to_one(path.read_bytes(), 1_000_003, 77, 1000))
 
 
 def packed(text):
@@ -224,9 +279,15 @@ FILES = {
     "values.nc": (variable("f8", 2**37, chunksizes=(1024,)), r"declares 1\.0 TiB of values and has [\d.]+ KiB"),
     "chunk.nc": (variable("f8", 10, chunksizes=(10,)), None),
     "compressed.nc": (netcdf(compressed), r"variable '/x' is compressed \(zlib\).*nccopy -d 0"),
-    "contiguous.nc": (variable("f8", 4, contiguous=True), "'/x' is not stored in chunks, so its values may"),
+    "contiguous.nc": (variable("f8", 4, contiguous=True), r"'/x' is not stored in chunks.*xr\.open_dataset\(path\)"),
     "external.nc": (packed(EXTERNAL), "'/x' is not stored in chunks, so its values may be those of another file"),
     "virtual.nc": (packed(VIRTUAL), "'/x' is not stored in chunks, so its values may be those of another file"),
+    "half.nc": (packed(HALF), "'/x' holds numbers of a kind that netCDF does not have"),
+    "half-scalar.nc": (packed(HALF_SCALAR), "'/x' holds numbers of a kind that netCDF does not have"),
+    "long-double.nc": (packed(LONG_DOUBLE), "'/x' holds numbers of a kind that netCDF does not have"),
+    "opaque.nc": (packed(OPAQUE), "variable 'x' has unsupported datatype"),
+    "lzf.nc": (packed(LZF), "or compressed by a filter that netCDF does not name"),
+    "unaligned.nc": (netcdf(unaligned), "is not aligned with its parents"),
     "compound.nc": (netcdf(compound), "defines types of its own in group '/'"),
     "enumeration.nc": (netcdf(enumeration), "defines types of its own in group '/'"),
     "deep.nc": (netcdf(deep), "over 32 groups inside each other"),
@@ -261,6 +322,13 @@ FILES = {
     "strip": (image(STRIP), r"0\.png is 1000000 x 1 pixels and would be resized to 16000000 x 16"),
 }  # fmt: skip
 """What to write, and the message that is expected; None for a file that is no trap."""
+
+BEYOND_CHECKS = {
+    "hard-circle.nc": packed(HARD_CIRCLE),
+    "soft-circle.nc": packed(SOFT_CIRCLE),
+    "attribute.nc": one_text_for_an_attribute,
+}
+"""What to write; netCDF-C takes memory for these before anything can be asked about them."""
 
 
 def main(folder):

@@ -7,6 +7,7 @@ import re
 import resource
 import subprocess
 import sys
+import tracemalloc
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -16,15 +17,18 @@ import numpy as np
 import pytest
 import synthetic_studies as synthetic
 import torch
+import xarray as xr
 from click.testing import CliRunner
 from PIL import Image
 from safetensors.torch import save_file
 
-from resnet_paths_plugin import datasets, plugins, report
+from resnet_paths_plugin import datasets, limits, netcdf_files, plugins, report
 from resnet_paths_plugin.cli import main
 from resnet_paths_plugin.cli.models import build_model
 from resnet_paths_plugin.cli.terminal import visible
-from resnet_paths_plugin.errors import FileError, ResnetPathsError
+from resnet_paths_plugin.errors import FileError, InputError, ResnetPathsError
+from resnet_paths_plugin.netcdf_files import check_opening
+from resnet_paths_plugin.plotting.block_axis import single_lesions
 from resnet_paths_plugin.weights import load_weights, tensors_only
 
 EVIL = "\x1b]0;owned\x07\x1b[2J<script>\"'&]]>\n$x_{\u202e"
@@ -73,6 +77,60 @@ def test_values_of_another_file_are_not_read(tmp_path, monkeypatch, name):
         datasets.load(name)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is limited as Linux does")
+@pytest.mark.parametrize("name", hostile.BEYOND_CHECKS)
+def test_the_command_line_opens_no_file_that_netcdf_would_take_all_memory_for(tmp_path, monkeypatch, name):
+    hostile.BEYOND_CHECKS[name](tmp_path / name)
+    monkeypatch.setattr(datasets, "load", lambda path: pytest.fail(f"{path} was opened in this process"))
+    result = CliRunner().invoke(main, ("report", str(tmp_path / name)))
+    assert result.exit_code == 2, result.output
+    assert re.match(rf"Error: .*{name} is damaged.* did not succeed within [\d.]+ MiB of memory", result.output)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is limited as Linux does")
+def test_the_process_that_opens_a_file_first_takes_no_module_from_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "netCDF4.py").write_text("import os\nos.mkdir('sprung')\n")
+    path = datasets.save(datasets.build({"error": ((), 0.5)}, coords={}, attrs={"schema_version": 1}), "some.nc")
+    check_opening(path)
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_a_file_that_xarray_wrote_is_read_after_what_its_message_says(tmp_path):
+    ds = datasets.build({"loss": ("sample", np.ones(3))}, coords={}, attrs={"schema_version": 1})
+    datasets.load(datasets.save(ds, tmp_path / "saved.nc")).to_netcdf(path := tmp_path / "some.nc")
+    with pytest.raises(FileError, match=r"rpp\.save\(xr\.open_dataset\(path\), other\)"):
+        datasets.load(path)
+    with xr.open_dataset(path) as opened:
+        datasets.save(opened, tmp_path / "other.nc")
+    xr.testing.assert_identical(datasets.load(tmp_path / "other.nc"), ds)
+
+
+def test_a_file_of_many_texts_is_read_in_few_pieces(tmp_path, monkeypatch):
+    """300,000 names took 40 s one by one; a count of reads depends on no machine."""
+    names = np.array([f"block {i}" for i in range(20_000)])
+    ds = datasets.build({}, coords={"lesion": ("lesion", names)}, attrs={"schema_version": 1})
+    path = datasets.save(ds, tmp_path / "some.nc")
+    monkeypatch.setattr(limits, "SMALL", 1)  # so that it counts as a large file
+    pieces = []
+
+    class Counted:
+        def __init__(self, variable):
+            self.variable = variable
+
+        def __getattr__(self, name):
+            return getattr(self.variable, name)
+
+        def __getitem__(self, place):
+            pieces.append(place)
+            return self.variable[place]
+
+    with netCDF4.Dataset(path) as file:
+        texts = list(netcdf_files._texts(Counted(file["lesion"]), path.stat().st_size))
+    assert texts == names.tolist()
+    assert len(pieces) == 200
+
+
 @pytest.mark.parametrize("name", ["some.nc", "some.npz", "some.safetensors", "folder"])
 @pytest.mark.parametrize("write", [lambda canary, path: path.write_bytes(pickle.dumps(canary)), torch.save])
 def test_no_pickle_is_opened_by_whatever_name(tmp_path, name, write):
@@ -110,6 +168,29 @@ def test_weights_of_another_kind_change_nothing(tmp_path):
     with pytest.raises(FileError, match="of another kind"):
         load_weights(model, tmp_path / "some.safetensors")
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+class WithStatistics(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm = torch.nn.BatchNorm1d(2)
+        self.register_buffer("order", torch.tensor([1, 0]))
+
+
+def test_weights_that_were_all_halved_are_read(tmp_path):
+    source, target = WithStatistics(), WithStatistics()
+    source.norm.num_batches_tracked += 12
+    source.order += 3
+    save_file({name: value.half() for name, value in source.state_dict().items()}, tmp_path / "some.safetensors")
+    load_weights(target, tmp_path / "some.safetensors")
+    assert all(torch.equal(value, source.state_dict()[name]) for name, value in target.state_dict().items())
+
+
+@pytest.mark.parametrize("order", [[0.5, 1], [float("nan"), 1], [1e30, 0]])
+def test_fractions_in_place_of_whole_numbers_are_refused(tmp_path, order):
+    save_file(WithStatistics().state_dict() | {"order": torch.tensor(order)}, tmp_path / "some.safetensors")
+    with pytest.raises(FileError, match=r"order torch\.float32 instead of torch\.int64 of another kind"):
+        load_weights(WithStatistics(), tmp_path / "some.safetensors")
 
 
 def test_weights_of_another_model_are_not_read(tmp_path):
@@ -200,6 +281,118 @@ def test_a_report_of_a_hostile_file_is_the_page_of_a_harmless_one(tmp_path):
     assert evil.tags == harmless.tags
     assert long_evil in "".join(evil.text)
     assert html.escape(EVIL) not in "".join(evil.text)
+
+
+@pytest.mark.parametrize("debug", [(), ("--debug",)])
+def test_an_error_that_nobody_foresaw_does_not_steer_the_terminal(monkeypatch, debug):
+    def fail(*_, **__):
+        raise RuntimeError(EVIL)
+
+    monkeypatch.setattr(plugins, "create_plugin_manager", fail)
+    result = CliRunner().invoke(main, ("plugins", *debug), color=True)
+    assert result.exit_code == 1
+    assert r"Error: RuntimeError: \x1b]0;owned\x07\x1b[2J<script>" in result.output
+    assert "This is a bug: please report it" in result.output
+    assert ("Traceback" in result.output) == bool(debug)
+    assert not re.search(r"[^\n -~]", result.output)
+
+
+def test_a_traceback_does_not_steer_the_terminal(tmp_path, monkeypatch):
+    def fail(_):
+        raise FileError(EVIL)
+
+    monkeypatch.setattr(datasets, "load", fail)
+    result = CliRunner().invoke(main, ("report", str(tmp_path / "some.nc"), "--debug"), color=True)
+    assert result.exit_code == 2
+    assert "Traceback" in result.output
+    assert not re.search(r"[^\n -~]", result.output)
+
+
+# Results that are well-formed and make no sense
+
+
+def result_with(name, values):
+    ds = synthetic.single_lesions(4, made=synthetic.blocks(4))
+    changed = ds.drop_vars(name)
+    return changed.assign_coords({name: values}) if name in ds.coords else changed.assign({name: values})
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("error", "U1"), ("lesion", "i4")])
+def test_texts_under_a_name_of_numbers_are_refused_and_the_reverse(tmp_path, name, dtype):
+    values = ("lesion", np.ones(4, dtype))
+    with pytest.raises(InputError, match=f"variable '{name}' holds"):
+        datasets.save(result_with(name, values), tmp_path / "some.nc")
+    ds = synthetic.single_lesions(4, made=synthetic.blocks(4)).drop_vars(name).assign(other=values)
+    path = datasets.save(ds, tmp_path / "some.nc")
+    with netCDF4.Dataset(path, "a") as file:
+        file.renameVariable("other", name)
+    with pytest.raises(FileError, match=f"variable '{name}' holds (text|number)s, and the schema has (text|number)s"):
+        datasets.load(path)
+
+
+@pytest.mark.parametrize("name", ["block_index", "stage", "deleted", "error", "skip_kind"])
+@pytest.mark.parametrize("values", [(), ("other",), ("lesion", "more")])
+def test_a_report_is_made_or_refused_whatever_the_dims_are(tmp_path, name, values):
+    old = synthetic.single_lesions(4, made=synthetic.blocks(4))[name]
+    changed = result_with(name, (values, np.full((4,) * len(values), old.values.flat[0], old.dtype)))
+    path = datasets.save(datasets.build_tree({"single_lesions": changed}), tmp_path / "some.nc")
+    result = CliRunner().invoke(main, ("report", str(path)))
+    assert result.exit_code in (0, 2), result.output
+    if result.exit_code:
+        assert result.output.count("\n") == 1, result.output
+
+
+def lesions(deleted, groups):
+    n_blocks = len(groups)
+    return xr.Dataset(
+        {"deleted": (("lesion", "block"), deleted)},
+        {"block": [f"block {index}" for index in range(n_blocks)], "group": ("block", groups)},
+    )
+
+
+def test_lesions_of_many_blocks_take_no_cube_of_them():
+    ds = lesions(np.eye(1000, dtype=bool), [f"block {index}" for index in range(1000)])
+    tracemalloc.start()
+    try:
+        found = single_lesions(ds, "a figure")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert found.position.tolist() == list(range(1000))
+    assert peak < 10**8
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_lesions_of_groups_are_those_that_delete_all_blocks_of_one(seed):
+    rng = np.random.default_rng(seed)
+    groups = rng.choice(["a", "b", "c"], 6)
+    whole = np.array([groups == name for name in rng.permutation(np.unique(groups))])
+    other = whole.copy()
+    other[0] ^= rng.random(6) < 0.3
+    for deleted in (whole, other):
+        by_hand = all(any((row == (groups == name)).all() for name in groups) for row in deleted)
+        single = (deleted.sum(axis=1) == 1).all()
+        if not by_hand and not (deleted.sum(axis=1) == 1).any():
+            with pytest.raises(InputError, match="needs lesions of one block each"):
+                single_lesions(lesions(deleted, groups), "a figure")
+            continue
+        assert single_lesions(lesions(deleted, groups), "a figure").unit == (
+            "group" if by_hand and not single else "block"
+        )
+
+
+def test_a_report_of_what_makes_no_sense_says_so_and_where_if_asked(tmp_path, monkeypatch):
+    def fail(*_):
+        raise IndexError("index 7 is out of bounds")
+
+    path = datasets.save(
+        datasets.build({"error": ((), 0.5)}, coords={}, attrs={"schema_version": 1}), tmp_path / "a.nc"
+    )
+    monkeypatch.setattr(report, "write_report", fail)
+    result = CliRunner().invoke(main, ("report", str(path), "--debug"))
+    assert result.exit_code == 2
+    assert "is not what save writes, so no report can be made of it (IndexError: index 7" in result.output
+    assert "in fail" in result.output
 
 
 # Code

@@ -33,11 +33,13 @@ from resnet_paths_plugin.cli.studies import STUDIES, StudyOptions, studies_by
 from resnet_paths_plugin.cli.terminal import echo
 from resnet_paths_plugin.description import ModelDescription
 from resnet_paths_plugin.errors import FileError, InputError, ResnetPathsError
+from resnet_paths_plugin.netcdf_files import check_opening
 from resnet_paths_plugin.network import Optimization, Units, UnraveledNetwork, unravel
 from resnet_paths_plugin.plotting.kinds import kind_of
 from resnet_paths_plugin.weights import load_weights
 
 _DPI = 150
+_EXIT_BUG = 1  # as of an exception that Python prints
 _EXIT_ERROR = 2
 _EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
@@ -76,15 +78,27 @@ class _Command(click.Command):
             warnings.showwarning = _show_warning
             try:
                 return super().invoke(ctx)
-            except (ResnetPathsError, torch.OutOfMemoryError) as error:
+            except (ResnetPathsError, torch.OutOfMemoryError, MemoryError) as error:
                 if debug:
-                    traceback.print_exc()
-                echo(f"Error: {' '.join(' '.join([str(error), *last_note(error)]).split())}", err=True)
+                    echo(traceback.format_exc(), err=True)
+                echo(
+                    f"Error: {' '.join(' '.join([str(error) or type(error).__name__, *last_note(error)]).split())}",
+                    err=True,
+                )
                 ctx.exit(_EXIT_ERROR)
             except KeyboardInterrupt as error:
                 told = ["\nInterrupted. Files are written at the end, each whole or not at all.", *last_note(error)]
                 echo("\n".join(told), err=True)
                 ctx.exit(_EXIT_INTERRUPTED)
+            except (click.ClickException, click.Abort, click.exceptions.Exit, BrokenPipeError):
+                raise
+            except Exception as error:  # noqa: BLE001 - Python itself would print names from files as they are
+                if debug:
+                    echo(traceback.format_exc(), err=True)
+                where = "with what is above" if debug else "with what --debug prints"
+                told = [f"{type(error).__name__}: {error}.", *last_note(error)]
+                echo(f"Error: {' '.join(' '.join(told).split())} This is a bug: please report it, {where}", err=True)
+                ctx.exit(_EXIT_BUG)
 
 
 def _warn(message: str) -> None:
@@ -324,8 +338,19 @@ def analyze(
 def make_report(file: Path, output: Path | None) -> None:
     """Make one self-contained HTML page from FILE.nc: what the model is, its blocks, every figure, the provenance."""
     mpl.use("agg")
+    if file.is_file():
+        check_opening(file)
     result = datasets.load(file)
-    echo(f"written: {report.write_report(result, output or _report_path(file))}")
+    try:
+        written = report.write_report(result, output or _report_path(file))
+    except (ResnetPathsError, MemoryError):
+        raise
+    except Exception as error:  # whatever comes up where the schema's names stand for other things
+        raise FileError(
+            f"{file} is not what save writes, so no report can be made of it ({type(error).__name__}: {error}): "
+            "run the study again"
+        ) from error
+    echo(f"written: {written}")
 
 
 def _load(spec: str, pretrained: bool, weights: Path | None, manager: pluggy.PluginManager) -> nn.Module:

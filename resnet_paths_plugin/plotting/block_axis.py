@@ -58,7 +58,10 @@ def single_lesions(ds: xr.Dataset, figure: str) -> SingleLesions:
     names = style.variable(ds, "block", figure).values
     groups = ds["group"].values if "group" in ds.coords else names
     by_owner = groups == np.unique(groups)[:, None]
-    whole_groups = (deleted[:, None, :] == by_owner).all(axis=-1).any(axis=-1)
+    # A lesion is a group's if it has as many blocks as the group and shares them all. Counts up to 2**24 are exact.
+    owned = by_owner.sum(axis=1)
+    shared = deleted.astype(np.float32) @ by_owner.T.astype(np.float32)
+    whole_groups = ((shared == owned) & (deleted.sum(axis=1)[:, None] == owned)).any(axis=1)
     one_block = deleted.sum(axis=1) == 1
     by_group = bool(whole_groups.all() and not one_block.all())
     (candidates,) = np.nonzero(whole_groups if by_group else one_block)
