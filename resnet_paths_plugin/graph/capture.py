@@ -84,14 +84,22 @@ class CapturedGraph:
         """Return the value of every placeholder that is no input, as the model holds it now."""
         values: dict[fx.Node, Any] = dict(self.constants)
         modules: dict[str, nn.Module] = {"": self.model}
+
+        def module(path: str) -> nn.Module:
+            found = modules.get(path)
+            if found is None:
+                parent, _, name = path.rpartition(".")
+                # Looked up in the registries, since a getattr may run the user's code, and takes its time.
+                held = module(parent)._modules.get(name)  # noqa: SLF001 - see above
+                found = modules[path] = self.model.get_submodule(path) if held is None else held
+            return found
+
         for node, path in self.tensors.items():
             owner_path, _, attribute = path.rpartition(".")
-            owner = modules.get(owner_path)
-            if owner is None:
-                owner = modules[owner_path] = self.model.get_submodule(owner_path)
-            # Looked up in the registries, since a getattr may run the user's code.
-            held: dict[str, Any] = {**owner._buffers, **owner._parameters}  # noqa: SLF001 - see above
-            tensor = held.get(attribute)
+            owner = module(owner_path)
+            tensor: Tensor | None = owner._parameters.get(attribute)  # noqa: SLF001 - see above
+            if tensor is None:
+                tensor = owner._buffers.get(attribute)  # noqa: SLF001 - see above
             values[node] = self._exported_state[path] if tensor is None else tensor
         return values
 
