@@ -24,7 +24,10 @@ class RunOptions:
             there is a worker for each core.
         checkpoint: netCDF file to write; `attribute` then returns it opened, its values read when they are used. Until
             all is done each finished unit is a file of its own in a folder beside it, named like it with `.partial`
-            added. After a crash or an interruption the same call goes on from there.
+            added. After a crash or an interruption the same call goes on from there. Another call is refused, one with
+            another model, other data, or measures or objectives that were edited in between. Of functions and objects
+            that can be called, their own code counts, with the plain values and functions that it reads from its
+            module; other modules that it uses, and types, are not compared.
             A `UnitFolder` keeps just the units, for a caller who saves the result elsewhere and removes the folder.
         device: device to run on, such as `"cuda"`, for each worker its own; None runs where the model is. The model
             is not moved: what runs there is a copy.
