@@ -5,6 +5,7 @@ import os
 import threading
 import warnings
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -14,7 +15,8 @@ from small_studies import STUDIES, batches, margin, network, run, timeless
 
 import resnet_paths_plugin as rpp
 from resnet_paths_plugin.analyzers.running.cargo import packed, unpacked
-from resnet_paths_plugin.errors import InputError, NonFiniteOutputWarning, WorkerLostError
+from resnet_paths_plugin.analyzers.running.settings import Settings
+from resnet_paths_plugin.errors import CheckpointError, InputError, NonFiniteOutputWarning, WorkerLostError
 
 
 class Backwards(Executor):
@@ -125,6 +127,106 @@ def test_a_loader_is_not_read_far_ahead_of_the_results():
 
     rpp.BlockLesion(network()).attribute(watched(), run=rpp.RunOptions(executor=held))
     assert max(seen) <= 12
+
+
+@pytest.mark.parametrize("name", ["lesions", "recalibrated", "influence"])
+def test_workers_cast_as_the_caller_does(serial, processes, name):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        expected = run(name)
+        with ThreadPoolExecutor(2) as pool:
+            assert run(name, rpp.RunOptions(executor=pool)).identical(expected)
+        assert run(name, rpp.RunOptions(executor=processes)).identical(expected)
+    assert not expected.identical(serial(name))
+
+
+def flags():
+    return torch.backends.mkldnn.enabled, torch.get_float32_matmul_precision(), torch.get_default_dtype()
+
+
+def flags_of(outputs, _target):
+    """A measure that tells the settings of whoever runs it."""
+    enabled, precision, dtype = flags()
+    return outputs.new_full((len(outputs),), 4 * enabled + 2 * (precision == "high") + (dtype == torch.float64))
+
+
+@pytest.fixture
+def unusual_settings():
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_default_dtype(torch.float64)
+        torch.set_float32_matmul_precision("high")
+        torch.backends.mkldnn.enabled = False
+        yield
+    finally:
+        torch.backends.mkldnn.enabled = True
+        torch.set_default_dtype(torch.float32)
+        torch.set_float32_matmul_precision(before)
+
+
+def test_settings_that_change_rounding_travel_to_processes(processes, unusual_settings):
+    data = [(images.float(), labels) for images, labels in batches()]
+    found = rpp.BlockLesion(network().float()).attribute(
+        data, measures={"flags": flags_of}, run=rpp.RunOptions(executor=processes)
+    )
+    assert set(found.flags.values.flat) == {3}
+    assert processes.submit(flags).result() == (True, "highest", torch.float32)  # and they are put back there
+
+
+@contextmanager
+def without_mkldnn():
+    torch.backends.mkldnn.enabled = False
+    yield
+    torch.backends.mkldnn.enabled = True
+
+
+@pytest.mark.parametrize("setting", [torch.autocast("cpu"), without_mkldnn()])
+def test_a_checkpoint_made_under_other_settings_is_refused(tmp_path, setting):
+    class Stopping:
+        def __iter__(self):
+            yield batches()[0]
+            raise KeyboardInterrupt
+
+    with setting, pytest.raises(KeyboardInterrupt):
+        rpp.BlockLesion(network()).attribute(Stopping(), run=rpp.RunOptions(checkpoint=tmp_path / "run.nc"))
+    with pytest.raises(
+        CheckpointError, match=r"autocast of cpu was torch.bfloat16 and is None|mkldnn enabled was False"
+    ):
+        rpp.BlockLesion(network()).attribute(Stopping(), run=rpp.RunOptions(checkpoint=tmp_path / "run.nc"))
+
+
+def test_settings_last_until_the_last_thread_is_done():
+    """One thread leaves while another is still at work; a third one, which wants others, waits for both."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    high = Settings.here()
+    torch.set_float32_matmul_precision(before)
+    usual = Settings.here()
+    entered, leave, seen = threading.Barrier(3), [threading.Event(), threading.Event()], []
+
+    def holding(which):
+        with high.held():
+            entered.wait()
+            leave[which].wait()
+
+    def other():
+        with usual.held():
+            seen.append(torch.get_float32_matmul_precision())
+
+    first, second = (threading.Thread(target=holding, args=(at,)) for at in (0, 1))
+    third = threading.Thread(target=other)
+    first.start()
+    second.start()
+    entered.wait()
+    third.start()
+    leave[0].set()
+    first.join()
+    assert torch.get_float32_matmul_precision() == "high"
+    assert not seen
+    leave[1].set()
+    second.join()
+    third.join()
+    assert seen == [before]
+    assert torch.get_float32_matmul_precision() == before
 
 
 def test_a_network_arrives_as_it_was_sent():

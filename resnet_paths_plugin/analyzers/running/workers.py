@@ -6,9 +6,7 @@ import tempfile
 import threading
 import uuid
 from collections import OrderedDict
-from collections.abc import Iterator
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -17,6 +15,7 @@ import torch
 
 from resnet_paths_plugin.analyzers.running.cargo import key_of, packed, unpacked
 from resnet_paths_plugin.analyzers.running.options import is_client
+from resnet_paths_plugin.analyzers.running.settings import Settings
 from resnet_paths_plugin.analyzers.running.units import Arrays, Job, Samples, Unit, Work
 from resnet_paths_plugin.errors import InputError, WorkerLostError
 from resnet_paths_plugin.network import UnraveledNetwork
@@ -25,36 +24,6 @@ _KEPT = 2
 """Networks, and pieces of work, that a worker keeps at hand."""
 _TRIES = 4
 """How often a unit is given to a cluster that loses the data which it needs."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Settings of torch that decide how numbers are rounded; a worker takes them over from the caller."""
-
-    threads: int
-    matmul_precision: str
-
-    @classmethod
-    def here(cls) -> "Settings":
-        """Return the settings of this thread."""
-        return cls(torch.get_num_threads(), torch.get_float32_matmul_precision())
-
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """Hold these settings for a while."""
-        before = Settings.here()
-        try:
-            self.set_after(before)
-            yield
-        finally:
-            before.set_after(self)
-
-    def set_after(self, before: "Settings") -> None:
-        """Set what differs from the settings before."""
-        if self.threads != before.threads:
-            torch.set_num_threads(self.threads)
-        if self.matmul_precision != before.matmul_precision:
-            torch.set_float32_matmul_precision(self.matmul_precision)
 
 
 @dataclass(eq=False)
