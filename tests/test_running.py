@@ -2,18 +2,22 @@
 
 import multiprocessing
 import os
+import pickle
 import threading
 import warnings
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from networks import PreActivation, randomised
-from small_studies import STUDIES, batches, margin, network, run, timeless
+from small_studies import STUDIES, batches, margin, n_units, network, run, timeless
 
 import resnet_paths_plugin as rpp
+from resnet_paths_plugin.analyzers.batches import Batch
+from resnet_paths_plugin.analyzers.running import fingerprints, workers
 from resnet_paths_plugin.analyzers.running.cargo import packed, unpacked
 from resnet_paths_plugin.analyzers.running.settings import Settings
 from resnet_paths_plugin.errors import CheckpointError, InputError, NonFiniteOutputWarning, WorkerLostError
@@ -335,3 +339,47 @@ def test_options_of_another_kind_are_refused(options, told):
 def test_run_must_be_run_options():
     with pytest.raises(InputError, match=r"run must be RunOptions"):
         rpp.BlockLesion(network()).attribute(*batches()[0], run={"executor": None})
+
+
+class Differing(PreActivation):
+    """A model that is not what its capture says."""
+
+    def forward(self, x):
+        outputs = super().forward(x)
+        return outputs if torch.compiler.is_exporting() else outputs * 1.5
+
+
+def test_workers_hold_gradients_against_the_users_own_model(processes):
+    torch.manual_seed(1)
+    model = randomised(Differing(blocks=4)).eval()
+    expected = rpp.PathLengthGradient(model).attribute(batches(), internal_batch_size=2)
+    found = rpp.PathLengthGradient(model).attribute(
+        batches(), internal_batch_size=2, run=rpp.RunOptions(executor=processes)
+    )
+    assert (expected.completeness_error > 0.3).all()
+    assert timeless(found).identical(timeless(expected))
+
+
+def test_samples_are_packed_and_read_once_for_all_groups(processes, monkeypatch, tmp_path):
+    """Four chunks of samples, each run in two groups of schedules."""
+    packed_samples, read = [], []
+    dumps, digest_of = pickle.dumps, fingerprints._Reader.digest_of
+    counting = SimpleNamespace(
+        dumps=lambda value: packed_samples.append(value) or dumps(value),
+        loads=pickle.loads,
+    )
+    monkeypatch.setattr(workers, "pickle", counting)
+
+    def counted(reader, value):
+        if isinstance(value, tuple) and value and isinstance(value[0], Batch):
+            read.append(value)
+        return digest_of(reader, value)
+
+    monkeypatch.setattr(fingerprints._Reader, "digest_of", counted)
+    run("lesions", rpp.RunOptions(executor=processes, checkpoint=tmp_path / "run.nc"))
+    assert n_units() == 10
+    assert len([one for one in packed_samples if isinstance(one, tuple)]) == len(read) == 5
+    packed_samples.clear()
+    with ThreadPoolExecutor(2) as pool:
+        run("lesions", rpp.RunOptions(executor=pool))
+    assert not packed_samples

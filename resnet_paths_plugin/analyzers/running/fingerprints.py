@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cached_property, partial
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any, TypeVar
@@ -20,7 +20,7 @@ _DEPTH = 8
 """How deep a module's constants may be nested."""
 
 
-class Unchanging(tuple[T, ...]):
+class Unchanging(tuple[T, ...]):  # noqa: SLOT001 - its dictionary keeps what is computed once
     """A tuple whose parts are not changed any more, so that its fingerprint is computed once."""
 
     @cached_property
@@ -50,7 +50,7 @@ class _Reader:
         functions: functions that have been read, in their order, as functions of a module name one another freely.
     """
 
-    open: frozenset[int] = frozenset()
+    open: set[int] = field(default_factory=set)
     functions: dict[int, tuple[int, object]] = field(default_factory=dict)
 
     def digest_of(self, value: object) -> str:
@@ -59,7 +59,7 @@ class _Reader:
             digest.update(piece)
         return digest.hexdigest()
 
-    def _read(self, value: object) -> Iterator[bytes]:
+    def _read(self, value: object) -> Iterator[bytes]:  # noqa: PLR0911 - one return for each kind of value
         match value:
             case Tensor():
                 yield f"tensor {value.dtype} {tuple(value.shape)}".encode()
@@ -86,13 +86,14 @@ class _Reader:
                 yield f"function {self.functions[id(value)][0]} again;".encode()
                 return
             self.functions[id(value)] = len(self.functions), value
-        inside = replace(self, open=self.open | {id(value)})
+        self.open.add(id(value))
         yield f"{type(value).__module__}.{type(value).__qualname__}(".encode()
-        for part in inside._parts(value):
-            yield from inside._read(part)
+        for part in self._parts(value):
+            yield from self._read(part)
+        self.open.remove(id(value))
         yield b")"
 
-    def _parts(self, value: Any) -> list[object]:  # noqa: PLR0911 - one return for each kind of value
+    def _parts(self, value: Any) -> list[object]:  # noqa: C901, PLR0911 - one return for each kind of value
         """Return what a composite value is made of."""
         match value:
             case Mapping():
@@ -124,7 +125,7 @@ class _Reader:
 
     def _alone(self, value: object) -> str:
         """Return the digest of a part whose place among the others has no meaning."""
-        return replace(self, functions=dict(self.functions)).digest_of(value)
+        return _Reader(self.open, dict(self.functions)).digest_of(value)
 
 
 def _parts_of_function(function: FunctionType) -> list[object]:

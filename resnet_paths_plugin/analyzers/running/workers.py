@@ -16,7 +16,7 @@ import torch
 from resnet_paths_plugin.analyzers.running.cargo import key_of, packed, unpacked
 from resnet_paths_plugin.analyzers.running.options import is_client
 from resnet_paths_plugin.analyzers.running.settings import Settings
-from resnet_paths_plugin.analyzers.running.units import Arrays, Job, Samples, Unit, Work
+from resnet_paths_plugin.analyzers.running.units import Arrays, ChecksModel, Job, Samples, Unit, Work
 from resnet_paths_plugin.errors import InputError, WorkerLostError
 from resnet_paths_plugin.network import UnraveledNetwork
 
@@ -68,11 +68,13 @@ class Order:
     device: str | None = None
 
 
-def run_unit(order: Order, group: int, samples: bytes, network: Cargo, work: Cargo) -> Arrays:
+def run_unit(order: Order, group: int, samples: bytes | Samples, network: Cargo, work: Cargo) -> Arrays:
     """Run a unit where the executor has brought it, in the caller's own process or in another one."""
     with order.settings.held():
         bench = _HERE.get(_own(order.token)) or _arrived(order, network, work)
-        return bench.run(group, pickle.loads(samples))  # noqa: S301 - an executor's own way
+        if isinstance(samples, bytes):
+            samples = pickle.loads(samples)  # noqa: S301 - an executor's own way
+        return bench.run(group, samples)
 
 
 def is_here(token: str) -> bool:
@@ -170,9 +172,13 @@ class Crew:
         """
         if self._executor is None:
             done: Future[Arrays] = Future()
-            done.set_result(self._bench.run(unit.group, unit.samples))
+            samples = unit.samples if self._bench.network is self._network else self._with_check(unit.samples)
+            done.set_result(self._bench.run(unit.group, samples))
             return done
-        samples = pickle.dumps(tuple(_on_cpu(batch) for batch in unit.samples))
+        if self._client is None and self._packed is None and self._bench.network is self._network:
+            samples = unit.samples
+        else:
+            samples = unit.samples.packed_by(self, self._pack)
         try:
             return self._executor.submit(run_unit, self._order, unit.group, samples, *self._cargo)
         except BrokenExecutor as error:
@@ -226,6 +232,16 @@ class Crew:
         for path, content in zip(paths, self._packed, strict=True):
             path.write_bytes(content)
         self._cargo = (paths[0], paths[1])
+
+    def _with_check(self, samples: Samples) -> Samples:
+        """Return the samples with what a network that is a copy needs to be checked against the user's model."""
+        return self._work.with_check(self._network, samples) if isinstance(self._work, ChecksModel) else samples
+
+    def _pack(self, samples: Samples) -> bytes:
+        """Return samples as bytes, for workers elsewhere."""
+        if self._bench.network is not self._network or self._packed is not None:
+            samples = self._with_check(samples)
+        return pickle.dumps(tuple(_on_cpu(batch) for batch in samples))
 
     def _scatter(self) -> None:
         """Bring the cargo to every worker of a cluster; those that come later fetch it from these."""
