@@ -1,12 +1,18 @@
 """Results do not depend on who computes the units, nor on the order in which they arrive."""
 
+import errno
 import multiprocessing
 import os
 import pickle
+import socket
+import subprocess
+import sys
+import tempfile
 import threading
 import warnings
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,11 +22,12 @@ from networks import PreActivation, randomised
 from small_studies import STUDIES, batches, margin, n_units, network, run, timeless
 
 import resnet_paths_plugin as rpp
+from resnet_paths_plugin.analyzers import conditions
 from resnet_paths_plugin.analyzers.batches import Batch
-from resnet_paths_plugin.analyzers.running import fingerprints, workers
+from resnet_paths_plugin.analyzers.running import cargo_folders, devices, fingerprints, workers
 from resnet_paths_plugin.analyzers.running.cargo import packed, unpacked
 from resnet_paths_plugin.analyzers.running.settings import Settings
-from resnet_paths_plugin.errors import CheckpointError, InputError, NonFiniteOutputWarning, WorkerLostError
+from resnet_paths_plugin.errors import CheckpointError, FileError, InputError, NonFiniteOutputWarning, WorkerLostError
 
 
 class Backwards(Executor):
@@ -383,3 +390,103 @@ def test_samples_are_packed_and_read_once_for_all_groups(processes, monkeypatch,
     with ThreadPoolExecutor(2) as pool:
         run("lesions", rpp.RunOptions(executor=pool))
     assert not packed_samples
+
+
+def test_a_folder_of_temporary_files_that_cannot_be_written_is_named(processes, monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    with pytest.raises(FileError, match=r"missing: .*Free space there, or name another folder"):
+        run("lesions", rpp.RunOptions(executor=processes))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    def full(_path, _content):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(FileError, match="No space left on device"):
+        run("lesions", rpp.RunOptions(executor=processes))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(os.name != "posix", reason="whether a process is alive is not told on Windows")
+def test_folders_of_callers_that_were_killed_are_removed(monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    code = "from resnet_paths_plugin.analyzers.running import cargo_folders; import os; cargo_folders.made(); os._exit(9)"
+    subprocess.run([sys.executable, "-c", code], env={**os.environ, "TMPDIR": str(tmp_path)}, check=False)  # noqa: S603
+    (left,) = tmp_path.iterdir()
+    (tmp_path / left.name.replace(socket.gethostname(), "another-machine")).mkdir()
+    (tmp_path / "resnet-paths-of-somebody").mkdir()
+    mine = cargo_folders.made()
+    again = cargo_folders.made()
+    assert not left.exists()
+    assert mine.is_dir()
+    assert again.is_dir()
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_workers_that_do_not_see_this_machines_files_are_told_of(processes, monkeypatch):
+    elsewhere = cargo_folders.write
+    monkeypatch.setattr(cargo_folders, "write", lambda path, content: elsewhere(path.with_suffix(".else"), content))
+    with pytest.raises(InputError, match="do not see this machine's files. Use a dask client, or set the environment"):
+        run("lesions", rpp.RunOptions(executor=processes))
+
+
+@pytest.mark.parametrize(
+    ("device", "n_gpus", "taken"),
+    [
+        ("cuda", 2, ["cuda:0", "cuda:1", "cuda:0"]),
+        ("cuda", 1, ["cuda"] * 3),
+        ("cuda:1", 2, ["cuda:1"] * 3),
+        ("cpu", 2, ["cpu"] * 3),
+    ],
+)
+def test_workers_take_one_gpu_after_the_other(monkeypatch, device, n_gpus, taken):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: n_gpus)
+    assert [devices.of_worker(device, number) for number in range(3)] == taken
+
+
+def test_processes_of_a_pool_have_numbers_one_after_the_other():
+    assert devices.number_of_worker() == 0
+    pools = [ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) for _ in range(2)]
+    one, other = (pool.submit(devices.number_of_worker).result() for pool in pools)
+    for pool in pools:
+        pool.shutdown()
+    assert other == one + 1
+
+
+def test_names_of_one_device_mean_the_same(monkeypatch):
+    assert rpp.RunOptions(device="cpu:0").device == rpp.RunOptions(device=torch.device("cpu", 0)).device == "cpu"
+    monkeypatch.setattr(workers, "packed", None)  # no copy is made
+    run("lesions", rpp.RunOptions(device="cpu:0"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    assert devices.is_same("cuda", "cuda:1")
+    assert not devices.is_same("cuda", "cuda:0")
+
+
+def test_branch_means_are_taken_by_workers_and_kept(monkeypatch, tmp_path):
+    where, original = [], conditions.branches
+
+    def counting(*arguments):
+        where.append(threading.get_ident())
+        return original(*arguments)
+
+    monkeypatch.setattr(conditions, "branches", counting)
+    expected = run("mean ablation")
+    assert len(where) == 3
+    where.clear()
+    with ThreadPoolExecutor(2) as pool:
+        assert run("mean ablation", rpp.RunOptions(executor=pool)).identical(expected)
+    assert threading.get_ident() not in where
+    where.clear()
+    options = rpp.RunOptions(checkpoint=tmp_path / "run.nc")
+    with monkeypatch.context() as patch:
+        patch.setattr(conditions.Conditions, "pieces", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            run("mean ablation", options)
+    assert len(where) == 3
+    assert run("mean ablation", options).identical(expected)
+    assert len(where) == 3
+
+
+def stopped(*_):
+    raise KeyboardInterrupt

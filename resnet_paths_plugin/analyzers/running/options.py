@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from resnet_paths_plugin.analyzers.running import devices
 from resnet_paths_plugin.analyzers.running.checkpoint import UnitFolder
 from resnet_paths_plugin.errors import InputError
 
@@ -29,8 +30,9 @@ class RunOptions:
             that can be called, their own code counts, with the plain values and functions that it reads from its
             module; other modules that it uses, and types, are not compared.
             A `UnitFolder` keeps just the units, for a caller who saves the result elsewhere and removes the folder.
-        device: device to run on, such as `"cuda"`, for each worker its own; None runs where the model is. The model
-            is not moved: what runs there is a copy.
+        device: device to run on, such as `"cuda"`; None runs where the model is. The model is not moved: what runs
+            there is a copy. Of several GPUs that they see, worker processes take `"cuda"` in turn, by their number:
+            start as many workers as there are GPUs. `dask_cuda.LocalCUDACluster` shows each worker its own one.
 
     Raises:
         InputError: if an option is not of its kind, or there is no such device here and no executor.
@@ -50,7 +52,7 @@ class RunOptions:
             raise InputError(f"checkpoint must be the path of a file to write, not {self.checkpoint!r}")
         if self.device is not None:
             try:
-                torch.device(self.device)
+                object.__setattr__(self, "device", devices.normalised(self.device))
             except (RuntimeError, TypeError) as error:
                 raise InputError(f"device {self.device!r} is none that torch knows: {error}") from error
 

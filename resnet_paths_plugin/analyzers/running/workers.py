@@ -2,17 +2,20 @@
 
 import os
 import pickle
-import tempfile
 import threading
 import uuid
+import warnings
 from collections import OrderedDict
+from collections.abc import Iterator
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 
+from resnet_paths_plugin.analyzers.running import cargo_folders, devices
 from resnet_paths_plugin.analyzers.running.cargo import key_of, packed, unpacked
 from resnet_paths_plugin.analyzers.running.options import is_client
 from resnet_paths_plugin.analyzers.running.settings import Settings
@@ -91,10 +94,11 @@ def _arrived(order: Order, network: Cargo, work: Cargo) -> _Bench:
     with _ARRIVING:
         bench = _ARRIVED.get(order.token)
         if bench is None:
-            where = (order.keys[0], str(order.device))
+            device = None if order.device is None else devices.of_worker(order.device, devices.number_of_worker())
+            where = (order.keys[0], str(device))
             loaded = _NETWORKS.get(where)
             if loaded is None:
-                loaded = _NETWORKS[where] = unpacked(_content(network, order.keys[0]), order.device)
+                loaded = _NETWORKS[where] = unpacked(_content(network, order.keys[0]), device)
                 while len(_NETWORKS) > _KEPT:
                     _NETWORKS.popitem(last=False)
             does = pickle.loads(_content(work, order.keys[1]))  # noqa: S301 - an executor's own way
@@ -105,7 +109,13 @@ def _arrived(order: Order, network: Cargo, work: Cargo) -> _Bench:
 
 
 def _content(cargo: Cargo, key: str) -> bytes:
-    content = cargo.read_bytes() if isinstance(cargo, Path) else cargo
+    try:
+        content = cargo.read_bytes() if isinstance(cargo, Path) else cargo
+    except FileNotFoundError as error:
+        raise InputError(
+            f"a worker finds no file {cargo}, which the caller has written: the executor's workers do not see this "
+            "machine's files. Use a dask client, or set the environment variable TMPDIR to a folder that they share"
+        ) from error
     if content is None or key_of(content) != key:
         raise InputError("what arrived at a worker is not what was sent: its temporary file has been changed")
     return content
@@ -131,7 +141,7 @@ class Crew:
         self._bench = _Bench(network, work)
         self._cargo: tuple[Any, Any] = (None, None)
         self._packed: tuple[bytes, bytes] | None = None
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._folder: Path | None = None
 
     def __enter__(self) -> Self:
         if self._executor is None:
@@ -139,7 +149,8 @@ class Crew:
             return self
         _HERE[_own(self._order.token)] = self._bench
         try:
-            if self._asked(self._executor.submit(is_here, self._order.token)):
+            self._warn_of_no_workers()
+            if self._shares_this_process():
                 self._place()
             else:
                 self._send()
@@ -151,7 +162,7 @@ class Crew:
     def __exit__(self, *_: object) -> None:
         _HERE.pop(_own(self._order.token), None)
         if self._folder is not None:
-            self._folder.cleanup()
+            cargo_folders.remove(self._folder)
 
     @property
     def most_in_flight(self) -> int:
@@ -175,14 +186,11 @@ class Crew:
             samples = unit.samples if self._bench.network is self._network else self._with_check(unit.samples)
             done.set_result(self._bench.run(unit.group, samples))
             return done
-        if self._client is None and self._packed is None and self._bench.network is self._network:
-            samples = unit.samples
-        else:
+        samples = unit.samples
+        if self._client is not None or self._packed is not None or self._bench.network is not self._network:
             samples = unit.samples.packed_by(self, self._pack)
-        try:
+        with self._telling_of_loss():
             return self._executor.submit(run_unit, self._order, unit.group, samples, *self._cargo)
-        except BrokenExecutor as error:
-            raise _lost(error) from error
 
     def result(self, future: "Future[Arrays]", unit: Unit, tries: int) -> "Future[Arrays] | Arrays":
         """Return the results of a future that is done, or another future where a cluster lost the unit.
@@ -190,32 +198,60 @@ class Crew:
         Raises:
             WorkerLostError: if the executor has lost a worker for good, or the unit took several workers with it.
         """
-        try:
-            return future.result()
-        except BrokenExecutor as error:
-            raise _lost(error) from error
-        except CancelledError as error:
-            if self._client is None:
+        with self._telling_of_loss():
+            try:
+                return future.result()
+            except CancelledError as error:
+                if self._client is None or self._is_closed():
+                    raise
+                if tries >= _TRIES:
+                    raise _lost_with(unit, error) from error
+                self._scatter()  # all workers that had it are gone
+                return self.submit(unit)
+            except Exception as error:
+                # The scheduler has tried several workers by then.
+                if self._client is not None and type(error).__name__ == "KilledWorker":
+                    raise _lost_with(unit, error) from error
                 raise
-            if tries >= _TRIES:
-                raise _lost_with(unit, error) from error
-            self._scatter()  # all workers that had it are gone
-            return self.submit(unit)
-        except Exception as error:
-            # The scheduler has tried several workers by then.
-            if self._client is not None and type(error).__name__ == "KilledWorker":
-                raise _lost_with(unit, error) from error
-            raise
 
-    def _asked(self, future: "Future[bool]") -> bool:
+    def _shares_this_process(self) -> bool:
+        with self._telling_of_loss():
+            return self._executor is None or self._executor.submit(is_here, self._order.token).result()
+
+    @contextmanager
+    def _telling_of_loss(self) -> Iterator[None]:
+        """Tell of a pool that has lost a process, and of a cluster that has been closed, in words."""
         try:
-            return future.result()
+            yield
         except BrokenExecutor as error:
             raise _lost(error) from error
+        except Exception as error:
+            names = {kind.__name__ for kind in type(error).__mro__}
+            gone = names & {"ClosedClientError", "CommClosedError"}
+            gone = gone or (self._is_closed() and isinstance(error, CancelledError))
+            if self._client is None or not gone:
+                raise
+            raise WorkerLostError(
+                f"the cluster has been closed, or its scheduler is gone, before the study was done ({error}): make the "
+                "same call with a client of a cluster that runs"
+            ) from error
+
+    def _is_closed(self) -> bool:
+        """Whether the cluster is gone; it takes dask a while to tell."""
+        return self._client is not None and self._client.status not in {"running", "newly-created"}
+
+    def _warn_of_no_workers(self) -> None:
+        if self._client is not None and not self._client.nthreads():
+            address = self._client.scheduler.address
+            warnings.warn(
+                f"the dask scheduler has no workers, and the study waits for some: start some with "
+                f"`dask worker {address}`",
+                stacklevel=2,
+            )
 
     def _place(self) -> None:
         """Put a copy of the network on the device asked for, where it is to run in this process but not there yet."""
-        if self._order.device not in {None, str(self._network.device)}:
+        if self._order.device is not None and not devices.is_same(self._order.device, self._network.device):
             self._bench.network = unpacked(packed(self._network), self._order.device)
 
     def _send(self) -> None:
@@ -227,10 +263,10 @@ class Crew:
         if self._client is not None:
             self._scatter()
             return
-        self._folder = tempfile.TemporaryDirectory(prefix="resnet-paths-")
-        paths = [Path(self._folder.name) / name for name in ("network.pt2", "work")]
+        self._folder = cargo_folders.made()
+        paths = [self._folder / name for name in ("network.pt2", "work")]
         for path, content in zip(paths, self._packed, strict=True):
-            path.write_bytes(content)
+            cargo_folders.write(path, content)
         self._cargo = (paths[0], paths[1])
 
     def _with_check(self, samples: Samples) -> Samples:
