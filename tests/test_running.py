@@ -410,7 +410,9 @@ def test_a_folder_of_temporary_files_that_cannot_be_written_is_named(processes, 
 @pytest.mark.skipif(os.name != "posix", reason="whether a process is alive is not told on Windows")
 def test_folders_of_callers_that_were_killed_are_removed(monkeypatch, tmp_path):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    code = "from resnet_paths_plugin.analyzers.running import cargo_folders; import os; cargo_folders.made(); os._exit(9)"
+    code = (
+        "from resnet_paths_plugin.analyzers.running import cargo_folders; import os; cargo_folders.made(); os._exit(9)"
+    )
     subprocess.run([sys.executable, "-c", code], env={**os.environ, "TMPDIR": str(tmp_path)}, check=False)  # noqa: S603
     (left,) = tmp_path.iterdir()
     (tmp_path / left.name.replace(socket.gethostname(), "another-machine")).mkdir()
