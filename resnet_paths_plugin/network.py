@@ -337,7 +337,7 @@ class UnraveledNetwork(NetworkView):
     def graph_digest(self) -> str:
         """Return the SHA-256 of the graph: its operators with their arguments, in order, those of nested graphs too."""
         text = str(self.graph.graph)
-        # Of a nested graph, such as the body of a `no_grad` region, it holds a name only, and each export chooses another.
+        # Of a nested graph, such as the body of a `no_grad` region, it holds a name only, one that each export chooses.
         nested = [(node, value) for node, value in self.graph.constants.items() if isinstance(value, fx.GraphModule)]
         for place, (node, value) in enumerate(nested):
             for name in {node.name, str(node.target)}:

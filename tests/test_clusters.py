@@ -164,11 +164,11 @@ def test_a_scheduler_without_workers_is_told_of():
     with (
         distributed.LocalCluster(n_workers=0, processes=False, dashboard_address=":0") as workers,
         distributed.Client(workers) as client,
-        pytest.warns(UserWarning, match=r"has no workers.*`dask worker inproc://"),
     ):
         later = threading.Timer(3, workers.scale, [1])
         later.start()
-        found = rpp.BlockLesion(network()).attribute(batches(), run=rpp.RunOptions(executor=client))
+        with pytest.warns(UserWarning, match=r"has no workers.*`dask worker inproc://"):
+            found = rpp.BlockLesion(network()).attribute(batches(), run=rpp.RunOptions(executor=client))
         later.join()
     assert timeless(found).identical(timeless(rpp.BlockLesion(network()).attribute(batches())))
 

@@ -428,7 +428,9 @@ def test_folders_of_callers_that_were_killed_are_removed(monkeypatch, tmp_path):
 def test_workers_that_do_not_see_this_machines_files_are_told_of(processes, monkeypatch):
     elsewhere = cargo_folders.write
     monkeypatch.setattr(cargo_folders, "write", lambda path, content: elsewhere(path.with_suffix(".else"), content))
-    with pytest.raises(InputError, match="do not see this machine's files. Use a dask client, or set the environment"):
+    with pytest.raises(
+        InputError, match=r"do not see this machine's files\. Use a dask client, or set the environment"
+    ):
         run("lesions", rpp.RunOptions(executor=processes))
 
 

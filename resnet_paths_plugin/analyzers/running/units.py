@@ -39,7 +39,7 @@ class ChecksModel(Protocol):
         """Return the samples with what the user's model says of them, for a job on a network that was sent."""
 
 
-class Piece(Unchanging[Batch]):  # noqa: SLOT001 - as its base
+class Piece(Unchanging[Batch]):
     """The samples that the units of all groups share, and what is computed once for them."""
 
     def __init__(self, _: Iterable[Batch]) -> None:
