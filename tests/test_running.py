@@ -494,3 +494,22 @@ def test_branch_means_are_taken_by_workers_and_kept(monkeypatch, tmp_path):
 
 def stopped(*_):
     raise KeyboardInterrupt
+
+
+def test_a_network_is_packed_once_for_all_stages_and_anew_once_it_has_changed(processes, monkeypatch):
+    calls = []
+    monkeypatch.setattr(workers, "packed", lambda network: calls.append(network) or packed(network))
+    model = network()
+    with torch.no_grad():
+        model.head.bias.add_(0.5)  # one that the pool has not seen
+    expected = run("recalibrated", model=model)  # two stages
+    assert run("recalibrated", rpp.RunOptions(executor=processes), model=model).identical(expected)
+    assert len(calls) == 1
+    model.to(memory_format=torch.channels_last)
+    run("recalibrated", rpp.RunOptions(executor=processes), model=model)
+    assert len(calls) == 2
+    with torch.no_grad():
+        model.head.bias.add_(0.5)
+    changed = run("lesions", rpp.RunOptions(executor=processes), model=model)
+    assert len(calls) == 3
+    assert changed.identical(run("lesions", model=model))

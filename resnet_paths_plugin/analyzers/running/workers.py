@@ -5,18 +5,21 @@ import pickle
 import threading
 import uuid
 import warnings
+import weakref
 from collections import OrderedDict
 from collections.abc import Iterator
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
 import torch
+from torch import Tensor
 
 from resnet_paths_plugin.analyzers.running import cargo_folders, devices
 from resnet_paths_plugin.analyzers.running.cargo import key_of, packed, unpacked
+from resnet_paths_plugin.analyzers.running.fingerprints import fingerprint
 from resnet_paths_plugin.analyzers.running.options import is_client
 from resnet_paths_plugin.analyzers.running.settings import Settings
 from resnet_paths_plugin.analyzers.running.units import Arrays, ChecksModel, Job, Samples, Unit, Work
@@ -75,9 +78,9 @@ def run_unit(order: Order, group: int, samples: bytes | Samples, network: Cargo,
     """Run a unit where the executor has brought it, in the caller's own process or in another one."""
     with order.settings.held():
         bench = _HERE.get(_own(order.token)) or _arrived(order, network, work)
-        if isinstance(samples, bytes):
-            samples = pickle.loads(samples)  # noqa: S301 - an executor's own way
-        return bench.run(group, samples)
+        # Pickled, it is in an executor's own way.
+        given: Samples = pickle.loads(samples) if isinstance(samples, bytes) else samples  # noqa: S301 - see above
+        return bench.run(group, given)
 
 
 def is_here(token: str) -> bool:
@@ -113,12 +116,39 @@ def _content(cargo: Cargo, key: str) -> bytes:
         content = cargo.read_bytes() if isinstance(cargo, Path) else cargo
     except FileNotFoundError as error:
         raise InputError(
-            f"a worker finds no file {cargo}, which the caller has written: the executor's workers do not see this "
-            "machine's files. Use a dask client, or set the environment variable TMPDIR to a folder that they share"
+            f"a worker finds no file {str(cargo)!r}, which the caller has written: the executor's workers do not see "
+            "this machine's files. Use a dask client, or set the environment variable TMPDIR to a folder that they share"
         ) from error
     if content is None or key_of(content) != key:
         raise InputError("what arrived at a worker is not what was sent: its temporary file has been changed")
     return content
+
+
+@dataclass(eq=False)
+class _Sent:
+    """A network where the workers of an executor find it: in a temporary file, or on a cluster.
+
+    Attributes:
+        digest: what it was sent of.
+        key: what its bytes are known by.
+        cargo: the file, or the cluster's name for it.
+    """
+
+    digest: str
+    key: str
+    cargo: Any
+
+
+_SENT: "weakref.WeakKeyDictionary[Any, _Sent]" = weakref.WeakKeyDictionary()
+"""The last network that was sent, by executor, for the next stage or study: it stays until the executor goes."""
+
+
+def _digest(network: UnraveledNetwork) -> str:
+    """Return what tells whether a network would be sent as it was before."""
+    live = {node.name: value for node, value in network.graph.live_tensors().items() if isinstance(value, Tensor)}
+    facts = network.name, network.units, [asdict(block) for block in network.blocks], network.graph_digest()
+    # How weights lie in memory decides how convolutions round.
+    return fingerprint((facts, live, {name: (value.stride(), str(value.device)) for name, value in live.items()}))
 
 
 class Crew:
@@ -140,7 +170,7 @@ class Crew:
         self._order = Order(uuid.uuid4().hex, Settings.here(), device=device)
         self._bench = _Bench(network, work)
         self._cargo: tuple[Any, Any] = (None, None)
-        self._packed: tuple[bytes, bytes] | None = None
+        self._sent: _Sent | None = None
         self._folder: Path | None = None
 
     def __enter__(self) -> Self:
@@ -183,11 +213,11 @@ class Crew:
         """
         if self._executor is None:
             done: Future[Arrays] = Future()
-            samples = unit.samples if self._bench.network is self._network else self._with_check(unit.samples)
-            done.set_result(self._bench.run(unit.group, samples))
+            own = self._bench.network is self._network
+            done.set_result(self._bench.run(unit.group, unit.samples if own else self._with_check(unit.samples)))
             return done
-        samples = unit.samples
-        if self._client is not None or self._packed is not None or self._bench.network is not self._network:
+        samples: bytes | Samples = unit.samples
+        if self._client is not None or self._sent is not None or self._bench.network is not self._network:
             samples = unit.samples.packed_by(self, self._pack)
         with self._telling_of_loss():
             return self._executor.submit(run_unit, self._order, unit.group, samples, *self._cargo)
@@ -206,7 +236,8 @@ class Crew:
                     raise
                 if tries >= _TRIES:
                     raise _lost_with(unit, error) from error
-                self._scatter()  # all workers that had it are gone
+                _SENT.pop(self._client, None)  # all workers that had it are gone
+                self._send()
                 return self.submit(unit)
             except Exception as error:
                 # The scheduler has tried several workers by then.
@@ -227,7 +258,7 @@ class Crew:
             raise _lost(error) from error
         except Exception as error:
             names = {kind.__name__ for kind in type(error).__mro__}
-            gone = names & {"ClosedClientError", "CommClosedError"}
+            gone = bool(names & {"ClosedClientError", "CommClosedError"})
             gone = gone or (self._is_closed() and isinstance(error, CancelledError))
             if self._client is None or not gone:
                 raise
@@ -255,19 +286,38 @@ class Crew:
             self._bench.network = unpacked(packed(self._network), self._order.device)
 
     def _send(self) -> None:
-        """Pack network and work, and bring them to where the workers find them."""
-        self._packed = packed(self._network), _pickled(self._work, by_value=self._client is not None)
-        keys = key_of(self._packed[0]), key_of(self._packed[1])
+        """Bring network and work to where the workers find them, the network only where it is not there yet."""
+        owner = self._executor if self._client is None else self._client
+        digest = _digest(self._network)
+        sent = _SENT.get(owner)
+        if sent is None or sent.digest != digest:
+            sent = _SENT[owner] = self._sent_now(digest)
+        self._sent = sent
+        work = _pickled(self._work, by_value=self._client is not None)
+        keys = sent.key, key_of(work)
         device = self._order.device or str(self._network.device)
         self._order = Order(self._order.token, self._order.settings, keys, device)
         if self._client is not None:
-            self._scatter()
+            self._cargo = sent.cargo, self._scattered(work)
             return
         self._folder = cargo_folders.made()
-        paths = [self._folder / name for name in ("network.pt2", "work")]
-        for path, content in zip(paths, self._packed, strict=True):
-            cargo_folders.write(path, content)
-        self._cargo = (paths[0], paths[1])
+        cargo_folders.write(self._folder / "work", work)
+        self._cargo = sent.cargo, self._folder / "work"
+
+    def _sent_now(self, digest: str) -> "_Sent":
+        content = packed(self._network)
+        if self._client is not None:
+            return _Sent(digest, key_of(content), self._scattered(content))
+        folder = cargo_folders.made()
+        sent = _Sent(digest, key_of(content), folder / "network.pt2")
+        weakref.finalize(sent, cargo_folders.remove, folder)
+        cargo_folders.write(sent.cargo, content)
+        return sent
+
+    def _scattered(self, content: bytes) -> Any:
+        """Bring bytes to every worker of a cluster; those that come later fetch them from these."""
+        with self._telling_of_loss():
+            return None if self._client is None else self._client.scatter([content], broadcast=True)[0]
 
     def _with_check(self, samples: Samples) -> Samples:
         """Return the samples with what a network that is a copy needs to be checked against the user's model."""
@@ -275,14 +325,9 @@ class Crew:
 
     def _pack(self, samples: Samples) -> bytes:
         """Return samples as bytes, for workers elsewhere."""
-        if self._bench.network is not self._network or self._packed is not None:
+        if self._bench.network is not self._network or self._sent is not None:
             samples = self._with_check(samples)
         return pickle.dumps(tuple(_on_cpu(batch) for batch in samples))
-
-    def _scatter(self) -> None:
-        """Bring the cargo to every worker of a cluster; those that come later fetch it from these."""
-        if self._client is not None and self._packed is not None:
-            self._cargo = tuple(self._client.scatter(list(self._packed), broadcast=True))
 
 
 def _on_cpu(batch: Any) -> Any:
