@@ -21,9 +21,9 @@ class RunOptions:
     Attributes:
         executor: runs the units of work: any `concurrent.futures.Executor`, or a `dask.distributed.Client`, which
             stands for a cluster and does the units of lost workers again. Other executors' processes read the network
-            from a temporary file of this machine, which stays until the executor goes. None runs them here, one after the other.
-            Workers are given the caller's settings of torch, such as autocast, and its number of threads: pin it with `torch.set_num_threads(1)` where
-            there is a worker for each core.
+            from a temporary file of this machine, which stays until the executor goes. None runs the units here, one
+            after the other. Workers are given the caller's settings of torch, such as autocast, and its number of
+            threads: pin it with `torch.set_num_threads(1)` where there is a worker for each core.
         checkpoint: netCDF file to write; `attribute` then returns it opened, its values read when they are used. Until
             all is done each finished unit is a file of its own in a folder beside it, named like it with `.partial`
             added. After a crash or an interruption the same call goes on from there. Another call is refused, one with

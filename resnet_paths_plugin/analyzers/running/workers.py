@@ -117,7 +117,7 @@ def _content(cargo: Cargo, key: str) -> bytes:
     except FileNotFoundError as error:
         raise InputError(
             f"a worker finds no file {str(cargo)!r}, which the caller has written: the executor's workers do not see "
-            "this machine's files. Use a dask client, or set the environment variable TMPDIR to a folder that they share"
+            "this machine's files. Use a dask client, or set the environment variable TMPDIR to a folder they share"
         ) from error
     if content is None or key_of(content) != key:
         raise InputError("what arrived at a worker is not what was sent: its temporary file has been changed")
