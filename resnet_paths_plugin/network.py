@@ -3,6 +3,7 @@
 import difflib
 import hashlib
 import html
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from numbers import Integral
@@ -11,7 +12,7 @@ from typing import Any, Literal, get_args
 import pandas as pd
 import pluggy
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
 from resnet_paths_plugin import plugins
@@ -348,8 +349,16 @@ class UnraveledNetwork(NetworkView):
         return f"sha256:{digest.hexdigest()}"
 
     def graph_digest(self) -> str:
-        """Return the SHA-256 of the graph: its operators with their arguments, in order."""
-        return f"sha256:{hashlib.sha256(str(self.graph.graph).encode()).hexdigest()}"
+        """Return the SHA-256 of the graph: its operators with their arguments, in order, those of nested graphs too."""
+        text = str(self.graph.graph)
+        # Of a nested graph, such as the body of a `no_grad` region, it holds a name only, one that each export chooses.
+        nested = [(node, value) for node, value in self.graph.constants.items() if isinstance(value, fx.GraphModule)]
+        for place, (node, value) in enumerate(nested):
+            for name in {node.name, str(node.target)}:
+                text = re.sub(rf"\b{re.escape(name)}\b", f"nested_graph_{place}", text)
+            inner = [part for part in value.modules() if isinstance(part, fx.GraphModule)]
+            text = "\n".join([text, *(str(part.graph) for part in inner)])
+        return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
 
     def __repr__(self) -> str:
         table = self.table().to_string(index_names=False) if self.blocks else f"(no {_NOUNS[self.units]})"

@@ -1,6 +1,7 @@
 """A dask cluster of two worker processes: the same results, whatever becomes of its workers."""
 
 import os
+import threading
 import time
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from small_studies import STUDIES, batches, margin, network, run, timeless
 
 import resnet_paths_plugin as rpp
-from resnet_paths_plugin.analyzers.running import cargo
+from resnet_paths_plugin.analyzers.running import cargo, devices
 from resnet_paths_plugin.errors import WorkerLostError
 
 distributed = pytest.importorskip("distributed")
@@ -138,3 +139,40 @@ def test_workers_that_are_threads_of_this_process_use_the_network_itself(monkeyp
         distributed.Client(workers) as client,
     ):
         assert run("lesions", rpp.RunOptions(executor=client)).identical(run("lesions"))
+
+
+def test_a_cluster_that_is_closed_in_the_middle_is_told_of(tmp_path):
+    class Closing:
+        def __init__(self, workers):
+            self._workers = workers
+
+        def __iter__(self):
+            for number, batch in enumerate(batches(60)):
+                if number == 10:
+                    self._workers.close()
+                yield batch
+
+    with cluster() as workers, distributed.Client(workers) as client:
+        with pytest.raises(WorkerLostError, match="the cluster has been closed") as caught:
+            rpp.BlockLesion(network()).attribute(
+                Closing(workers), run=rpp.RunOptions(executor=client, checkpoint=tmp_path / "run.nc")
+            )
+        assert "finished units are kept" in caught.value.__notes__[0]
+
+
+def test_a_scheduler_without_workers_is_told_of():
+    with (
+        distributed.LocalCluster(n_workers=0, processes=False, dashboard_address=":0") as workers,
+        distributed.Client(workers) as client,
+    ):
+        later = threading.Timer(3, workers.scale, [1])
+        later.start()
+        with pytest.warns(UserWarning, match=r"has no workers.*`dask worker inproc://"):
+            found = rpp.BlockLesion(network()).attribute(batches(), run=rpp.RunOptions(executor=client))
+        later.join()
+    assert timeless(found).identical(timeless(rpp.BlockLesion(network()).attribute(batches())))
+
+
+def test_workers_of_a_cluster_have_numbers_of_their_own(client):
+    found = [client.submit(devices.number_of_worker, workers=[one], pure=False).result() for one in client.nthreads()]
+    assert sorted(found) == [0, 1]

@@ -1,20 +1,33 @@
 """Results do not depend on who computes the units, nor on the order in which they arrive."""
 
+import errno
 import multiprocessing
 import os
+import pickle
+import socket
+import subprocess
+import sys
+import tempfile
 import threading
 import warnings
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from networks import PreActivation, randomised
-from small_studies import STUDIES, batches, margin, network, run, timeless
+from small_studies import STUDIES, batches, margin, n_units, network, run, timeless
 
 import resnet_paths_plugin as rpp
+from resnet_paths_plugin.analyzers import conditions
+from resnet_paths_plugin.analyzers.batches import Batch
+from resnet_paths_plugin.analyzers.running import cargo_folders, devices, fingerprints, workers
 from resnet_paths_plugin.analyzers.running.cargo import packed, unpacked
-from resnet_paths_plugin.errors import InputError, NonFiniteOutputWarning, WorkerLostError
+from resnet_paths_plugin.analyzers.running.settings import Settings
+from resnet_paths_plugin.errors import CheckpointError, FileError, InputError, NonFiniteOutputWarning, WorkerLostError
 
 
 class Backwards(Executor):
@@ -127,6 +140,106 @@ def test_a_loader_is_not_read_far_ahead_of_the_results():
     assert max(seen) <= 12
 
 
+@pytest.mark.parametrize("name", ["lesions", "recalibrated", "influence"])
+def test_workers_cast_as_the_caller_does(serial, processes, name):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        expected = run(name)
+        with ThreadPoolExecutor(2) as pool:
+            assert run(name, rpp.RunOptions(executor=pool)).identical(expected)
+        assert run(name, rpp.RunOptions(executor=processes)).identical(expected)
+    assert not expected.identical(serial(name))
+
+
+def flags():
+    return torch.backends.mkldnn.enabled, torch.get_float32_matmul_precision(), torch.get_default_dtype()
+
+
+def flags_of(outputs, _target):
+    """A measure that tells the settings of whoever runs it."""
+    enabled, precision, dtype = flags()
+    return outputs.new_full((len(outputs),), 4 * enabled + 2 * (precision == "high") + (dtype == torch.float64))
+
+
+@pytest.fixture
+def unusual_settings():
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_default_dtype(torch.float64)
+        torch.set_float32_matmul_precision("high")
+        torch.backends.mkldnn.enabled = False
+        yield
+    finally:
+        torch.backends.mkldnn.enabled = True
+        torch.set_default_dtype(torch.float32)
+        torch.set_float32_matmul_precision(before)
+
+
+def test_settings_that_change_rounding_travel_to_processes(processes, unusual_settings):
+    data = [(images.float(), labels) for images, labels in batches()]
+    found = rpp.BlockLesion(network().float()).attribute(
+        data, measures={"flags": flags_of}, run=rpp.RunOptions(executor=processes)
+    )
+    assert set(found.flags.values.flat) == {3}
+    assert processes.submit(flags).result() == (True, "highest", torch.float32)  # and they are put back there
+
+
+@contextmanager
+def without_mkldnn():
+    torch.backends.mkldnn.enabled = False
+    yield
+    torch.backends.mkldnn.enabled = True
+
+
+@pytest.mark.parametrize("setting", [torch.autocast("cpu"), without_mkldnn()])
+def test_a_checkpoint_made_under_other_settings_is_refused(tmp_path, setting):
+    class Stopping:
+        def __iter__(self):
+            yield batches()[0]
+            raise KeyboardInterrupt
+
+    with setting, pytest.raises(KeyboardInterrupt):
+        rpp.BlockLesion(network()).attribute(Stopping(), run=rpp.RunOptions(checkpoint=tmp_path / "run.nc"))
+    with pytest.raises(
+        CheckpointError, match=r"autocast of cpu was torch.bfloat16 and is None|mkldnn enabled was False"
+    ):
+        rpp.BlockLesion(network()).attribute(Stopping(), run=rpp.RunOptions(checkpoint=tmp_path / "run.nc"))
+
+
+def test_settings_last_until_the_last_thread_is_done():
+    """One thread leaves while another is still at work; a third one, which wants others, waits for both."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    high = Settings.here()
+    torch.set_float32_matmul_precision(before)
+    usual = Settings.here()
+    entered, leave, seen = threading.Barrier(3), [threading.Event(), threading.Event()], []
+
+    def holding(which):
+        with high.held():
+            entered.wait()
+            leave[which].wait()
+
+    def other():
+        with usual.held():
+            seen.append(torch.get_float32_matmul_precision())
+
+    first, second = (threading.Thread(target=holding, args=(at,)) for at in (0, 1))
+    third = threading.Thread(target=other)
+    first.start()
+    second.start()
+    entered.wait()
+    third.start()
+    leave[0].set()
+    first.join()
+    assert torch.get_float32_matmul_precision() == "high"
+    assert not seen
+    leave[1].set()
+    second.join()
+    third.join()
+    assert seen == [before]
+    assert torch.get_float32_matmul_precision() == before
+
+
 def test_a_network_arrives_as_it_was_sent():
     """Weights that were changed after the capture, channels-last weights and tied ones included."""
     model = network().to(memory_format=torch.channels_last)
@@ -233,3 +346,170 @@ def test_options_of_another_kind_are_refused(options, told):
 def test_run_must_be_run_options():
     with pytest.raises(InputError, match=r"run must be RunOptions"):
         rpp.BlockLesion(network()).attribute(*batches()[0], run={"executor": None})
+
+
+class Differing(PreActivation):
+    """A model that is not what its capture says."""
+
+    def forward(self, x):
+        outputs = super().forward(x)
+        return outputs if torch.compiler.is_exporting() else outputs * 1.5
+
+
+def test_workers_hold_gradients_against_the_users_own_model(processes):
+    torch.manual_seed(1)
+    model = randomised(Differing(blocks=4)).eval()
+    expected = rpp.PathLengthGradient(model).attribute(batches(), internal_batch_size=2)
+    found = rpp.PathLengthGradient(model).attribute(
+        batches(), internal_batch_size=2, run=rpp.RunOptions(executor=processes)
+    )
+    assert (expected.completeness_error > 0.3).all()
+    assert timeless(found).identical(timeless(expected))
+
+
+def test_samples_are_packed_and_read_once_for_all_groups(processes, monkeypatch, tmp_path):
+    """Four chunks of samples, each run in two groups of schedules."""
+    packed_samples, read = [], []
+    dumps, digest_of = pickle.dumps, fingerprints._Reader.digest_of
+    counting = SimpleNamespace(
+        dumps=lambda value: packed_samples.append(value) or dumps(value),
+        loads=pickle.loads,
+    )
+    monkeypatch.setattr(workers, "pickle", counting)
+
+    def counted(reader, value):
+        if isinstance(value, tuple) and value and isinstance(value[0], Batch):
+            read.append(value)
+        return digest_of(reader, value)
+
+    monkeypatch.setattr(fingerprints._Reader, "digest_of", counted)
+    run("lesions", rpp.RunOptions(executor=processes, checkpoint=tmp_path / "run.nc"))
+    assert n_units() == 10
+    assert len([one for one in packed_samples if isinstance(one, tuple)]) == len(read) == 5
+    packed_samples.clear()
+    with ThreadPoolExecutor(2) as pool:
+        run("lesions", rpp.RunOptions(executor=pool))
+    assert not packed_samples
+
+
+def test_a_folder_of_temporary_files_that_cannot_be_written_is_named(processes, monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    with pytest.raises(FileError, match=r"missing: .*Free space there, or name another folder"):
+        run("lesions", rpp.RunOptions(executor=processes))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    def full(_path, _content):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(FileError, match="No space left on device"):
+        run("lesions", rpp.RunOptions(executor=processes))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(os.name != "posix", reason="whether a process is alive is not told on Windows")
+def test_folders_of_callers_that_were_killed_are_removed(monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    code = (
+        "from resnet_paths_plugin.analyzers.running import cargo_folders; import os; cargo_folders.made(); os._exit(9)"
+    )
+    subprocess.run([sys.executable, "-c", code], env={**os.environ, "TMPDIR": str(tmp_path)}, check=False)  # noqa: S603
+    (left,) = tmp_path.iterdir()
+    (tmp_path / left.name.replace(socket.gethostname(), "another-machine")).mkdir()
+    (tmp_path / "resnet-paths-of-somebody").mkdir()
+    mine = cargo_folders.made()
+    again = cargo_folders.made()
+    assert not left.exists()
+    assert mine.is_dir()
+    assert again.is_dir()
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_workers_that_do_not_see_this_machines_files_are_told_of(processes, monkeypatch):
+    elsewhere = cargo_folders.write
+    monkeypatch.setattr(cargo_folders, "write", lambda path, content: elsewhere(path.with_suffix(".else"), content))
+    with pytest.raises(
+        InputError, match=r"do not see this machine's files\. Use a dask client, or set the environment"
+    ):
+        run("lesions", rpp.RunOptions(executor=processes))
+
+
+@pytest.mark.parametrize(
+    ("device", "n_gpus", "taken"),
+    [
+        ("cuda", 2, ["cuda:0", "cuda:1", "cuda:0"]),
+        ("cuda", 1, ["cuda"] * 3),
+        ("cuda:1", 2, ["cuda:1"] * 3),
+        ("cpu", 2, ["cpu"] * 3),
+    ],
+)
+def test_workers_take_one_gpu_after_the_other(monkeypatch, device, n_gpus, taken):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: n_gpus)
+    assert [devices.of_worker(device, number) for number in range(3)] == taken
+
+
+def test_processes_of_a_pool_have_numbers_one_after_the_other():
+    assert devices.number_of_worker() == 0
+    pools = [ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) for _ in range(2)]
+    one, other = (pool.submit(devices.number_of_worker).result() for pool in pools)
+    for pool in pools:
+        pool.shutdown()
+    assert other == one + 1
+
+
+def test_names_of_one_device_mean_the_same(monkeypatch):
+    assert rpp.RunOptions(device="cpu:0").device == rpp.RunOptions(device=torch.device("cpu", 0)).device == "cpu"
+    monkeypatch.setattr(workers, "packed", None)  # no copy is made
+    run("lesions", rpp.RunOptions(device="cpu:0"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    assert devices.is_same("cuda", "cuda:1")
+    assert not devices.is_same("cuda", "cuda:0")
+
+
+def test_branch_means_are_taken_by_workers_and_kept(monkeypatch, tmp_path):
+    where, original = [], conditions.branches
+
+    def counting(*arguments):
+        where.append(threading.get_ident())
+        return original(*arguments)
+
+    monkeypatch.setattr(conditions, "branches", counting)
+    expected = run("mean ablation")
+    assert len(where) == 3
+    where.clear()
+    with ThreadPoolExecutor(2) as pool:
+        assert run("mean ablation", rpp.RunOptions(executor=pool)).identical(expected)
+    assert threading.get_ident() not in where
+    where.clear()
+    options = rpp.RunOptions(checkpoint=tmp_path / "run.nc")
+    with monkeypatch.context() as patch:
+        patch.setattr(conditions.Conditions, "pieces", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            run("mean ablation", options)
+    assert len(where) == 3
+    assert run("mean ablation", options).identical(expected)
+    assert len(where) == 3
+
+
+def stopped(*_):
+    raise KeyboardInterrupt
+
+
+def test_a_network_is_packed_once_for_all_stages_and_anew_once_it_has_changed(processes, monkeypatch):
+    calls = []
+    monkeypatch.setattr(workers, "packed", lambda network: calls.append(network) or packed(network))
+    model = network()
+    with torch.no_grad():
+        model.head.bias.add_(0.5)  # one that the pool has not seen
+    expected = run("recalibrated", model=model)  # two stages
+    assert run("recalibrated", rpp.RunOptions(executor=processes), model=model).identical(expected)
+    assert len(calls) == 1
+    model.to(memory_format=torch.channels_last)
+    run("recalibrated", rpp.RunOptions(executor=processes), model=model)
+    assert len(calls) == 2
+    with torch.no_grad():
+        model.head.bias.add_(0.5)
+    changed = run("lesions", rpp.RunOptions(executor=processes), model=model)
+    assert len(calls) == 3
+    assert changed.identical(run("lesions", model=model))

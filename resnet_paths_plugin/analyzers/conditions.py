@@ -1,14 +1,16 @@
 """What a study's schedules run under: what stands in for deleted branches, which batch-norm statistics hold."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from resnet_paths_plugin.analyzers.batches import Batch, Batches
-from resnet_paths_plugin.analyzers.running import Samples, Stage, StudyRun
+from resnet_paths_plugin.analyzers.running import Arrays, Samples, Stage, StudyRun
 from resnet_paths_plugin.analyzers.schedule_work import (
     Ablation,
     RecalibrationWork,
@@ -87,7 +89,7 @@ class Conditions:
     def prepare(self, schedules: Sequence[Schedule], run: StudyRun) -> None:
         """Go through the reference for what these schedules need."""
         if self._ablation == "mean":
-            self.substitution = Substitution("mean", self._branch_means(deleted(schedules)))
+            self.substitution = Substitution("mean", self._branch_means(deleted(schedules), run))
         if self._recalibrated:
             self.statistics = self._recalibration(tuple(schedules), run)
 
@@ -127,22 +129,56 @@ class Conditions:
                         sums[place][at] = total + value.to(dtypes[at]), count + 1
         return [{at: total / count for at, (total, count) in found.items()} for found in sums]
 
-    def _branch_means(self, blocks: Sequence[int]) -> dict[int, Tensor]:
+    def _branch_means(self, blocks: Sequence[int], run: StudyRun) -> dict[int, Tensor]:
         """Return the mean over the reference's samples of each branch at each position, with a batch of one."""
-        network = self._network
-        sums: dict[int, Tensor] = {}
-        dtypes: dict[int, torch.dtype] = {}
+        batches = self._batches.again(self._reference)
+        pieces = ((chunk,) for batch in batches for chunk in batch.evenly(REFERENCE_BATCH))
+        sums: dict[str, NDArray[Any]] = {}
+        dtypes: dict[str, torch.dtype] = {}
         count = 0
-        for batch in self._batches.again(self._reference):
-            for chunk in batch.to(network.device).evenly(REFERENCE_BATCH):
-                count += chunk.size
-                for block, values in branches(network, blocks, chunk, self._ablation).items():
-                    dtypes[block] = values.dtype
-                    total = values.double().sum(0, keepdim=True)
-                    sums[block] = sums[block] + total if block in sums else total
-        return {
-            block: laid_out(network, block, (total / count).to(dtypes[block]).cpu()) for block, total in sums.items()
-        }
+        # Added in the order of the samples, whoever has been the first to come.
+        for samples, (found,) in run.pieces(
+            Stage("branch_means", BranchMeanWork(tuple(blocks))), pieces, batches.n_samples
+        ):
+            count += samples[0].size
+            for block in map(str, blocks):
+                sums[block] = sums[block] + found[block] if block in sums else found[block]
+                dtypes[block] = getattr(torch, str(found[f"{block} dtype"]))
+        means = {int(block): torch.from_numpy(total / count).to(dtypes[block]) for block, total in sums.items()}
+        return {block: laid_out(self._network, block, mean) for block, mean in means.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class BranchMeanWork:
+    """Sum the values of branches of the intact network over samples.
+
+    Attributes:
+        blocks: indices of the blocks.
+    """
+
+    blocks: tuple[int, ...]
+
+    @property
+    def n_groups(self) -> int:
+        """All branches share one pass."""
+        return 1
+
+    def on(self, network: UnraveledNetwork) -> "_BranchMeanJob":
+        """Return what sums the branches of a network."""
+        return _BranchMeanJob(self, network)
+
+
+class _BranchMeanJob:
+    def __init__(self, work: BranchMeanWork, network: UnraveledNetwork) -> None:
+        self._work, self._network = work, network
+
+    def __call__(self, _: int, samples: Samples) -> Arrays:
+        """Return for each block the sum of its branch over the samples, `[1, *]` float64, and the branch's dtype."""
+        found: dict[str, NDArray[Any]] = {}
+        for block, values in branches(self._network, self._work.blocks, samples[0], "mean").items():
+            found[f"{block}"] = values.double().sum(0, keepdim=True).cpu().numpy()
+            found[f"{block} dtype"] = np.array(str(values.dtype).removeprefix("torch."))
+        return found
 
 
 class _Donors:

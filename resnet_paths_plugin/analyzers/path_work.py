@@ -71,6 +71,21 @@ class PathWork:
         """Return what walks the paths of a network."""
         return _PathJob(self, network)
 
+    def with_check(self, network: UnraveledNetwork, samples: Samples) -> Samples:
+        """Return the samples with the ordinary gradient of the user's own model, which the sum of all is held against.
+
+        Inside the network it is the graph's own, which a job computes for itself.
+        """
+        if "exact" not in self.estimators or self.tap is not None:
+            return samples
+        chunk = samples[0].to(network.device)
+        try:
+            gradients = ordinary_gradient(network.model, self.objective, chunk)
+        except RuntimeError:
+            self.on(network)(0, (chunk,))  # says what does not fit, as a run here would
+            raise
+        return *samples, Batch(tuple(gradients), None, chunk.size)
+
 
 class _PathJob:
     def __init__(self, work: PathWork, network: UnraveledNetwork) -> None:
@@ -79,7 +94,7 @@ class _PathJob:
 
     def __call__(self, _: int, samples: Samples) -> Arrays:
         """Return what the estimators find for some samples."""
-        (chunk,) = samples
+        chunk, *reference = samples
         program = self._network.program
         dtype = bank_dtype(self._network.dtype)
         order = program.flow.order
@@ -92,20 +107,19 @@ class _PathJob:
         lengths = ByLength(self._work.grades, self._work.limits, tail=True)
         found: dict[str, NDArray[Any]] = {}
         if "exact" in self._work.estimators:
-            found |= self._exact(chunk, walk.run(seeds, lengths))
+            found |= self._exact(chunk, walk.run(seeds, lengths), self._ordinary(chunk, reference))
         if "sampled" in self._work.estimators:
             found |= self._sampled(walk, seeds, chunk)
         if "signs" in self._work.estimators:
             found |= self._signed(walk, seeds, chunk)
         return found
 
-    def _exact(self, chunk: Batch, banks: dict[int, Bank]) -> Arrays:
+    def _exact(self, chunk: Batch, banks: dict[int, Bank], reference: dict[int, Tensor]) -> Arrays:
         grid = self._work.grid
         found: dict[str, NDArray[Any]] = {}
         found["gradient_norm"] = self._norms(banks, grid, chunk.size).reshape(self._shape(chunk))
         if self._work.cut:
             found["tail_gradient_norm"] = self._norms(banks, [TAIL], chunk.size)[0]
-        reference = self._ordinary(chunk)
         missing = square = torch.zeros(chunk.size, dtype=torch.float64)
         for tap in self._graph.taps:
             gradient = reference[tap]
@@ -156,15 +170,22 @@ class _PathJob:
         result: NDArray[Any] = squares.sqrt().numpy()
         return result
 
-    def _ordinary(self, chunk: Batch) -> dict[int, Tensor]:
-        """Return the ordinary gradient at each tap: at the inputs from the user's own model."""
+    def _ordinary(self, chunk: Batch, reference: Sequence[Batch]) -> dict[int, Tensor]:
+        """Return the ordinary gradient at each tap: at the inputs from the user's own model.
+
+        Args:
+            chunk: the samples.
+            reference: what the user's model says of them, where it is not the one at hand.
+        """
         program = self._network.program
-        if self._work.tap is None:
-            found = dict(
-                zip(program.inputs, ordinary_gradient(self._network.model, self._work.objective, chunk), strict=True)
-            )
-        else:
+        found: dict[int, Tensor | None]
+        if self._work.tap is not None:
             found = {self._graph.taps[0]: self._gradient_inside(chunk)}
+        elif reference:
+            found = dict(zip(program.inputs, reference[0].args, strict=True))
+        else:
+            gradients = ordinary_gradient(self._network.model, self._work.objective, chunk)
+            found = dict(zip(program.inputs, gradients, strict=True))
         inputs = self._network.graph.bind(chunk.args)
         return {
             tap: gradient if (gradient := found[tap]) is not None else torch.zeros_like(inputs[program.nodes[tap]])

@@ -5,12 +5,10 @@ those of one intact forward pass, which linearises operators as long as there is
 """
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
 from resnet_paths_plugin.engine.banks import Assembly, Bank, Part, aligned, merged, row_index, sorted_keys
@@ -64,9 +62,7 @@ class BackwardWalk:
         self.bank_bytes = bank_bytes or (BANK_BYTES if on_cpu else BANK_BYTES_ON_DEVICE)
         self._kept: dict[int, _Linearised] = {}
         self._room = KEPT_BYTES if on_cpu else KEPT_BYTES_ON_DEVICE
-        # Attention by the operators that are differentiated: a fused one rounds otherwise, which float64 shows.
-        attention = sdpa_kernel(SDPBackend.MATH) if dtype is torch.float64 else nullcontext()
-        with torch.no_grad(), attention:
+        with torch.no_grad():
             self.static = self.program.prepare(parameters, inputs)
             self._starts, final = self._forward({at: inputs[at] for at in self.program.inputs})
         self.outputs = [

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
 from resnet_paths_plugin.engine.convolution import Convolution, image_layout
@@ -111,8 +110,9 @@ def _by_autograd(call: Call) -> Pullback:
 
     args = _map_nodes(call.node.args, call.args, tracked)
     kwargs = _map_nodes(call.node.kwargs, call.kwargs, tracked)
-    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
-        value = call.node.target(*args, **kwargs)  # type: ignore[operator]  # a call_function node
+    target = _in_plain_operators if call.node.target is aten.scaled_dot_product_attention.default else call.node.target
+    with torch.enable_grad():
+        value = target(*args, **kwargs)  # type: ignore[operator]  # a call_function node
     sources = [leaves[operand] for operand in call.operands]
     flat = [leaf for leaf in pytree.tree_leaves(sources) if isinstance(leaf, Tensor) and leaf.requires_grad]
 
@@ -133,6 +133,27 @@ def _by_autograd(call: Call) -> Pullback:
         return result
 
     return pullback
+
+
+def _in_plain_operators(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,  # noqa: FBT001, FBT002 - torch's signature
+    **options: Any,
+) -> Tensor:
+    """Return attention by operators that have batching rules, which the fused kernels do not.
+
+    Said by name and not by torch's switches between kernels, which all threads of a process share.
+    """
+    if attn_mask is not None and attn_mask.dtype is torch.bool:
+        attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype).masked_fill(~attn_mask, -torch.inf)
+    attention: Tensor = aten._scaled_dot_product_attention_math.default(  # noqa: SLF001 - an operator's name
+        query, key, value, attn_mask, dropout_p, is_causal, **options
+    )[0]
+    return attention
 
 
 def _batched_grad(outputs: list[Tensor], leaves: list[Tensor], seeds: list[Rows]) -> tuple[Tensor | None, ...]:

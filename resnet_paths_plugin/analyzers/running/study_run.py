@@ -4,20 +4,22 @@ from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import xarray as xr
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from resnet_paths_plugin import datasets
 from resnet_paths_plugin.analyzers.running.checkpoint import CONTENT, Facts, UnitFolder, sync_folder
 from resnet_paths_plugin.analyzers.running.fingerprints import fingerprint
 from resnet_paths_plugin.analyzers.running.options import RunOptions
+from resnet_paths_plugin.analyzers.running.settings import Settings
 from resnet_paths_plugin.analyzers.running.units import Arrays, Samples, Stage, Unit, units
-from resnet_paths_plugin.analyzers.running.workers import Crew, Settings
+from resnet_paths_plugin.analyzers.running.workers import Crew
 from resnet_paths_plugin.errors import ResnetPathsError
 from resnet_paths_plugin.network import UnraveledNetwork
 from resnet_paths_plugin.streaming import SampleFile, SamplesInMemory
@@ -231,14 +233,14 @@ def _call(network: UnraveledNetwork, attrs: Mapping[str, object], facts: Mapping
         for name, value in attrs.items()
         if name not in _WRITTEN_ONCE
     }
-    settings = Settings.here()
+    constants = {node.name: value for node, value in network.graph.constants.items() if isinstance(value, Tensor)}
+    own = {"constants of the graph": constants, "facts of the blocks": [asdict(block) for block in network.blocks]}
     return {
         **said,
         "blocks": ", ".join(block.name for block in network.blocks),
         "operators of the graph": network.graph_digest(),
-        "number of torch threads": settings.threads,
-        "float32 matmul precision": settings.matmul_precision,
-        **{f"{CONTENT}{name}": fingerprint(value) for name, value in facts.items()},
+        **Settings.here().facts(),
+        **{f"{CONTENT}{name}": fingerprint(value) for name, value in {**own, **facts}.items()},
     }
 
 

@@ -1,12 +1,13 @@
 """Units of work: some samples and one group of what is done with them. Each is pure and can be run anywhere."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from numpy.typing import NDArray
 
 from resnet_paths_plugin.analyzers.batches import Batch
+from resnet_paths_plugin.analyzers.running.fingerprints import Unchanging
 from resnet_paths_plugin.network import UnraveledNetwork
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -28,6 +29,27 @@ class Work(Protocol):
 
     def on(self, network: UnraveledNetwork) -> Job:
         """Return what runs a unit on a network; called once in each thread that runs units."""
+
+
+@runtime_checkable
+class ChecksModel(Protocol):
+    """Work that checks its results against the user's own model, which is not sent to other processes."""
+
+    def with_check(self, network: UnraveledNetwork, samples: Samples) -> Samples:
+        """Return the samples with what the user's model says of them, for a job on a network that was sent."""
+
+
+class Piece(Unchanging[Batch]):
+    """The samples that the units of all groups share, and what is computed once for them."""
+
+    def __init__(self, _: Iterable[Batch]) -> None:
+        self._packed: dict[object, bytes] = {}
+
+    def packed_by(self, packer: object, pack: Callable[[Samples], bytes]) -> bytes:
+        """Return the samples as bytes; each packer packs them once."""
+        if packer not in self._packed:
+            self._packed[packer] = pack(tuple(self))
+        return self._packed[packer]
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +78,7 @@ class Unit:
 
     index: int
     group: int
-    samples: Samples
+    samples: Piece
     first: int
 
     @property
@@ -70,7 +92,7 @@ def units(pieces: Iterator[Samples], n_groups: int) -> Iterator[Unit]:
     first = index = 0
     for piece in pieces:
         # Copies, so that values lie in memory in the same way wherever a unit is run.
-        samples = tuple(batch.copied() for batch in piece)
+        samples = Piece(batch.copied() for batch in piece)
         for group in range(n_groups):
             yield Unit(index, group, samples, first)
             index += 1
