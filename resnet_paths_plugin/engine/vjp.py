@@ -141,7 +141,7 @@ def _in_plain_operators(
     value: Tensor,
     attn_mask: Tensor | None = None,
     dropout_p: float = 0.0,
-    is_causal: bool = False,  # noqa: FBT001, FBT002 - torch's signature
+    is_causal: bool = False,
     **options: Any,
 ) -> Tensor:
     """Return attention by operators that have batching rules, which the fused kernels do not.
@@ -150,7 +150,7 @@ def _in_plain_operators(
     """
     if attn_mask is not None and attn_mask.dtype is torch.bool:
         attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype).masked_fill(~attn_mask, -torch.inf)
-    attention: Tensor = aten._scaled_dot_product_attention_math.default(  # noqa: SLF001 - an operator's name
+    attention: Tensor = aten._scaled_dot_product_attention_math.default(
         query, key, value, attn_mask, dropout_p, is_causal, **options
     )[0]
     return attention
