@@ -160,7 +160,7 @@ def _check_alike(one: xr.Dataset, other: xr.Dataset) -> None:
     names = [set(_along_samples(block)) for block in (one, other)]
     if names[0] != names[1]:
         raise InputError("some batches have targets and others have none: give all batches targets, or none")
-    for name in names[0]:
+    for name in _along_samples(one):
         dtypes = [block.variables[name].dtype for block in (one, other)]
         if dtypes[0] != dtypes[1] and not all(dtype.kind in _TEXT for dtype in dtypes):
             raise InputError(
