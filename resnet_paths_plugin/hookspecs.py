@@ -109,6 +109,8 @@ def resnet_paths_analyzers() -> Mapping[str, type]:  # type: ignore[empty-body] 
         A class for each name, which should be that of the class: its constructor takes the unraveled network (or any
         model, if it is to be used from Python as the others are), and its `attribute` takes `(inputs, target)`
         batches and returns an `xarray.Dataset` with the attributes of `attributes.provenance`. For
-        `resnet-paths analyze MODEL --analyzer NAME` it is run with its defaults, but for `internal_batch_size`, `seed`
-        and `show_progress`, which it gets where it takes them; the result becomes a group of that name.
+        `resnet-paths analyze MODEL --analyzer NAME` it is run with its defaults, but for `internal_batch_size`, `seed`,
+        `show_progress` and `run`, which it gets where it takes them; the result becomes a group of that name. `run` is
+        the `RunOptions` of --workers, --scheduler and --resume, to be passed on to one study of this package; without
+        it these options are of no effect, which the command line warns of.
     """

@@ -22,6 +22,8 @@ DIM = "sample"
 _CHUNK_BYTES = 2**20
 """Size that a variable's chunk in a file should have."""
 _MOST_SAMPLES = 1024
+_TEXT = "OTU"
+"""Kinds of dtypes that hold text, whose size may differ."""
 
 
 class SamplesInMemory:
@@ -34,7 +36,7 @@ class SamplesInMemory:
         """Take the results of the next samples.
 
         Raises:
-            InputError: if they have other variables than those before.
+            InputError: if they have other variables than those before, or of another dtype.
         """
         if self._blocks:
             _check_alike(self._blocks[-1], block)
@@ -65,10 +67,12 @@ class SampleFile:
 
     Args:
         path: where it grows; of the same file system as its final place.
+        n_samples: how many samples there will be, where this is known; chunks of the file are no larger.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, n_samples: int | None = None) -> None:
         self._path = path
+        self._most_samples = _MOST_SAMPLES if n_samples is None else min(max(n_samples, 1), _MOST_SAMPLES)
         self._file: Any = None
         self._last: xr.Dataset | None = None
         self._n_samples = 0
@@ -77,12 +81,12 @@ class SampleFile:
         """Append the results of the next samples.
 
         Raises:
-            InputError: if they have other variables than those before.
+            InputError: if they have other variables than those before, or of another dtype.
             FileError: if the disk is full.
         """
         try:
             if self._last is None:
-                _create(block, self._path)
+                _create(block, self._path, self._most_samples)
                 self._file = netCDF4.Dataset(self._path, "a")
                 self._file.set_auto_maskandscale(False)
             else:
@@ -130,20 +134,17 @@ class SampleFile:
         told = getattr(error, "strerror", None) or str(error)
         if shutil.disk_usage(self._path.parent).free < _CHUNK_BYTES:
             told = f"{os.strerror(errno.ENOSPC)} ({told})"  # of which netCDF says nothing
-        return FileError(
-            f"cannot write the result: {told}. The finished units are kept: when this is mended, the same call goes on "
-            "from them"
-        )
+        return FileError(f"cannot write the result: {told}. Mend this and make the same call again")
 
 
-def _create(block: xr.Dataset, path: Path) -> None:
+def _create(block: xr.Dataset, path: Path, most_samples: int) -> None:
     encoding: dict[str, dict[str, Any]] = {}
     for name, variable in block.variables.items():
         # Without a word on it xarray would declare NaN to mean "missing".
         encoding[str(name)] = {"_FillValue": None, "fletcher32": True}
         if DIM in variable.dims:
             per_sample = max(1, variable.dtype.itemsize * variable.size // block.sizes[DIM])
-            samples = int(np.clip(_CHUNK_BYTES // per_sample, 1, _MOST_SAMPLES))
+            samples = int(np.clip(_CHUNK_BYTES // per_sample, 1, most_samples))
             encoding[str(name)]["chunksizes"] = tuple(samples if d == DIM else n for d, n in variable.sizes.items())
     # As a tree, so that attributes are in the order that `save` gives them.
     xr.DataTree.from_dict({"/": block}).to_netcdf(
@@ -159,6 +160,13 @@ def _check_alike(one: xr.Dataset, other: xr.Dataset) -> None:
     names = [set(_along_samples(block)) for block in (one, other)]
     if names[0] != names[1]:
         raise InputError("some batches have targets and others have none: give all batches targets, or none")
+    for name in _along_samples(one):
+        dtypes = [block.variables[name].dtype for block in (one, other)]
+        if dtypes[0] != dtypes[1] and not all(dtype.kind in _TEXT for dtype in dtypes):
+            raise InputError(
+                f"{name!r} is {dtypes[0]} for some samples and {dtypes[1]} for others: it must have the same dtype for "
+                "all, which is that of its measure's values or of the targets"
+            )
 
 
 def _raw(values: NDArray[Any]) -> NDArray[Any]:

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from small_studies import N_SAMPLES, STUDIES, batches, margin, n_units, network,
 
 import resnet_paths_plugin as rpp
 from resnet_paths_plugin.analyzers.running import UnitFolder
-from resnet_paths_plugin.errors import CheckpointError, FileError
+from resnet_paths_plugin.errors import CheckpointError, FileError, InputError
 
 
 class StoppedError(Exception):
@@ -226,8 +227,9 @@ def test_other_data_are_refused_with_their_place(tmp_path, counting):
     counting(margin)
     data = batches()
     data[1] = (data[1][0] + 1e-6, data[1][1])
-    with pytest.raises(CheckpointError, match=r"samples 4 to 6 are not what they were.*without shuffling"):
+    with pytest.raises(CheckpointError, match=r"samples 4 to 6 are not what they were.*without shuffling") as caught:
         lesions(data=data, checkpoint=tmp_path / "run.nc")
+    assert not hasattr(caught.value, "__notes__")  # the same call does not go on from there
 
 
 def test_chosen_sizes_are_those_that_the_checkpoint_was_begun_with(tmp_path, counting, monkeypatch):
@@ -271,9 +273,41 @@ def test_a_unit_that_holds_a_pickle_is_not_opened(tmp_path):
     np.savez(content, samples=np.array([{}], dtype=object))
     stored = content.getvalue() + hashlib.sha256(content.getvalue()).digest()
     (folder.path / "lesion-00000000.unit").write_bytes(stored)
-    with pytest.raises(ValueError, match="allow_pickle=False"):
+    with pytest.raises(CheckpointError, match=r"damaged, or not of this package's making.*allow_pickle=False"):
         folder.read("lesion-00000000", "", "samples")
     folder.close()
+
+
+@pytest.mark.parametrize("content", [b"garbage", b"", b"PK\x03\x04", b"\x93NUMPY\x01\x00\x76\x00{}"])
+def test_a_unit_that_is_no_archive_is_told_of(tmp_path, content):
+    import hashlib
+
+    folder = UnitFolder(tmp_path / "units")
+    folder.open({})
+    (folder.path / "lesion-00000000.unit").write_bytes(content + hashlib.sha256(content).digest())
+    with pytest.raises(CheckpointError, match=r"lesion-00000000.unit is damaged, or not of this package's making"):
+        folder.read("lesion-00000000", "", "samples")
+    folder.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("call.json", "[1, 2]"),
+        ("call.json", "{"),
+        ("call.json", "[" * 100_000),
+        ("units.json", "{}"),
+        ("units.json", '{"samples": "3", "schedules": 32}'),
+        ("units.json", '{"samples": 0, "schedules": 32}'),
+        ("lesion.json", "null"),
+    ],
+)
+def test_a_damaged_record_is_told_of(tmp_path, counting, name, content):
+    interrupted(counting, tmp_path / "run.nc")
+    (tmp_path / "run.nc.partial" / name).write_text(content)
+    with pytest.raises(CheckpointError, match=f"{name} is damaged, or not of this package's making") as caught:
+        lesions(checkpoint=tmp_path / "run.nc")
+    assert not hasattr(caught.value, "__notes__")
 
 
 def test_a_folder_of_other_files_is_left_alone(tmp_path):
@@ -285,8 +319,210 @@ def test_a_folder_of_other_files_is_left_alone(tmp_path):
     assert (other / "thesis.tex").read_text() == "all of it"
 
 
-def test_an_interruption_says_what_is_kept(tmp_path, counting):
-    error = interrupted(counting, tmp_path / "run.nc", KeyboardInterrupt, at=44 * 2 + 1)
+@pytest.mark.parametrize("name", ["mine.tmp", "mine.json", "mine.unit"])
+def test_a_folder_of_others_is_left_alone_whatever_its_files_are_called(tmp_path, name):
+    other = tmp_path / "run.nc.partial"
+    other.mkdir()
+    (other / name).write_text("x")
+    with pytest.raises(CheckpointError, match="is no checkpoint of a study: it holds mine"):
+        lesions(checkpoint=tmp_path / "run.nc")
+    assert [path.name for path in other.iterdir()] == [name]
+
+
+def test_a_file_that_others_add_meanwhile_stays(tmp_path):
+    def data():
+        yield from batches()
+        (tmp_path / "run.nc.partial" / "thesis.tex").write_text("all of it")
+
+    rpp.BlockLesion(network()).attribute(data(), run=rpp.RunOptions(checkpoint=tmp_path / "run.nc"))
+    assert (tmp_path / "run.nc.partial" / "thesis.tex").read_text() == "all of it"
+    assert not list(tmp_path.rglob("*.unit"))
+    with pytest.raises(CheckpointError, match=r"it holds thesis\.tex"):
+        lesions(checkpoint=tmp_path / "run.nc")
+
+
+def test_a_file_in_the_place_of_the_folder_is_told_of(tmp_path):
+    (tmp_path / "run.nc.partial").write_text("a file")
+    with pytest.raises(FileError, match=r"run.nc.partial is a file.*move it away, or choose another name"):
+        lesions(checkpoint=tmp_path / "run.nc")
+
+
+def test_a_second_call_takes_nothing_from_the_first(tmp_path):
+    pytest.importorskip("fcntl")
+    before, after = [], []
+
+    def data():
+        for place, batch in enumerate(batches()):
+            if place == 2:
+                before.extend(sorted(tmp_path.rglob("*")))
+                with pytest.raises(CheckpointError, match="another process is at work on"):
+                    lesions(checkpoint=tmp_path / "run.nc")
+                after.extend(sorted(tmp_path.rglob("*")))
+            yield batch
+
+    rpp.BlockLesion(network()).attribute(data(), run=rpp.RunOptions(checkpoint=tmp_path / "run.nc"))
+    assert "result.tmp" in {path.name for path in before}
+    assert after == before
+    assert [path.name for path in tmp_path.iterdir()] == ["run.nc"]
+
+
+def test_a_refused_opening_lets_go_of_nothing_that_is_held(tmp_path):
+    pytest.importorskip("fcntl")
+    folder = UnitFolder(tmp_path / "units")
+    folder.open({})
+    for other in (folder, UnitFolder(tmp_path / "units")):
+        with pytest.raises(CheckpointError, match="another process is at work on"):
+            other.open({})
+    folder.write("lesion-00000000", "", {})
+    assert len(folder) == 1
+    folder.remove()
+
+
+def test_a_folder_is_held_until_it_is_removed(tmp_path, monkeypatch):
+    """Whenever one of its files goes, another process is still refused; what is left never misleads."""
+    pytest.importorskip("fcntl")
+    folder = UnitFolder(tmp_path / "run.nc.partial")
+    removed, unlink = [], Path.unlink
+
+    def watched(path, **options):
+        if path.suffix != ".tmp":
+            if folder._lock is not None:
+                with pytest.raises(CheckpointError, match="another process is at work on"):
+                    UnitFolder(path.parent).open({})
+            removed.append((path.name, path.suffix, folder._lock is not None))
+        unlink(path, **options)
+
+    folder.open({})
+    folder.settled("units.json", {"samples": 3})
+    for unit in range(3):
+        folder.write(f"lesion-{unit:08d}", "", {})
+    monkeypatch.setattr(Path, "unlink", watched)
+    folder.remove()
+    assert [suffix for _, suffix, _ in removed] == [".unit"] * 3 + [".json"] * 2 + [".lock"]
+    assert removed[-2][0] == "call.json"
+    assert all(held for *_, held in removed)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("counting")
+def test_a_study_holds_its_folder_until_it_is_removed(tmp_path, monkeypatch):
+    pytest.importorskip("fcntl")
+    held, remove = [], UnitFolder.remove
+
+    def watched(folder):
+        held.append(folder._lock is not None)
+        remove(folder)
+
+    monkeypatch.setattr(UnitFolder, "remove", watched)
+    lesions(checkpoint=tmp_path / "run.nc")
+    assert held == [True]
+
+
+def test_units_of_other_sizes_are_done_again(tmp_path, counting, monkeypatch):
+    """Even where the records of the sizes are lost."""
+    from resnet_paths_plugin.analyzers import schedule_study
+
+    options = {"internal_batch_size": 3, "perturbations_per_eval": 1}
+    undisturbed = timeless(lesions(**options))
+    monkeypatch.setattr(schedule_study, "SCHEDULES_PER_UNIT", 2)
+    counting(Stopping(44 * 2 + 1))
+    with pytest.raises(StoppedError):
+        lesions(checkpoint=tmp_path / "run.nc", **options)
+    counting(margin)
+    for name in ("units.json", "lesion.json"):
+        (tmp_path / "run.nc.partial" / name).unlink()
+    monkeypatch.setattr(schedule_study, "SCHEDULES_PER_UNIT", 32)
+    assert timeless(lesions(checkpoint=tmp_path / "run.nc", **options)).identical(undisturbed)
+
+
+@pytest.mark.parametrize("name", ["samples", "file", "allow_pickle", "work"])
+def test_a_measure_may_have_any_name(tmp_path, name):
+    def call(data, **options):
+        return timeless(rpp.BlockLesion(network()).attribute(data, measures={name: margin}, **options))
+
+    class Data:
+        def __init__(self, stop):
+            self.stop = stop
+
+        def __iter__(self):
+            yield batches()[0]
+            if self.stop:
+                raise StoppedError
+            yield from batches()[1:]
+
+    options = rpp.RunOptions(checkpoint=tmp_path / "run.nc")
+    with pytest.raises(StoppedError):
+        call(Data(stop=True), run=options)
+    assert list(tmp_path.rglob("*.unit"))
+    assert call(Data(stop=False), run=options).identical(call(Data(stop=False)))
+
+
+def seen(condition):
+    """Whether something comes true in a while."""
+    for _ in range(2000):
+        if condition():
+            return True
+        time.sleep(0.01)
+    return False
+
+
+@pytest.mark.usefixtures("counting")
+def test_a_finished_unit_is_written_while_the_data_are_waited_for(tmp_path):
+    """Far fewer units than may be on their way: nothing else makes the caller look at them."""
+
+    def data():
+        *most, last = batches()
+        yield from most
+        assert seen(lambda: len(list(tmp_path.rglob("*.unit"))) == n_units() - 2)
+        yield last
+
+    with ThreadPoolExecutor(4) as pool:
+        found = lesions(data=data(), checkpoint=tmp_path / "run.nc", executor=pool)
+    assert found.load().equals(lesions())
+
+
+@pytest.mark.usefixtures("counting")
+def test_a_unit_that_could_not_be_written_while_the_data_were_waited_for_is_told_of(tmp_path, monkeypatch):
+    class Full:
+        tried = 0
+
+        def __call__(self, *_):
+            self.tried += 1
+            no_space()
+
+    full = Full()
+
+    def data():
+        *most, last = batches()
+        yield most[0]
+        assert seen(lambda: len(list(tmp_path.rglob("*.unit"))) == 4)
+        monkeypatch.setattr(UnitFolder, "_write", full)
+        yield most[1]
+        assert seen(lambda: full.tried)
+        yield last
+
+    with ThreadPoolExecutor(4) as pool, pytest.raises(OSError, match="No space left on device"):
+        lesions(data=data(), checkpoint=tmp_path / "run.nc", executor=pool)
+
+
+def test_an_error_of_a_worker_is_told_of_before_all_data_are_read(tmp_path, counting):
+    counting(Stopping(1 + 5))
+    read = []
+
+    def data():
+        for batch in batches(200, 2):
+            read.append(batch)
+            time.sleep(0.02)
+            yield batch
+
+    with ThreadPoolExecutor(16) as pool, pytest.raises(StoppedError):
+        lesions(data=data(), checkpoint=tmp_path / "run.nc", executor=pool)
+    assert len(read) < 30  # 64 units may be on their way, of which a batch makes two
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, MemoryError, torch.OutOfMemoryError])
+def test_an_interruption_says_what_is_kept(tmp_path, counting, kind):
+    error = interrupted(counting, tmp_path / "run.nc", kind, at=44 * 2 + 1)
     assert error.__notes__ == [
         f"4 finished units are kept in {tmp_path / 'run.nc.partial'}: the same call goes on from them."
     ]
@@ -320,9 +556,11 @@ def test_a_full_disk_loses_nothing_that_was_finished(tmp_path, counting, monkeyp
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", fsync)
-        with pytest.raises(FileError, match=r"No space left on device.*are kept: the same call goes on") as caught:
+        with pytest.raises(FileError, match=r"No space left on device. Mend this") as caught:
             lesions(checkpoint=tmp_path / "run.nc")
-    assert "finished units are kept in" in caught.value.__notes__[0]
+    (note,) = caught.value.__notes__
+    assert "finished units are kept in" in note
+    assert "kept" not in str(caught.value)
     assert not list(tmp_path.rglob("*.tmp"))
     kept = len(list(tmp_path.rglob("*.unit")))
     assert kept >= 4
@@ -343,8 +581,11 @@ def test_a_disk_that_is_full_at_the_end_loses_nothing(tmp_path, counting, monkey
 
     with monkeypatch.context() as patch:
         patch.setattr("resnet_paths_plugin.streaming.netCDF4.Dataset", Full)
-        with pytest.raises(FileError, match=r"cannot write the result.*are kept"):
+        with pytest.raises(FileError, match=r"cannot write the result.*Mend this") as caught:
             lesions(checkpoint=tmp_path / "run.nc")
+    (note,) = caught.value.__notes__
+    assert "finished units are kept in" in note
+    del caught  # and with it the stand-in for netCDF, which must not outlive its class
     assert not (tmp_path / "run.nc").exists()
     assert len(list(tmp_path.rglob("*.unit"))) >= 2
     assert timeless(lesions(checkpoint=tmp_path / "run.nc")).identical(undisturbed)
@@ -400,6 +641,25 @@ def test_a_folder_that_cannot_be_written_to_is_refused_before_the_run(counting, 
     assert measure.calls == 0
 
 
+def test_a_checkpoint_that_is_not_ones_own_is_refused(counting, request):
+    """A folder that may be read, of another user."""
+    with tempfile.TemporaryDirectory() as folder:
+        interrupted(counting, Path(folder) / "run.nc")
+        counting(margin)
+        partial = Path(folder) / "run.nc.partial"
+        for path in partial.iterdir():
+            path.chmod(0o444)
+        partial.chmod(0o555)
+        Path(folder).chmod(0o777)
+        request.getfixturevalue("unprivileged")
+        try:
+            with pytest.raises(FileError, match=r"cannot write the checkpoint .*run.nc.partial: Permission denied"):
+                lesions(checkpoint=Path(folder) / "run.nc")
+        finally:
+            privileged()
+            partial.chmod(0o755)
+
+
 def test_a_checkpoint_in_a_missing_folder_is_refused_before_the_run(tmp_path, counting):
     measure = counting(Stopping())
     with pytest.raises(FileError, match="does not exist"):
@@ -414,6 +674,33 @@ def test_a_checkpoint_that_another_process_is_at_work_on_is_refused(tmp_path, co
         with pytest.raises(CheckpointError, match="another process is at work on"):
             lesions(checkpoint=tmp_path / "run.nc")
     lesions(checkpoint=tmp_path / "run.nc")
+
+
+class Turning:
+    """A measure whose dtype is another one for the first batch."""
+
+    def __call__(self, outputs, target):
+        first = torch.equal(target, batches()[0][1])
+        return margin(outputs, target).round().long() if first else margin(outputs, target)
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["memory", "file"])
+def test_a_measure_whose_dtype_changes_is_refused(tmp_path, kept):
+    with pytest.raises(InputError, match="'turning' is int64 for some samples and float32 for others"):
+        rpp.BlockLesion(network()).attribute(
+            batches(),
+            measures={"turning": Turning()},
+            internal_batch_size=4,
+            run=rpp.RunOptions(checkpoint=tmp_path / "run.nc" if kept else None),
+        )
+
+
+def test_the_file_of_a_small_study_is_small(tmp_path):
+    """As large as `save` makes it, but for what an unlimited dimension costs."""
+    images, labels = (torch.cat(part) for part in zip(*batches(), strict=True))
+    found = rpp.BlockLesion(network()).attribute(images, labels, run=rpp.RunOptions(checkpoint=tmp_path / "run.nc"))
+    rpp.save(found.load(), tmp_path / "saved.nc")
+    assert (tmp_path / "run.nc").stat().st_size < 2 * (tmp_path / "saved.nc").stat().st_size
 
 
 def test_a_study_kept_by_its_caller_stays_in_its_folder(tmp_path):

@@ -2,7 +2,12 @@
 
 import multiprocessing
 import os
+import signal
+import subprocess
+import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -97,3 +102,42 @@ def test_twenty_kills_at_random_moments_change_nothing(tmp_path, processes):
         assert [path.name for path in folder.iterdir()] == ["run.nc"]
     assert sum(count is not None for count in kept) >= KILLS // 2, f"most were killed before the end: {kept}"
     assert len({count for count in kept if count}) >= 3, f"at different places: {kept}"
+
+
+class Waiting:
+    """Batches that can be read again, of which the third is long in coming, where somebody is to be told of it."""
+
+    def __init__(self, pool=None):
+        self._pool = pool
+
+    def __iter__(self):
+        for place, batch in enumerate(DATA):
+            if place == 2 and self._pool is not None:
+                print(*self._pool._processes, flush=True)  # noqa: T201 - what the test reads
+                time.sleep(PATIENCE_S)
+            yield batch
+
+
+def study_in_forks(checkpoint):
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as pool:
+        rpp.BlockLesion(network()).attribute(Waiting(pool), run=rpp.RunOptions(executor=pool, checkpoint=checkpoint))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a fork of a process with threads may fail")
+def test_workers_that_outlive_a_killed_process_hold_nothing(tmp_path):
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    code = f"import test_crashes; test_crashes.study_in_forks({str(tmp_path / 'run.nc')!r})"
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE)  # noqa: S603 - one's own command
+    workers = [int(worker) for worker in process.stdout.readline().split()]
+    assert workers
+    process.kill()
+    process.wait(PATIENCE_S)
+    process.stdout.close()
+
+    try:
+        found = rpp.BlockLesion(network()).attribute(Waiting(), run=rpp.RunOptions(checkpoint=tmp_path / "run.nc"))
+    finally:
+        for worker in workers:
+            os.kill(worker, signal.SIGKILL)  # which fails if it did not outlive its parent
+    assert timeless(found).identical(timeless(rpp.BlockLesion(network()).attribute(Waiting())))

@@ -10,7 +10,7 @@ import time
 import traceback
 import uuid
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from inspect import getdoc
 from pathlib import Path
@@ -29,7 +29,7 @@ from resnet_paths_plugin.cli import models
 from resnet_paths_plugin.cli.images import ImageArray, LabelledImages, check_targets, read_images, targets_of
 from resnet_paths_plugin.cli.preprocessing import InputBatches, preprocessing_for
 from resnet_paths_plugin.cli.running import PartialRun, executor_for, last_note, run_options
-from resnet_paths_plugin.cli.studies import STUDIES, StudyOptions, studies_by
+from resnet_paths_plugin.cli.studies import STUDIES, Study, StudyOptions, studies_by
 from resnet_paths_plugin.cli.terminal import echo
 from resnet_paths_plugin.description import ModelDescription
 from resnet_paths_plugin.errors import FileError, InputError, ResnetPathsError
@@ -294,7 +294,6 @@ def analyze(
     _check_classes(network, batches)
     noun = "residual blocks" if units == "blocks" else "layers that can be deleted"
     echo(f"{network.name}: {len(network.blocks)} {noun}, {len(found)} images of {found.origin}")
-    partial = PartialRun(output, resume=resume)
     options = StudyOptions(
         embedded=model is None and images is None and units == "blocks",
         draws=draws,
@@ -309,6 +308,8 @@ def analyze(
     wanted = [study for study in studies if study.wanted(network, options)]
     if not wanted:
         raise InputError(f"{', '.join(analyzers)} finds nothing to study in {network.name} with these options")
+    _warn_of_no_effect(wanted, {"--workers": workers, "--scheduler": scheduler, "--resume": resume})
+    partial = PartialRun(output, [study.group for study in wanted], resume=resume)
     results: dict[str, xr.Dataset] = {}
     with partial.kept(), executor_for(scheduler, workers) as executor:
         for study in wanted:
@@ -405,6 +406,17 @@ def _check_classes(network: UnraveledNetwork, batches: InputBatches) -> None:
             f"{images.origin} has {len(images.classes)} classes and the model {n_classes}: they are taken "
             f"for its first ones, in this order: {', '.join(images.classes[:3])}, ..."
         )
+
+
+def _warn_of_no_effect(studies: Sequence[Study], options: Mapping[str, object]) -> None:
+    """Warn of analyzers that cannot be told where to run, where the user has said so."""
+    given = ", ".join(option for option, value in options.items() if value)
+    for study in studies:
+        if given and not study.takes_run:
+            _warn(
+                f"{given} has no effect on analyzer {study.analyzer!r}, whose 'attribute' takes no 'run': it runs in "
+                "this process, from its beginning"
+            )
 
 
 def _report_path(output: Path) -> Path:

@@ -2,15 +2,16 @@
 
 import multiprocessing
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import click
 
 from resnet_paths_plugin.analyzers.running import RunOptions, UnitFolder
+from resnet_paths_plugin.analyzers.running.checkpoint import CALL, Facts
 from resnet_paths_plugin.errors import CheckpointError, FileError, InputError
 
 _SECONDS_TO_CONNECT = 30
@@ -43,44 +44,48 @@ def last_note(error: BaseException) -> list[str]:
 
 
 class PartialRun:
-    """The finished units of several studies, one folder each inside `FILE.nc.partial`.
+    """The finished units of several studies, one folder each inside `FILE.nc.partial`, held until all is done.
 
     Args:
         output: the file that is written when all studies are done.
+        groups: names of the studies' groups.
         resume: whether to go on from what an earlier run has left.
 
     Raises:
-        CheckpointError: if an earlier run has left units and is not to be resumed.
+        CheckpointError: if an earlier run has left units and is not to be resumed, or was of other studies; if another
+            process is at work there; or if other things are.
         FileError: if the folder cannot be made.
     """
 
-    def __init__(self, output: Path, *, resume: bool) -> None:
+    def __init__(self, output: Path, groups: Iterable[str], *, resume: bool) -> None:
         self.path = output.with_name(f"{output.name}.partial")
-        if len(self) and not resume:
-            raise CheckpointError(
-                f"{self.path} keeps {len(self)} finished units of an earlier run: give --resume to go on from them, or "
-                "remove the folder to begin anew"
-            )
+        self._whole = UnitFolder(self.path, nested=True)
+        self._folders = {group: UnitFolder(self.path / group) for group in groups}
+        self._whole.hold()
         try:
-            self.path.mkdir(exist_ok=True)
-        except OSError as error:
-            raise FileError(f"cannot make the folder {self.path}: {error.strerror or error}") from error
+            facts = {"studies": ", ".join(self._folders)}
+            if resume:
+                self._whole.agree(CALL, facts)
+            else:
+                self._begin_anew(facts)
+        except BaseException:
+            self._whole.close()
+            raise
 
     def options(self, group: str, executor: Any) -> RunOptions:
         """Return how the study of a group is run."""
-        return RunOptions(executor=executor, checkpoint=UnitFolder(self.path / group))
+        return RunOptions(executor=executor, checkpoint=self._folders[group])
 
     def __len__(self) -> int:
-        return sum(len(folder) for folder in self._folders())
+        return len(self._whole)
 
     def remove(self) -> None:
-        """Remove all of it."""
-        for folder in self._folders():
-            folder.remove()
+        """Remove what this command has put there, and let go of it."""
         try:
-            self.path.rmdir()
-        except OSError as error:
-            raise FileError(f"cannot remove the folder {self.path}: {error.strerror or error}") from error
+            for folder in self._folders.values():
+                folder.remove()
+        finally:
+            self._whole.remove()
 
     @contextmanager
     def kept(self) -> Iterator[None]:
@@ -88,17 +93,32 @@ class PartialRun:
         try:
             yield
         except BaseException as error:
-            if len(self):
-                error.add_note(
-                    f"{len(self)} finished units are kept in {self.path}: the same command with --resume goes on from "
-                    "them."
-                )
-            else:
-                self.remove()
+            # A refused checkpoint says itself what to do, and may be another's.
+            if not isinstance(error, CheckpointError):
+                self._tell_or_remove(error)
+            self._whole.close()
             raise
 
-    def _folders(self) -> list[UnitFolder]:
-        return [UnitFolder(path) for path in sorted(self.path.glob("*/"))]
+    def _tell_or_remove(self, error: BaseException) -> None:
+        if kept := len(self):
+            error.add_note(
+                f"{kept} finished units are kept in {self.path}: the same command with --resume goes on from them."
+            )
+            return
+        with suppress(FileError):  # the error on its way is what matters
+            self.remove()
+
+    def _begin_anew(self, facts: Facts) -> None:
+        if kept := len(self):
+            raise CheckpointError(
+                f"{self.path} keeps {kept} finished units of an earlier run: give --resume to go on from them, or "
+                "remove the folder to begin anew"
+            )
+        for path in self.path.iterdir():
+            folder = UnitFolder(path)
+            if path.is_dir() and folder.was_opened:
+                folder.remove()
+        self._whole.record(CALL, facts)
 
 
 @contextmanager

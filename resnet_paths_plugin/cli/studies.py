@@ -25,7 +25,7 @@ from resnet_paths_plugin.network import UnraveledNetwork, unravel
 
 _MAPS_SHOWN = 4
 _LONGEST_MAP = 7
-_OPTIONS = ("internal_batch_size", "seed", "show_progress")
+_OPTIONS = ("internal_batch_size", "seed", "show_progress", "run")
 """Options that any analyzer gets whose `attribute` takes them."""
 _SELF_AND_INPUTS = 2
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
@@ -72,12 +72,14 @@ class Study:
         analyzer: name of the analyzer that runs it.
         run: computes its result, given those of the studies before.
         wanted: whether it is to be run on this network.
+        takes_run: whether it can be told where to run, and keeps what is finished.
     """
 
     group: str
     analyzer: str
     run: Callable[[UnraveledNetwork, InputBatches, StudyOptions, Results], xr.Dataset]
     wanted: Callable[[UnraveledNetwork, StudyOptions], bool] = lambda _network, _options: True
+    takes_run: bool = True
 
 
 def _single_lesions(network: UnraveledNetwork, images: InputBatches, options: StudyOptions, _: Results) -> xr.Dataset:
@@ -234,4 +236,4 @@ def _study_of(name: str, analyzer: type) -> Study:
             raise PluginError(f"analyzer {name!r} returned a {type(result).__name__}, not an xarray.Dataset")
         return result
 
-    return Study(group=name, analyzer=name, run=run)
+    return Study(group=name, analyzer=name, run=run, takes_run="run" in taken)

@@ -7,11 +7,13 @@ import hashlib
 import io
 import json
 import os
+import re
 import uuid
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import IO
+from weakref import WeakSet
 
 import numpy as np
 
@@ -23,12 +25,19 @@ try:
 except ImportError:  # not on Windows
     fcntl = None  # type: ignore[assignment]
 
-_CALL = "call.json"
-_LOCK = "in-use.lock"
+CALL = "call.json"
+"""Name of the file that says what a folder was made for."""
+RESULT = "result.tmp"
+"""Name of the file in which a result may grow."""
 CONTENT = "content of "
 """Begins the name of a fact that is a fingerprint, which tells a reader nothing where another fact differs too."""
+_LOCK = "in-use.lock"
 _SUFFIX = ".unit"
+_TEMPORARY = re.compile(rf"[0-9a-f]{{32}}\.tmp|{re.escape(RESULT)}")
 _DATA = "samples"
+_WORK = "work"
+_ARRAY = "array "
+"""Begins the names of results in a unit's file, so that they may be called anything."""
 _CHECKSUM_BYTES = 32
 
 Facts = Mapping[str, str | int | float]
@@ -39,41 +48,70 @@ class UnitFolder:
 
     Args:
         path: the folder; made where it does not exist.
+        nested: whether the units are in folders like this one inside it.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, nested: bool = False) -> None:
         self.path = Path(path)
+        self._nested = nested
         self._lock: IO[bytes] | None = None
 
     def open(self, call: Facts) -> None:
-        """Make the folder for a call, or check that it was made for the same.
+        """Make the folder for a call, or check that it was made for the same, and hold it.
 
         Raises:
-            CheckpointError: if it was made for another call, naming each difference, or is no such folder.
+            CheckpointError: if it was made for another call, naming each difference, or as `hold` does.
+            FileError: if it cannot be written to.
+        """
+        self.hold()
+        try:
+            self.agree(CALL, call)
+        except BaseException:
+            self.close()
+            raise
+
+    def hold(self) -> None:
+        """Make the folder where it does not exist, and keep other processes out of it until `close`.
+
+        Raises:
+            CheckpointError: if it is no such folder, or another process holds it.
             FileError: if it cannot be written to.
         """
         try:
             self.path.mkdir(exist_ok=True)
-            for left in self.path.glob("*.tmp"):  # of a process that was killed
-                left.unlink()
-            stranger = next((one for one in self.path.iterdir() if one.suffix not in {_SUFFIX, ".json", ".lock"}), None)
+            stranger = self._stranger()
+        except FileExistsError as error:
+            raise FileError(
+                f"{self.path} is a file, where finished units are to be kept in a folder of this name: move it away, "
+                "or choose another name"
+            ) from error
         except OSError as error:
-            raise FileError(f"cannot write the checkpoint {self.path}: {error.strerror or error}") from error
-        if stranger is not None or (
-            not (self.path / _CALL).exists() and any(one.name != _LOCK for one in self.path.iterdir())
-        ):
+            raise self._unwritable(error) from error
+        if stranger is not None:
             raise CheckpointError(
-                f"{self.path} is no checkpoint of a study: it holds {stranger.name if stranger else 'other files'}. "
-                "Choose another name, or remove it"
+                f"{self.path} is no checkpoint of a study: it holds {stranger.relative_to(self.path)}. Choose another "
+                "name, or move what it holds elsewhere"
             )
-        self._hold()
-        self.agree(_CALL, call)
+        self._take_lock()
+        try:
+            for left in self.path.iterdir():
+                if _TEMPORARY.fullmatch(left.name):  # of a process that was killed
+                    left.unlink()
+        except OSError as error:
+            self.close()
+            raise self._unwritable(error) from error
 
     def close(self) -> None:
         """Let other processes open it."""
         if self._lock is not None:
             self._lock.close()
             self._lock = None
+        _HELD.discard(self)
+
+    @property
+    def was_opened(self) -> bool:
+        """Whether it is there and some process has held it."""
+        return any((self.path / name).exists() for name in (CALL, _LOCK))
 
     def agree(self, name: str, facts: Facts) -> None:
         """Write what the units are made for, or check that it is the same as before.
@@ -83,7 +121,7 @@ class UnitFolder:
         """
         recorded = self._recorded(name)
         if recorded is None:
-            self._write(name, json.dumps(dict(facts), indent=1).encode())
+            self.record(name, facts)
             return
         other = [fact for fact in dict.fromkeys((*recorded, *facts)) if recorded.get(fact) != facts.get(fact)]
         differences = [
@@ -97,26 +135,42 @@ class UnitFolder:
                 "to go on from it, name another checkpoint, or remove the folder to begin anew"
             )
 
-    def settled(self, name: str, facts: Facts) -> Facts:
-        """Return facts as they were recorded the first time, and record these otherwise."""
+    def record(self, name: str, facts: Facts) -> None:
+        """Write what the units are made for, whatever was written before."""
+        self._write(name, json.dumps(dict(facts), indent=1).encode())
+
+    def settled(self, name: str, sizes: Mapping[str, int]) -> dict[str, int]:
+        """Return sizes as they were recorded the first time, and record these otherwise.
+
+        Raises:
+            CheckpointError: if what is recorded is no such sizes.
+        """
         recorded = self._recorded(name)
         if recorded is None:
-            self._write(name, json.dumps(dict(facts), indent=1).encode())
-        return facts if recorded is None else recorded
+            self.record(name, sizes)
+            return dict(sizes)
+        found = {size: value for size, value in recorded.items() if type(value) is int and value > 0}
+        if found.keys() != sizes.keys():
+            raise self._damaged(name, f"it should hold {', '.join(sizes)}, each at least 1")
+        return found
 
-    def read(self, name: str, data: str, about: str) -> Arrays | None:
-        """Return a unit's results; None if it is not finished, or its file is damaged, so that it is to be done again.
+    def read(self, name: str, data: str, about: str, work: str = "") -> Arrays | None:
+        """Return a unit's results; None if it is to be done (again).
+
+        It is if it is not finished, if its file is damaged, or if it was made by other work.
 
         Args:
             name: name of the unit.
             data: fingerprint of the samples that the unit is about.
             about: the samples in words.
+            work: fingerprint of what is done with them.
 
         Raises:
-            CheckpointError: if the unit was computed from other samples.
+            CheckpointError: if the unit was computed from other samples, or its file is not of this package's making.
         """
+        path = self.path / f"{name}{_SUFFIX}"
         try:
-            stored = (self.path / f"{name}{_SUFFIX}").read_bytes()
+            stored = path.read_bytes()
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -124,65 +178,105 @@ class UnitFolder:
         content, checksum = stored[:-_CHECKSUM_BYTES], stored[-_CHECKSUM_BYTES:]
         if hashlib.sha256(content).digest() != checksum:
             return None
-        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-            found = dict(arrays)
-        if str(found.pop(_DATA)) != data:
+        try:
+            with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+                found = dict(arrays)
+            of, by = str(found.pop(_DATA)), str(found.pop(_WORK))
+        except MemoryError:
+            raise
+        except Exception as error:  # there is no end to what numpy and zipfile raise
+            raise self._damaged(path.name, str(error)) from error
+        if by != work:
+            return None
+        if of != data:
             raise CheckpointError(
                 f"the checkpoint {self.path} was made from other data: {about} are not what they were. Pass the same "
                 "batches in the same order (a DataLoader without shuffling), name another checkpoint, or remove the "
                 "folder to begin anew"
             )
-        return found
+        return {name.removeprefix(_ARRAY): array for name, array in found.items()}
 
-    def write(self, name: str, data: str, arrays: Arrays) -> None:
-        """Keep a unit's results.
+    def write(self, name: str, data: str, arrays: Arrays, work: str = "") -> None:
+        """Keep a unit's results; any thread may.
 
         Raises:
             FileError: if the disk is full or the folder cannot be written to.
         """
         content = io.BytesIO()
-        np.savez(content, allow_pickle=False, **{_DATA: np.array(data)}, **arrays)
+        named = {f"{_ARRAY}{name}": array for name, array in arrays.items()}
+        np.savez(content, allow_pickle=False, **{_DATA: np.array(data), _WORK: np.array(work)}, **named)
         self._write(f"{name}{_SUFFIX}", content.getvalue() + hashlib.sha256(content.getvalue()).digest())
 
     def __len__(self) -> int:
-        return sum(1 for _ in self.path.glob(f"*{_SUFFIX}"))
+        return sum(1 for _ in self.path.glob(f"*/*{_SUFFIX}" if self._nested else f"*{_SUFFIX}"))
 
     def remove(self) -> None:
-        """Remove the folder with all it holds, what it was made for last."""
+        """Remove the folder and let go of it; where others have put something there, their things stay in it.
+
+        Units go first and what they were made for last, so that a kill in between leaves nothing that misleads.
+
+        Raises:
+            FileError: if it cannot be removed.
+        """
         try:
-            for one in sorted(self.path.iterdir(), key=lambda one: one.name == _CALL):
-                one.unlink()
-            self.path.rmdir()
+            if self.path.exists():
+                found = list(self.path.iterdir())
+                ours = sorted((one for one in found if _is_ours(one)), key=_place_in_removal)
+                if len(ours) < len(found):
+                    ours = [one for one in ours if one.suffix == _SUFFIX]
+                for one in ours:
+                    one.unlink()
+                with suppress(OSError):  # unless others have something there, a process that holds it now included
+                    self.path.rmdir()
         except OSError as error:
             raise FileError(f"cannot remove the checkpoint {self.path}: {error.strerror or error}") from error
+        finally:
+            self.close()
 
-    def _hold(self) -> None:
+    def _stranger(self) -> Path | None:
+        """Return something in it that no such folder holds, if there is any."""
+        begun = (self.path / CALL).exists()
+        for one in self.path.iterdir():
+            if self._nested and begun and one.is_dir() and not one.is_symlink():
+                inner = UnitFolder(one)._stranger()  # noqa: SLF001 - another of this class
+                if inner is not None:
+                    return inner
+            elif not _is_ours(one) or not (begun or one.name == _LOCK or _TEMPORARY.fullmatch(one.name)):
+                return one
+        return None
+
+    def _take_lock(self) -> None:
         """Keep other processes out, where the system has locks that end with the process."""
         if fcntl is None:
             return
-        lock = (self.path / _LOCK).open("wb")
+        try:
+            lock = (self.path / _LOCK).open("wb")
+        except OSError as error:
+            raise self._unwritable(error) from error
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             lock.close()
-            raise CheckpointError(
-                f"another process is at work on the checkpoint {self.path}: wait for it, or name another one"
-            ) from error
+            raise self._in_use() from error
         except OSError:  # a file system without locks
             lock.close()
             return
+        if not _is_still(lock, self.path / _LOCK):  # who held it has just removed it
+            lock.close()
+            raise self._in_use()
         self._lock = lock
+        _HELD.add(self)
 
     def _recorded(self, name: str) -> dict[str, str | int | float] | None:
         try:
             recorded = json.loads((self.path / name).read_bytes())
         except FileNotFoundError:
             return None
-        except (OSError, ValueError) as error:
-            raise CheckpointError(
-                f"{self.path / name} is damaged ({error}): remove the folder {self.path} to begin anew"
-            ) from error
-        return dict(recorded)
+        except (OSError, ValueError, RecursionError) as error:
+            raise self._damaged(name, str(error)) from error
+        if not isinstance(recorded, dict):
+            raise self._damaged(name, f"it holds a {type(recorded).__name__}")
+        return recorded
 
     def _write(self, name: str, content: bytes) -> None:
         temporary = self.path / f"{uuid.uuid4().hex}.tmp"
@@ -194,13 +288,61 @@ class UnitFolder:
             temporary.replace(self.path / name)
             sync_folder(self.path)
         except OSError as error:
-            raise FileError(
-                f"cannot write the checkpoint {self.path}: {error.strerror or error}. The units that it holds are "
-                "kept: the same call goes on from them"
-            ) from error
+            raise self._unwritable(error) from error
         finally:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
+
+    def _unwritable(self, error: OSError) -> FileError:
+        return FileError(
+            f"cannot write the checkpoint {self.path}: {error.strerror or error}. Mend this and make the same call "
+            "again, or choose another place"
+        )
+
+    def _in_use(self) -> CheckpointError:
+        return CheckpointError(
+            f"another process is at work on the checkpoint {self.path}: wait for it, or name another one"
+        )
+
+    def _damaged(self, name: str, why: str) -> CheckpointError:
+        return CheckpointError(
+            f"{self.path / name} is damaged, or not of this package's making ({why}): remove the folder {self.path} "
+            "to begin anew"
+        )
+
+
+_HELD: WeakSet[UnitFolder] = WeakSet()
+"""Folders that this process keeps others out of."""
+
+
+def _let_go() -> None:
+    """Close what a fork has inherited, so that a folder is free when the process that holds it has ended."""
+    for folder in list(_HELD):
+        folder.close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a file has a name that files of such a folder have."""
+    return path.suffix in {_SUFFIX, ".json"} or path.name == _LOCK or _TEMPORARY.fullmatch(path.name) is not None
+
+
+def _place_in_removal(path: Path) -> int:
+    """Return when a file goes: units before what they were made for, and the lock when nothing else is left."""
+    if path.name in {CALL, _LOCK}:
+        return 3 if path.name == _LOCK else 2
+    return int(path.suffix == ".json")
+
+
+def _is_still(file: IO[bytes], path: Path) -> bool:
+    """Whether a path still names an open file."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except OSError:
+        return False
 
 
 def sync_folder(path: Path) -> None:

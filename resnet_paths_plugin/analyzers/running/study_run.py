@@ -4,23 +4,26 @@ from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
+from threading import Lock
 from types import TracebackType
 from typing import Self
 
+import torch
 import xarray as xr
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from resnet_paths_plugin import datasets
-from resnet_paths_plugin.analyzers.running.checkpoint import CONTENT, Facts, UnitFolder, sync_folder
+from resnet_paths_plugin.analyzers.running.checkpoint import CONTENT, RESULT, Facts, UnitFolder, sync_folder
 from resnet_paths_plugin.analyzers.running.fingerprints import fingerprint
 from resnet_paths_plugin.analyzers.running.options import RunOptions
 from resnet_paths_plugin.analyzers.running.settings import Settings
 from resnet_paths_plugin.analyzers.running.units import Arrays, Samples, Stage, Unit, units
 from resnet_paths_plugin.analyzers.running.workers import Crew
-from resnet_paths_plugin.errors import ResnetPathsError
+from resnet_paths_plugin.errors import CheckpointError, ResnetPathsError
 from resnet_paths_plugin.network import UnraveledNetwork
 from resnet_paths_plugin.streaming import SampleFile, SamplesInMemory
 
@@ -30,13 +33,25 @@ _WRITTEN_ONCE = ("title", "summary", "history", "date_created", "references", "C
 
 @dataclass(eq=False)
 class _Pending:
-    """A unit on its way: a future, then its results."""
+    """A unit on its way: a future, then its results.
+
+    Attributes:
+        unit: the unit.
+        data: fingerprint of its samples.
+        future: what its results come by.
+        arrays: its results.
+        tries: how often it was given out.
+        writing: held by who writes its results, which the thread that they arrive in may do.
+        settled: whether its results are written, or are not to be any more.
+    """
 
     unit: Unit
     data: str
     future: "Future[Arrays] | None" = None
     arrays: Arrays | None = None
     tries: int = 1
+    writing: Lock = field(default_factory=Lock)
+    settled: bool = False
 
 
 class StudyRun:
@@ -72,6 +87,8 @@ class StudyRun:
         self._target: Path | None = None
         self._folder: UnitFolder | None = None
         self._file: SampleFile | None = None
+        self._n_samples: int | None = None
+        self._made_by: dict[str, str] = {}
         self._under_way: list[Generator[tuple[Samples, list[Arrays]], None, None]] = []
         checkpoint = self.options.checkpoint
         if isinstance(checkpoint, UnitFolder):
@@ -84,30 +101,34 @@ class StudyRun:
     def __enter__(self) -> Self:
         if self._folder is None:
             return self
+        self._folder.open(self._said)
         try:
-            self._folder.open(self._said)
-            recorded = self._folder.settled("units.json", self.sizes)
+            self.sizes = self._folder.settled("units.json", self.sizes)
         except BaseException:
             self._folder.close()
             raise
-        self.sizes = {name: int(recorded.get(name, size)) for name, size in self.sizes.items()}
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for pieces in self._under_way:
-            pieces.close()  # what has been given out is called off, and what is done is kept
-        if self._file is not None:
-            self._file.discard()
-        if self._folder is None:
-            return
-        self._folder.close()
-        if error is None:
-            if self._target is not None:
-                self._folder.remove()
-        elif isinstance(error, ResnetPathsError | KeyboardInterrupt) and (kept := len(self._folder)):
-            error.add_note(f"{kept} finished units are kept in {self._folder.path}: the same call goes on from them.")
+        try:
+            for pieces in self._under_way:
+                pieces.close()  # what has been given out is called off, and what is done is kept
+            if self._file is not None:
+                self._file.discard()
+            if self._folder is None:
+                return
+            if error is None:
+                if self._target is not None:
+                    self._folder.remove()
+            elif _goes_on(error) and (kept := len(self._folder)):
+                error.add_note(
+                    f"{kept} finished units are kept in {self._folder.path}: the same call goes on from them."
+                )
+        finally:
+            if self._folder is not None:
+                self._folder.close()
 
     def pieces(
         self, stage: Stage, samples: Iterable[Samples], total: int | None
@@ -119,6 +140,7 @@ class StudyRun:
             samples: the pieces, read as units are given out, a bounded number ahead.
             total: number of samples, where it is known.
         """
+        self._n_samples = total
         pieces = self._pieces(stage, samples, total)
         self._under_way.append(pieces)
         return pieces
@@ -127,7 +149,9 @@ class StudyRun:
         self, stage: Stage, samples: Iterable[Samples], total: int | None
     ) -> Generator[tuple[Samples, list[Arrays]], None, None]:
         if self._folder is not None:
-            self._folder.agree(f"{stage.name}.json", _work_facts(stage))
+            facts = _work_facts(stage)
+            self._folder.agree(f"{stage.name}.json", facts)
+            self._made_by[stage.name] = fingerprint((facts, self.sizes))
         groups: list[Arrays] = []
         with (
             Crew(self.options.executor, self.network, stage.work, _device(self.options)) as crew,
@@ -155,7 +179,7 @@ class StudyRun:
                 memory.add(block)
             return memory.result()
         # Inside the folder, so that nothing is left beside it if the process is killed.
-        self._file = SampleFile(self._folder.path / "result.tmp")
+        self._file = SampleFile(self._folder.path / RESULT, self._n_samples)
         for block in blocks:
             self._file.add(block)
         self._file.finish(self._target)
@@ -168,6 +192,7 @@ class StudyRun:
         try:
             for unit in stream:
                 pending.append(self._begun(stage, unit, crew))
+                self._take_finished(stage, pending, crew)
                 while pending and (pending[0].arrays is not None or len(pending) >= crew.most_in_flight):
                     yield self._first(stage, pending, crew)
             while pending:
@@ -180,20 +205,23 @@ class StudyRun:
         """Return a unit with its results if they are kept, else give it out."""
         begun = _Pending(unit, fingerprint(unit.samples) if self._folder is not None else "")
         if self._folder is not None:
-            begun.arrays = self._folder.read(_name(stage, unit), begun.data, unit.about)
+            begun.arrays = self._folder.read(_name(stage, unit), begun.data, unit.about, self._made_by[stage.name])
         if begun.arrays is None:
             begun.future = crew.submit(unit)
-            if begun.future.done():
-                self._arrived(stage, begun, crew)
+            if not begun.future.done():
+                self._watch(stage, begun, begun.future)
         return begun
+
+    def _take_finished(self, stage: Stage, pending: Iterable[_Pending], crew: Crew) -> None:
+        for one in pending:
+            if one.future is not None and one.future.done():
+                self._arrived(stage, one, crew)
 
     def _first(self, stage: Stage, pending: deque[_Pending], crew: Crew) -> tuple[Unit, Arrays]:
         """Return the first unit's results, and keep those of others that arrive before."""
         while pending[0].arrays is None:
             wait([one.future for one in pending if one.future is not None], return_when=FIRST_COMPLETED)
-            for one in pending:
-                if one.future is not None and one.future.done():
-                    self._arrived(stage, one, crew)
+            self._take_finished(stage, pending, crew)
         first = pending.popleft()
         assert first.arrays is not None  # noqa: S101 - the loop above ends with it
         return first.unit, first.arrays
@@ -203,19 +231,48 @@ class StudyRun:
         found = crew.result(one.future, one.unit, one.tries)
         if isinstance(found, Future):
             one.future, one.tries = found, one.tries + 1
+            self._watch(stage, one, found)
             return
         one.future, one.arrays = None, found
+        self._keep(stage, one, found)
+
+    def _watch(self, stage: Stage, one: _Pending, future: "Future[Arrays]") -> None:
+        """See a unit's results written when they arrive, while the caller may be waiting for data."""
         if self._folder is not None:
-            self._folder.write(_name(stage, one.unit), one.data, found)
+            future.add_done_callback(partial(self._keep_at_once, stage, one))
+
+    def _keep_at_once(self, stage: Stage, one: _Pending, future: "Future[Arrays]") -> None:
+        if future.cancelled() or future.exception() is not None:
+            return
+        with suppress(Exception):  # the caller's thread tries again, and tells of it
+            self._keep(stage, one, future.result())
+
+    def _keep(self, stage: Stage, one: _Pending, arrays: Arrays) -> None:
+        """Write a unit's results, unless they are written."""
+        if self._folder is None:
+            return
+        with one.writing:
+            if not one.settled:
+                self._folder.write(_name(stage, one.unit), one.data, arrays, self._made_by[stage.name])
+                one.settled = True
 
     def _rescue(self, stage: Stage, pending: Iterable[_Pending]) -> None:
         """Keep what has finished by now, and call the rest off."""
         for one in pending:
-            if one.future is None or one.future.cancel() or self._folder is None:
+            if one.future is None:
                 continue
-            if one.future.done() and one.future.exception() is None:
+            if not one.future.cancel() and one.future.done() and one.future.exception() is None:
                 with suppress(ResnetPathsError):  # a full disk, which is what is being told of
-                    self._folder.write(_name(stage, one.unit), one.data, one.future.result())
+                    self._keep(stage, one, one.future.result())
+            with one.writing:
+                one.settled = True  # the folder may soon be another process's
+
+
+def _goes_on(error: BaseException) -> bool:
+    """Whether the same call may succeed when what an error tells of is mended; a refused checkpoint says what to do."""
+    if isinstance(error, CheckpointError):
+        return False
+    return isinstance(error, ResnetPathsError | KeyboardInterrupt | MemoryError | torch.OutOfMemoryError)
 
 
 def _name(stage: Stage, unit: Unit) -> str:
