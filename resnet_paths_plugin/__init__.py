@@ -13,8 +13,9 @@ from resnet_paths_plugin.engine.schedule import Schedule
 from resnet_paths_plugin.errors import CheckpointError, ModelNotFoundError, ResnetPathsError, WorkerLostError
 from resnet_paths_plugin.graph.blocks import ResidualBlock
 from resnet_paths_plugin.hookspecs import hookimpl
-from resnet_paths_plugin.network import UnraveledNetwork, unravel
+from resnet_paths_plugin.network import UnraveledNetwork
 from resnet_paths_plugin.plugins import PluginWarning, create_plugin_manager, load_model
+from resnet_paths_plugin.unraveling import unravel
 
 __all__ = [
     "BlockInfluence",

@@ -5,14 +5,14 @@ import hashlib
 import html
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from numbers import Integral
 from typing import Any, Literal, get_args
 
 import pandas as pd
 import pluggy
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 from torch.export import ExportedProgram
 
 from resnet_paths_plugin import plugins
@@ -22,11 +22,10 @@ from resnet_paths_plugin.engine.path_graph import PathGraph
 from resnet_paths_plugin.engine.program import Program, Values
 from resnet_paths_plugin.engine.schedule import Schedule
 from resnet_paths_plugin.errors import InputError, NoResidualBlocksError, UnknownBlockError
+from resnet_paths_plugin.finding import find_blocks
 from resnet_paths_plugin.graph.blocks import BlockLike, ResidualBlock, listed
-from resnet_paths_plugin.graph.capture import CapturedGraph, capture, exported, widened
-from resnet_paths_plugin.graph.detection import detect_blocks
+from resnet_paths_plugin.graph.capture import CapturedGraph, exported
 from resnet_paths_plugin.graph.export import eval_mode
-from resnet_paths_plugin.graph.layers import detect_layers
 from resnet_paths_plugin.graph.other_sums import other_sums
 from resnet_paths_plugin.graph.rewrites import fold_batch_norms, with_channels_last
 from resnet_paths_plugin.training import SamplingNetwork
@@ -70,7 +69,7 @@ class UnraveledNetwork(NetworkView):
         plugin_manager: pluggy.PluginManager | None = None,
     ) -> None:
         super().__init__(graph.model)
-        self.optimize = _known_optimizations(optimize)
+        self.optimize = known_optimizations(optimize)
         for name in self.optimize:
             if name in _REWRITES:
                 _REWRITES[name](graph)
@@ -388,112 +387,14 @@ class UnraveledNetwork(NetworkView):
         )
 
 
-def unravel(
-    model: nn.Module,
-    example_inputs: Any = None,
-    *,
-    units: Units = "blocks",
-    optimize: Iterable[Optimization] = (),
-    plugin_manager: pluggy.PluginManager | None = None,
-) -> UnraveledNetwork:
-    """Capture a model and find its residual blocks, or the layers of any network that can be deleted.
-
-    Args:
-        model: any module that `torch.export` can follow; it is not changed. An unraveled network is returned as is.
-        example_inputs: a tensor, or a tuple of the positional arguments of one call, with a batch. None takes the
-            input shape from a plugin's description of the model.
-        units: `"blocks"`, the residual blocks; or `"layers"`, in any network, the weighted operations (each with the
-            norm and the activation behind it) whose output has their input's shape: deleted, such a layer becomes
-            the identity (the plain network of Fig. 3). Path gradients need blocks.
-        optimize: what to do for speed at the price of the last digits; nothing by default, where outputs equal the
-            model's bit for bit on a CPU. `"fold_batch_norm"` works batch norms into the convolutions before them,
-            `"channels_last"` lays images and kernels out for the faster routines of many devices, and `"compile"`
-            has `torch.compile` make one function of all that lies between two sums (for forward passes; a
-            minute or so at the first run). The model is not changed, and later changes of its weights show as before.
-        plugin_manager: whom to ask; None asks the installed plugins.
-
-    Returns:
-        The network; without blocks where the model has none.
+def known_optimizations(optimize: Iterable[Optimization]) -> tuple[Optimization, ...]:
+    """Return optimizations in alphabetical order after checking that there are such.
 
     Raises:
-        InputError: if the input shape is not known, or there is no tensor with a batch.
-        CaptureError: if the model cannot be captured.
-        PluginError: if a plugin answers what its hook does not allow.
+        InputError: if there is no such optimization.
     """
-    _known_optimizations(optimize)
-    if units not in get_args(Units):
-        raise InputError(f"units must be one of {', '.join(map(repr, get_args(Units)))}, not {units!r}")
-    if isinstance(model, UnraveledNetwork):
-        if model.units != units:
-            raise InputError(
-                f"{model.name} was unraveled into {model.units}: unravel the model itself again with units={units!r}"
-            )
-        wanted = _known_optimizations(optimize)
-        if wanted and wanted != model.optimize:
-            raise InputError(
-                f"{model.name} was unraveled with optimize={model.optimize!r}: unravel the model itself again with "
-                f"optimize={wanted!r}"
-            )
-        return model
-    if isinstance(model, NetworkView):
-        raise InputError(
-            f"{type(model).__name__} is a view of a network: pass the network itself, or the "
-            "model, which is its `.model`"
-        )
-    if not isinstance(model, nn.Module):
-        raise InputError(f"a model must be a torch.nn.Module, not {type(model).__name__}")
-    if isinstance(model, torch.jit.ScriptModule):
-        raise InputError("a scripted or traced module cannot be captured: pass the module that it was made from")
-    description = plugins.describe(model, plugin_manager)
-    if example_inputs is None:
-        example_inputs = _inputs_like(model, description)
-    args = widened(example_inputs if isinstance(example_inputs, tuple) else (example_inputs,))
-    with eval_mode(model):
-        program = plugins.capture(model, args, plugin_manager)
-    graph = capture(model, args, program)
-    names = [str(plugin) for plugin in plugins.listing(plugin_manager)]
-    if units == "layers":
-        graph, layers = detect_layers(graph)
-        layers = with_stages(layers, description)
-        return UnraveledNetwork(graph, layers, description, names, units=units, optimize=optimize)
-    blocks = find_blocks(graph, description, plugin_manager)
-    return UnraveledNetwork(graph, blocks, description, names, optimize=optimize, plugin_manager=plugin_manager)
-
-
-def find_blocks(
-    graph: CapturedGraph,
-    description: ModelDescription | None = None,
-    plugin_manager: pluggy.PluginManager | None = None,
-) -> tuple[ResidualBlock, ...]:
-    """Return the residual blocks of a captured graph, as plugins detect and review them; None asks the installed."""
-    blocks = plugins.detect_blocks(graph.model, graph, plugin_manager)
-    if blocks is None:
-        blocks = detect_blocks(graph)
-    return plugins.review_blocks(graph.model, with_stages(blocks, description), plugin_manager)
-
-
-def with_stages(blocks: Sequence[ResidualBlock], description: ModelDescription | None) -> tuple[ResidualBlock, ...]:
-    """Number the stages as the model's library does, where it places every block."""
-    stages = [description.stage_of(block.module) if description else None for block in blocks]
-    if None in stages:
-        return tuple(blocks)
-    return tuple(replace(block, stage=stage) for block, stage in zip(blocks, stages, strict=True))
-
-
-def _known_optimizations(optimize: Iterable[Optimization]) -> tuple[Optimization, ...]:
-    """Return optimizations in alphabetical order after checking that there are such."""
     given = {optimize} if isinstance(optimize, str) else set(optimize)
     known: tuple[Optimization, ...] = get_args(Optimization)
     if unknown := given - set(known):
         raise InputError(f"optimize takes {', '.join(map(repr, known))}, not {', '.join(map(repr, sorted(unknown)))}")
     return tuple(name for name in sorted(known) if name in given)
-
-
-def _inputs_like(model: nn.Module, description: ModelDescription | None) -> Tensor:
-    if description is None or description.input_shape is None:
-        raise InputError(
-            f"the input shape of {type(model).__name__} is not known: pass example_inputs, a tensor or a tuple of the "
-            "arguments of one call"
-        )
-    like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
-    return torch.zeros((2, *description.input_shape), dtype=like.dtype, device=like.device)

@@ -21,7 +21,8 @@ from resnet_paths_plugin.analyzers.running import Arrays, RunOptions, Stage, Stu
 from resnet_paths_plugin.analyzers.schedule_work import IS_FINITE, ScheduleWork
 from resnet_paths_plugin.engine.schedule import Schedule
 from resnet_paths_plugin.errors import InputError, NonFiniteOutputWarning
-from resnet_paths_plugin.network import UnraveledNetwork, unravel
+from resnet_paths_plugin.network import UnraveledNetwork
+from resnet_paths_plugin.unraveling import unravel
 
 CACHE_BYTES = 4 * 2**20
 """Size that the largest value of a chunk should have on a CPU; larger ones leave the cache."""

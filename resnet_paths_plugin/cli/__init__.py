@@ -3,13 +3,8 @@
 Thin over the library: it reads options, reports errors in one line each, and writes files.
 """
 
-import os
-import re
 import sys
 import time
-import traceback
-import uuid
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from inspect import getdoc
@@ -26,22 +21,19 @@ from torch import nn
 from resnet_paths_plugin import datasets, demo, plugins, report
 from resnet_paths_plugin.analyzers.measures import Measures
 from resnet_paths_plugin.cli import models
+from resnet_paths_plugin.cli.command import Command, warn
 from resnet_paths_plugin.cli.images import ImageArray, LabelledImages, check_targets, read_images, targets_of
+from resnet_paths_plugin.cli.outputs import check_writable, default_output, figure_path, report_path, save_figure
 from resnet_paths_plugin.cli.preprocessing import InputBatches, preprocessing_for
-from resnet_paths_plugin.cli.running import PartialRun, executor_for, last_note, run_options
+from resnet_paths_plugin.cli.running import PartialRun, executor_for, run_options
 from resnet_paths_plugin.cli.studies import STUDIES, Study, StudyOptions, studies_by
 from resnet_paths_plugin.cli.terminal import echo
-from resnet_paths_plugin.description import ModelDescription
 from resnet_paths_plugin.errors import FileError, InputError, ResnetPathsError
 from resnet_paths_plugin.netcdf_files import check_opening
-from resnet_paths_plugin.network import Optimization, Units, UnraveledNetwork, unravel
+from resnet_paths_plugin.network import Optimization, Units, UnraveledNetwork
 from resnet_paths_plugin.plotting.kinds import kind_of
+from resnet_paths_plugin.unraveling import unravel
 from resnet_paths_plugin.weights import load_weights
-
-_DPI = 150
-_EXIT_BUG = 1  # as of an exception that Python prints
-_EXIT_ERROR = 2
-_EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 _EXAMPLES = """Examples:
 
@@ -62,51 +54,6 @@ _MODEL_HELP = """MODEL is one of
                    torch.nn.Module. This runs that module's code, and it
                    is the only way to run code of your own from here.
 """
-
-
-class _Command(click.Command):
-    """A command that tells of errors and warnings in one line each, on standard error."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        debug = click.Option(["--debug"], is_flag=True, help="Show where in the code an error came up.")
-        self.params.append(debug)
-
-    def invoke(self, ctx: click.Context) -> Any:
-        debug = ctx.params.pop("debug")
-        with warnings.catch_warnings():
-            warnings.showwarning = _show_warning
-            try:
-                return super().invoke(ctx)
-            except (ResnetPathsError, torch.OutOfMemoryError, MemoryError) as error:
-                if debug:
-                    echo(traceback.format_exc(), err=True)
-                echo(
-                    f"Error: {' '.join(' '.join([str(error) or type(error).__name__, *last_note(error)]).split())}",
-                    err=True,
-                )
-                ctx.exit(_EXIT_ERROR)
-            except KeyboardInterrupt as error:
-                told = ["\nInterrupted. Files are written at the end, each whole or not at all.", *last_note(error)]
-                echo("\n".join(told), err=True)
-                ctx.exit(_EXIT_INTERRUPTED)
-            except (click.ClickException, click.Abort, click.exceptions.Exit, BrokenPipeError):
-                raise
-            except Exception as error:  # noqa: BLE001 - Python itself would print names from files as they are
-                if debug:
-                    echo(traceback.format_exc(), err=True)
-                where = "with what is above" if debug else "with what --debug prints"
-                told = [f"{type(error).__name__}: {error}.", *last_note(error)]
-                echo(f"Error: {' '.join(' '.join(told).split())} This is a bug: please report it, {where}", err=True)
-                ctx.exit(_EXIT_BUG)
-
-
-def _warn(message: str) -> None:
-    warnings.warn(message, stacklevel=2)
-
-
-def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
-    echo(f"Warning: {' '.join(str(message).split())}", err=True)
 
 
 def _numbers(kind: type[int] | type[float]) -> Callable[[click.Context, click.Parameter, str | None], Any]:
@@ -146,7 +93,7 @@ def main() -> None:
     """Study residual networks as collections of paths, without changing them."""
 
 
-@main.command(cls=_Command, epilog=_MODEL_HELP, short_help="Print a model's residual blocks.")
+@main.command(cls=Command, epilog=_MODEL_HELP, short_help="Print a model's residual blocks.")
 @click.argument("model")
 @click.option(
     "--input-shape", callback=_numbers(int), metavar="C,H,W",
@@ -186,7 +133,7 @@ def blocks(
         echo(f"\n{len(table)} other sums" + (f"\n{table.to_string(index=False)}" if len(table) else ""))
 
 
-@main.command("plugins", cls=_Command, short_help="List plugins and analyzers.")
+@main.command("plugins", cls=Command, short_help="List plugins and analyzers.")
 def list_plugins() -> None:
     """List the plugins found here, with their hooks, and the analyzers offered."""
     manager = plugins.create_plugin_manager()
@@ -198,7 +145,7 @@ def list_plugins() -> None:
         echo(f"    {name} ({analyzer.__module__})" + (f": {told}" if told else ""))
 
 
-@main.command(cls=_Command, epilog=_MODEL_HELP, short_help="Run the studies; write a file and figures.")
+@main.command(cls=Command, epilog=_MODEL_HELP, short_help="Run the studies; write a file and figures.")
 @click.argument("model", required=False)
 @click.option(
     "--images", type=click.Path(path_type=Path), metavar="FILE.npz|DIR",
@@ -274,7 +221,7 @@ def analyze(
     if images is None and model is not None:
         raise InputError("a MODEL needs --images: an npz file, or a folder with a folder per class")
     if output is not None:
-        _check_writable(output)
+        check_writable(output)
     target_device = models.check_device(device)
     manager = plugins.create_plugin_manager()
     studies = studies_by(analyzers, plugins.analyzers(manager)) if analyzers else STUDIES
@@ -282,11 +229,11 @@ def analyze(
     found = _held_out_digits() if images is None else read_images(images)
     module = _load(model or models.EMBEDDED, pretrained or model is None, weights, manager).to(target_device)
     if model and "/" in model and not pretrained and weights is None:
-        _warn(f"{model} has random weights: give --pretrained or --weights to study a trained network")
+        warn(f"{model} has random weights: give --pretrained or --weights to study a trained network")
     description = plugins.describe(module, manager)
     if output is None:
-        output = _default_output(module, description)
-        _check_writable(output)
+        output = default_output(module, description)
+        check_writable(output)
     preprocessing, resize = preprocessing_for(description, found, mean, std)
     targets = targets_of(found, description.class_names if description else None)
     batches = InputBatches(found, targets, preprocessing, resize=resize, batch_size=batch_size, dtype=_dtype(module))
@@ -324,13 +271,13 @@ def analyze(
     for group, result in results.items():
         if kind_of(result) is None:
             echo(f"{group}: no figure fits it; the report lists what it holds")
-    written += [_save_figure(figure, _figure_path(output, figure.name)) for figure in figures]
-    written.append(report.write_report(tree, _report_path(output)))
+    written += [save_figure(figure, figure_path(output, figure.name)) for figure in figures]
+    written.append(report.write_report(tree, report_path(output)))
     echo(f"written: {', '.join(map(str, written))}")
     echo(f"{time.perf_counter() - started:.1f} s")
 
 
-@main.command("report", cls=_Command, short_help="Make the report of a file again.")
+@main.command("report", cls=Command, short_help="Make the report of a file again.")
 @click.argument("file", type=click.Path(path_type=Path), metavar="FILE.nc")
 @click.option(
     "--output", type=click.Path(path_type=Path), metavar="FILE.html",
@@ -343,7 +290,7 @@ def make_report(file: Path, output: Path | None) -> None:
         check_opening(file)
     result = datasets.load(file)
     try:
-        written = report.write_report(result, output or _report_path(file))
+        written = report.write_report(result, output or report_path(file))
     except (ResnetPathsError, MemoryError):
         raise
     except Exception as error:  # whatever comes up where the schema's names stand for other things
@@ -389,11 +336,6 @@ def _held_out_digits() -> LabelledImages:
     return ImageArray("the held-out digits", images, labels, demo.CLASS_NAMES)
 
 
-def _default_output(model: nn.Module, description: ModelDescription | None) -> Path:
-    name = description.architecture if description else type(model).__name__
-    return Path(re.sub(r"[^\w.+-]+", "-", name) + ".nc")
-
-
 def _check_classes(network: UnraveledNetwork, batches: InputBatches) -> None:
     """Check all labels against the network's outputs before the long run."""
     images = batches.images
@@ -402,7 +344,7 @@ def _check_classes(network: UnraveledNetwork, batches: InputBatches) -> None:
         raise InputError(f"{network.name} does not tell classes apart")
     check_targets(images, batches.targets, n_classes)
     if images.classes and len(images.classes) != n_classes and batches.targets is images.labels:
-        _warn(
+        warn(
             f"{images.origin} has {len(images.classes)} classes and the model {n_classes}: they are taken "
             f"for its first ones, in this order: {', '.join(images.classes[:3])}, ..."
         )
@@ -413,32 +355,10 @@ def _warn_of_no_effect(studies: Sequence[Study], options: Mapping[str, object]) 
     given = ", ".join(option for option, value in options.items() if value)
     for study in studies:
         if given and not study.takes_run:
-            _warn(
+            warn(
                 f"{given} has no effect on analyzer {study.analyzer!r}, whose 'attribute' takes no 'run': it runs in "
                 "this process, from its beginning"
             )
-
-
-def _report_path(output: Path) -> Path:
-    return output.with_suffix(".html")
-
-
-def _figure_path(output: Path, figure: str) -> Path:
-    return output.with_name(f"{output.stem}-{figure}.png")
-
-
-def _check_writable(output: Path) -> None:
-    """Check that the file and its figures can be written, before the long run."""
-    folder = output.parent
-    if not folder.is_dir():
-        raise FileError(f"the output folder {folder} does not exist: create it first")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise FileError(f"the output folder {folder} cannot be written to: choose another one")
-    for path in (output, _report_path(output)):
-        if path.is_dir():
-            raise FileError(f"{path} is a folder: give the name of a file, such as {path / 'result.nc'}")
-        if path.exists() and not os.access(path, os.W_OK):
-            raise FileError(f"{path} is write-protected: choose another name")
 
 
 def _told(figure: report.ReportFigure) -> str:
@@ -446,16 +366,3 @@ def _told(figure: report.ReportFigure) -> str:
     # Terminals that are no UTF-8 do not have the minus sign.
     sentence = figure.sentence.replace("\N{MINUS SIGN}", "-")
     return f"{figure.title}\n{click.wrap_text(sentence, 100, '    ', '    ')}"
-
-
-def _save_figure(figure: report.ReportFigure, path: Path) -> Path:
-    """Write a figure whole or not at all."""
-    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
-    try:
-        temporary.write_bytes(figure.png(_DPI))
-        temporary.replace(path)
-    except OSError as error:
-        raise FileError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path

@@ -21,7 +21,8 @@ from resnet_paths_plugin.analyzers.reordering import BlockReordering
 from resnet_paths_plugin.analyzers.running import RunOptions
 from resnet_paths_plugin.cli.preprocessing import InputBatches
 from resnet_paths_plugin.errors import InputError, PluginError, ResnetPathsError
-from resnet_paths_plugin.network import UnraveledNetwork, unravel
+from resnet_paths_plugin.network import UnraveledNetwork
+from resnet_paths_plugin.unraveling import unravel
 
 _MAPS_SHOWN = 4
 _LONGEST_MAP = 7
