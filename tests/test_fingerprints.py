@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 import types
+from pathlib import Path
 
 import pytest
 import torch
@@ -188,6 +189,7 @@ def test_fingerprints_are_the_same_in_every_process():
     found = {
         subprocess.run(  # noqa: S603 - this interpreter
             [sys.executable, "-c", textwrap.dedent(source)],
+            cwd=Path(__file__).parent,
             env={**os.environ, "PYTHONHASHSEED": seed},
             capture_output=True,
             text=True,

@@ -27,7 +27,14 @@ from resnet_paths_plugin.analyzers.batches import Batch
 from resnet_paths_plugin.analyzers.running import cargo_folders, devices, fingerprints, workers
 from resnet_paths_plugin.analyzers.running.cargo import packed, unpacked
 from resnet_paths_plugin.analyzers.running.settings import Settings
-from resnet_paths_plugin.errors import CheckpointError, FileError, InputError, NonFiniteOutputWarning, WorkerLostError
+from resnet_paths_plugin.errors import (
+    CheckpointError,
+    FileError,
+    IncompleteGradientWarning,
+    InputError,
+    NonFiniteOutputWarning,
+    WorkerLostError,
+)
 
 
 class Backwards(Executor):
@@ -359,10 +366,12 @@ class Differing(PreActivation):
 def test_workers_hold_gradients_against_the_users_own_model(processes):
     torch.manual_seed(1)
     model = randomised(Differing(blocks=4)).eval()
-    expected = rpp.PathLengthGradient(model).attribute(batches(), internal_batch_size=2)
-    found = rpp.PathLengthGradient(model).attribute(
-        batches(), internal_batch_size=2, run=rpp.RunOptions(executor=processes)
-    )
+    with pytest.warns(IncompleteGradientWarning):
+        expected = rpp.PathLengthGradient(model).attribute(batches(), internal_batch_size=2)
+    with pytest.warns(IncompleteGradientWarning):
+        found = rpp.PathLengthGradient(model).attribute(
+            batches(), internal_batch_size=2, run=rpp.RunOptions(executor=processes)
+        )
     assert (expected.completeness_error > 0.3).all()
     assert timeless(found).identical(timeless(expected))
 

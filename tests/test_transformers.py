@@ -105,8 +105,9 @@ def network(name, attention):
 
 @cache
 def network_in_float64(name, attention):
+    example = network(name, attention).graph.example_inputs()  # captured as it is, whichever test comes first
     with InFloat64():
-        return rpp.unravel(subject(name, attention).module, network(name, attention).graph.example_inputs())
+        return rpp.unravel(subject(name, attention).module, example)
 
 
 def embedded(name, attention):
