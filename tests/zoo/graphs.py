@@ -26,12 +26,14 @@ def keep(graph, path):
     for node, copy in copied.items():
         copy.meta = {key: node.meta[key] for key in _KEPT if key in node.meta}
         copy.name = node.name
-    names = {
-        "tensors": {node.name: path for node, path in graph.tensors.items()},
-        "inputs": [node.name for node in graph.inputs],
+    # By their places, since a name that Python has (`input`) is read back as another.
+    place = {node: at for at, node in enumerate(graph.graph.nodes)}
+    places = {
+        "tensors": {place[node]: path for node, path in graph.tensors.items()},
+        "inputs": [place[node] for node in graph.inputs],
     }
     options = Options(node_metadata_key_filter=None)
-    data = GraphPickler.dumps((holder, names), options)
+    data = GraphPickler.dumps((holder, places), options)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     temporary.write_bytes(zlib.compress(data, 1))
@@ -40,15 +42,15 @@ def keep(graph, path):
 
 def kept(path, model):
     """Return a graph that was kept, for detection alone: it cannot be run."""
-    holder, names = GraphPickler.loads(zlib.decompress(path.read_bytes()), FakeTensorMode(shape_env=ShapeEnv()))
-    nodes = {node.name: node for node in holder.graph.nodes}
+    holder, places = GraphPickler.loads(zlib.decompress(path.read_bytes()), FakeTensorMode(shape_env=ShapeEnv()))
+    nodes = tuple(holder.graph.nodes)
     nothing = pytree.tree_structure(())
     return CapturedGraph(
         model,
         holder.graph,
-        {nodes[name]: path for name, path in names["tensors"].items()},
+        {nodes[at]: path for at, path in places["tensors"].items()},
         {},
-        tuple(nodes[name] for name in names["inputs"]),
+        tuple(nodes[at] for at in places["inputs"]),
         nothing,
         (),
         nothing,
