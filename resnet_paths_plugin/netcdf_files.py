@@ -101,7 +101,8 @@ def check_declared(file: netCDF4.Dataset, path: Path) -> None:
         FileError: a variable is compressed, lies outside the file, is of a type of the file's own, or too large.
     """
     size = path.stat().st_size
-    declared = texts = 0
+    declared = 0
+    texts = _TextRoom(path, size)
     for name, variable in _variables(file, path):
         _check_storage(variable, name, path)
         declared += _stored_bytes(variable)
@@ -112,7 +113,7 @@ def check_declared(file: netCDF4.Dataset, path: Path) -> None:
                 "from a copy or run the study again"
             )
         if variable.dtype is str:
-            texts += _check_texts(variable, name, path, size, texts)
+            texts.check(variable, name)
 
 
 def _variables(group: netCDF4.Dataset, path: Path, depth: int = 0) -> Iterator[tuple[str, "netCDF4.Variable[Any]"]]:
@@ -162,19 +163,36 @@ def _stored_bytes(variable: "netCDF4.Variable[Any]") -> int:
     return itemsize * math.prod(whole)
 
 
-def _check_texts(variable: "netCDF4.Variable[Any]", name: str, path: Path, size: int, before: int) -> int:
-    """Read a variable's texts and return how many bytes they are; refuse those that take more than the file allows."""
-    total, longest = 0, 0
-    for text in _texts(variable, size):
-        total += len(text.encode("utf-8", "surrogatepass"))
-        longest = max(longest, len(text))
-        # Many entries may point to one text, so that a small file holds more than there is memory.
-        if before + total > size or _CHARACTER_BYTES * longest * variable.size > limits.largest(size):
-            raise FileError(
-                f"{path}: the texts of variable {name!r} would take more memory than a file of {limits.told(size)} "
-                "may: it is damaged, or not made by save"
-            )
-    return total
+class _TextRoom:
+    """What the texts of a file take together: read for it, and refused where they are more than the file allows.
+
+    Args:
+        path: the file.
+        size: its size in bytes.
+    """
+
+    def __init__(self, path: Path, size: int) -> None:
+        self._path, self._size = path, size
+        self._stored = self._taken = 0
+
+    def check(self, variable: "netCDF4.Variable[Any]", name: str) -> None:
+        """Count in the texts of one more variable.
+
+        Raises:
+            FileError: if they take more than is left.
+        """
+        longest = 0
+        for text in _texts(variable, self._size):
+            self._stored += len(text.encode("utf-8", "surrogatepass"))
+            longest = max(longest, len(text))
+            # Many entries may point to one text, so that a small file holds more than there is memory.
+            taken = self._taken + _CHARACTER_BYTES * longest * variable.size
+            if self._stored > self._size or taken > limits.largest(self._size):
+                raise FileError(
+                    f"{self._path}: the texts up to variable {name!r} would take more memory than a file of "
+                    f"{limits.told(self._size)} may: it is damaged, or not made by save"
+                )
+        self._taken += _CHARACTER_BYTES * longest * variable.size
 
 
 def _texts(variable: "netCDF4.Variable[Any]", size: int) -> Iterator[str]:

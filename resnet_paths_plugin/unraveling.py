@@ -50,7 +50,7 @@ def unravel(
         CaptureError: if the model cannot be captured.
         PluginError: if a plugin answers what its hook does not allow.
     """
-    known_optimizations(optimize)
+    wanted = known_optimizations(optimize)
     if units not in get_args(Units):
         raise InputError(f"units must be one of {', '.join(map(repr, get_args(Units)))}, not {units!r}")
     if isinstance(model, UnraveledNetwork):
@@ -58,7 +58,6 @@ def unravel(
             raise InputError(
                 f"{model.name} was unraveled into {model.units}: unravel the model itself again with units={units!r}"
             )
-        wanted = known_optimizations(optimize)
         if wanted and wanted != model.optimize:
             raise InputError(
                 f"{model.name} was unraveled with optimize={model.optimize!r}: unravel the model itself again with "
@@ -85,9 +84,9 @@ def unravel(
     if units == "layers":
         graph, layers = detect_layers(graph)
         layers = with_stages(layers, description)
-        return UnraveledNetwork(graph, layers, description, names, units=units, optimize=optimize)
+        return UnraveledNetwork(graph, layers, description, names, units=units, optimize=wanted)
     blocks = find_blocks(graph, description, plugin_manager)
-    return UnraveledNetwork(graph, blocks, description, names, optimize=optimize, plugin_manager=plugin_manager)
+    return UnraveledNetwork(graph, blocks, description, names, optimize=wanted, plugin_manager=plugin_manager)
 
 
 def _inputs_like(model: nn.Module, description: ModelDescription | None) -> Tensor:

@@ -153,6 +153,15 @@ def long_and_many(file):
     file.createVariable("x", str, ("d",), chunksizes=(len(texts),))[:] = texts
 
 
+def many_long(file):
+    """Sixty variables, of which each alone would take less than any file may."""
+    file.createDimension("d", 1500)
+    for number in range(60):
+        texts = np.array(["b"] * 1500, dtype=object)
+        texts[0] = "a" * 8000
+        file.createVariable(f"x{number}", str, ("d",), chunksizes=(len(texts),))[:] = texts
+
+
 def one_text_for_all(path):
     """2,000 entries that point to one text of 500 KB."""
     length = 500_003
@@ -291,8 +300,9 @@ FILES = {
     "compound.nc": (netcdf(compound), "defines types of its own in group '/'"),
     "enumeration.nc": (netcdf(enumeration), "defines types of its own in group '/'"),
     "deep.nc": (netcdf(deep), "over 32 groups inside each other"),
-    "long.nc": (netcdf(long_and_many), "texts of variable '/x' would take more memory than a file of"),
-    "one-for-all.nc": (one_text_for_all, "texts of variable '/x' would take more memory than a file of"),
+    "long.nc": (netcdf(long_and_many), "texts up to variable '/x' would take more memory than a file of"),
+    "many-long.nc": (netcdf(many_long), r"texts up to variable '/x\d+' would take more memory than a file of"),
+    "one-for-all.nc": (one_text_for_all, "texts up to variable '/x' would take more memory than a file of"),
     "classic.nc": (lambda path: path.write_bytes(b"CDF\x01" + bytes(60)), "expected a file made by save, which is"),
     "shape.npz": (npz(images=header((2**40, 1, 1, 1)) + b"abc"), r"'images' is damaged: it declares shape .*1\.0 TiB"),
     "text.npz": (

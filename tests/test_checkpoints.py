@@ -545,6 +545,21 @@ def no_space(*_):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
+def test_a_call_that_finishes_nothing_leaves_nothing_in_the_way_of_a_better_one(tmp_path):
+    def wrong(outputs, target):
+        raise ArithmeticError
+
+    checkpoint = tmp_path / "run.nc"
+    with pytest.raises(ArithmeticError):
+        rpp.BlockLesion(network()).attribute(
+            batches(), measures={"margin": wrong}, run=rpp.RunOptions(checkpoint=checkpoint)
+        )
+    assert list(tmp_path.iterdir()) == []
+    assert rpp.BlockLesion(network()).attribute(
+        batches(), measures={"margin": margin}, run=rpp.RunOptions(checkpoint=checkpoint)
+    )
+
+
 def test_a_full_disk_loses_nothing_that_was_finished(tmp_path, counting, monkeypatch):
     undisturbed = timeless(lesions())
     synced = []

@@ -19,6 +19,7 @@ from torch.nn import functional
 
 import resnet_paths_plugin as rpp
 from resnet_paths_plugin.analyzers.running.cargo import packed, unpacked
+from resnet_paths_plugin.analyzers.running.workers import _digest
 from resnet_paths_plugin.engine.forward import ForwardEngine
 from resnet_paths_plugin.errors import InputError
 from resnet_paths_plugin.graph.operators import BATCH_NORM, CONVOLUTIONS
@@ -205,9 +206,40 @@ def test_a_result_and_the_headline_say_what_was_optimized():
 
 
 def test_recalibrated_statistics_need_batch_norms_that_are_there():
-    net = unraveled(model_of("grouped"), ["fold_batch_norm"])
-    with pytest.raises(InputError, match="unravel the model without optimize='fold_batch_norm'"):
-        rpp.BlockLesion(net).attribute(images(), 0, batch_norm="recalibrated")
+    for kind in ("grouped", "shared"):  # of which one keeps none of its batch norms, and the other one
+        net = unraveled(model_of(kind), ["fold_batch_norm"])
+        with pytest.raises(InputError, match="unravel the model without optimize='fold_batch_norm'"):
+            rpp.BlockLesion(net).attribute(images(), 0, batch_norm="recalibrated")
+
+
+class Viewed(nn.Module):
+    """Reads its batch size, and views a map of several positions as a vector."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.branch, self.head = convolution(3, 4), convolution(4), nn.Linear(144, 5)
+
+    def forward(self, x):
+        size = x.size(0)
+        x = self.stem(x)
+        return self.head((x + self.branch(x)).view(size, -1))
+
+
+def test_views_of_images_with_channels_last_and_batch_sizes_are_read_as_before():
+    model = Viewed().eval()
+    plain = rpp.unravel(model, images().float())
+    fast = rpp.unravel(model, images().float(), optimize=["channels_last"])
+    with torch.no_grad():
+        torch.testing.assert_close(fast(images().float()), model(images().float()), rtol=1e-5, atol=1e-5)
+    assert plain._engine.stackable
+    assert fast._engine.stackable
+
+
+def test_optimizations_may_come_from_an_iterator_and_tell_networks_that_are_sent_apart():
+    model = model_of("grouped")
+    fast = unraveled(model, iter(["fold_batch_norm"]))
+    assert fast.optimize == ("fold_batch_norm",)
+    assert len({_digest(unraveled(model, optimize)) for optimize in ((), ["compile"], ["fold_batch_norm"])}) == 3
 
 
 def test_unknown_optimizations_and_changes_of_mind_are_refused():

@@ -77,6 +77,11 @@ class Conditions:
         self.substitution = Substitution(ablation)
         self.statistics: list[Values] | None = None
         if self._recalibrated:
+            if "fold_batch_norm" in network.optimize:
+                raise InputError(
+                    "batch_norm='recalibrated' needs every batch norm in its place: unravel the model without "
+                    "optimize='fold_batch_norm'"
+                )
             Recalibration(network.program)  # refuses a network without batch norms
         if ablation == "mean" or self._recalibrated:
             batches.check_again(reference)

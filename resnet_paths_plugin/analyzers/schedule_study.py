@@ -121,6 +121,7 @@ def run_study(
     )
     sizes = {
         "samples": samples,
+        "schedules side by side": width,
         # Where schedules share a batch, how many of them decides how numbers are rounded.
         "schedules": max(1, SCHEDULES_PER_UNIT // width) * width,
     }
@@ -134,7 +135,7 @@ def run_study(
         work = ScheduleWork(
             schedules,
             study_run.sizes["schedules"],
-            width,
+            study_run.sizes["schedules side by side"],
             measured.user,
             conditions.substitution,
             conditions.statistics,

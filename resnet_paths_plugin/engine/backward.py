@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from resnet_paths_plugin.engine.banks import Assembly, Bank, Part, aligned, merged, row_index, sorted_keys
+from resnet_paths_plugin.engine.banks import Bank, Part, aligned, merged, row_index, sorted_keys
 from resnet_paths_plugin.engine.convolution import Convolution
 from resnet_paths_plugin.engine.demand import DemandAnalysis
 from resnet_paths_plugin.engine.path_graph import PathGraph
@@ -173,18 +173,11 @@ class BackwardWalk:
         banks = [bank for _, _, _, bank in waiting]
         keys = sorted_keys({key for bank in banks for key in bank.keys})
         step = max(1, self.bank_bytes // max(bank.rows[0].nbytes for bank in banks))
-        if step >= len(keys):
-            for at, lane, part, bank in self._through(which, operators, waiting):
-                arrivals.add(at, lane, bank, part)
-            return
-        found: dict[tuple[int, Lane, Part], Assembly] = {}
         for start in range(0, len(keys), step):
             taken = ((at, lane, part, bank.take(keys[start : start + step])) for at, lane, part, bank in waiting)
             some = [(at, lane, part, bank) for at, lane, part, bank in taken if bank is not None]
             for at, lane, part, bank in self._through(which, operators, some):
-                found.setdefault((at, lane, part), Assembly(keys)).add(bank)
-        for (at, lane, part), assembly in found.items():
-            arrivals.add(at, lane, assembly.bank(), part)
+                arrivals.add(at, lane, bank, part)
 
     def _through(self, which: int, operators: "_Linearised", waiting: Sequence[Waiting]) -> list[Waiting]:
         """Carry banks through a segment; return those that have arrived before it."""

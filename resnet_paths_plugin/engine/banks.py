@@ -73,83 +73,68 @@ class Bank:
         return Bank(self.keys, torch.ldexp(self.rows, -shift.view(-1, *[1] * (self.rows.ndim - 1))))
 
 
-class Assembly:
-    """A bank that is found a part at a time: each part's slopes are worked in on the way to its place.
-
-    Args:
-        keys: the keys that may be found, sorted.
-    """
-
-    def __init__(self, keys: Sequence[Key]) -> None:
-        self._place = {key: at for at, key in enumerate(keys)}
-        self._found: list[Key] = []
-        self._rows: Tensor | None = None
-
-    def add(self, bank: Bank) -> None:
-        """Add rows with keys that were not found yet."""
-        if self._rows is None:
-            self._rows = _empty_rows(bank.rows, len(self._place))
-        here = row_index([self._place[key] for key in bank.keys], self._rows)
-        if bank.slopes and isinstance(here, slice):
-            torch.mul(bank.rows, reduce(mul, bank.slopes), out=self._rows[here])
-        else:
-            self._rows[here] = bank.settled().rows
-        self._found.extend(bank.keys)
-
-    def bank(self) -> Bank:
-        """Return all that was found."""
-        keys = sorted_keys(self._found)
-        assert self._rows is not None  # noqa: S101 - made where a first part was found
-        if len(keys) == len(self._place):
-            return Bank(keys, self._rows, owned=True)
-        return Bank(keys, self._rows[row_index([self._place[key] for key in keys], self._rows)], owned=True)
-
-
 def merged(banks: Sequence[Bank]) -> Bank:
-    """Add banks row by row; uses them up."""
-    if len(banks) > 1 and sum(len(bank.keys) for bank in banks) == len({key for bank in banks for key in bank.keys}):
-        assembly = Assembly(sorted_keys(key for bank in banks for key in bank.keys))
+    """Add banks row by row, each row written once; uses them up."""
+    if len(banks) == 1:
+        return banks[0]
+    keys = sorted_keys({key for bank in banks for key in bank.keys})
+    total = next((bank for bank in banks if bank.owned and not bank.slopes and len(bank.keys) == len(keys)), None)
+    if total is not None:  # there is room for all rows in the memory of one of them
         for bank in banks:
-            assembly.add(bank)
-        return assembly.bank()
-    return reduce(_sum, banks)
-
-
-def _sum(one: Bank, other: Bank) -> Bank:
-    """Add two banks, in the memory of one that has all rows and is owned, or else in new memory, each row once."""
-    one, other = one.settled(), other.settled()
-    in_one, in_other = ({key: at for at, key in enumerate(bank.keys)} for bank in (one, other))
-    for total, known, added in ((one, in_one, other), (other, in_other, one)):
-        if total.owned and in_one.keys() | in_other.keys() == known.keys():
-            here = row_index([known[key] for key in added.keys], total.rows)
-            if isinstance(here, slice):
-                total.rows[here] += added.rows
-            else:
-                total.rows.index_add_(0, here, added.rows)
-            return total
-    keys = sorted_keys({*one.keys, *other.keys})
-    rows = _empty_rows(one.rows, len(keys))
-    runs = groupby(enumerate(keys), key=lambda item: (item[1] in in_one, item[1] in in_other))
-    for (first, second), run in runs:
-        places = list(run)
-        here = slice(places[0][0], places[-1][0] + 1)
-        parts = [
-            bank.rows[row_index([known[key] for _, key in places], bank.rows)]
-            for bank, known, has in ((one, in_one, first), (other, in_other, second))
-            if has
-        ]
-        if len(parts) == 1:
-            rows[here] = parts[0]
-        else:
-            torch.add(*parts, out=rows[here])
+            if bank is not total:
+                _add_to(total, bank.settled())
+        return total
+    places = [{key: at for at, key in enumerate(bank.keys)} for bank in banks]
+    rows = _empty_rows(banks, len(keys))
+    holders = [tuple(which for which, place in enumerate(places) if key in place) for key in keys]
+    for which, run in groupby(range(len(keys)), key=holders.__getitem__):
+        here = list(run)
+        parts = []
+        for one in which:
+            index = row_index([places[one][keys[at]] for at in here], banks[one].rows)
+            parts.append((banks[one].rows[index], banks[one].slopes))
+        _write_sum(rows[here[0] : here[-1] + 1], parts)
     return Bank(keys, rows, owned=True)
 
 
-def _empty_rows(like: Tensor, count: int) -> Tensor:
-    """Return room for rows in the layout of other rows."""
-    one = torch.empty_like(like[0])
+def _add_to(total: Bank, bank: Bank) -> None:
+    """Add rows to those of a bank that has all their keys, in its memory."""
+    place = {key: at for at, key in enumerate(total.keys)}
+    here = row_index([place[key] for key in bank.keys], total.rows)
+    if isinstance(here, slice):
+        total.rows[here] += bank.rows
+    else:
+        total.rows.index_add_(0, here, bank.rows)
+
+
+def _write_sum(out: Tensor, parts: Sequence[tuple[Tensor, tuple[Tensor, ...]]]) -> None:
+    """Write the sum of rows, each with slopes that it is still to be multiplied by, in as few passes as can be."""
+    plain = [rows for rows, slopes in parts if not slopes]
+    sloped = [(rows, reduce(mul, slopes)) for rows, slopes in parts if slopes]
+    if len(plain) > 1:
+        torch.add(plain.pop(), plain.pop(), out=out)
+    elif plain and sloped:
+        torch.addcmul(plain.pop(), *sloped.pop(), out=out)
+    elif plain:
+        out.copy_(plain.pop())
+    else:
+        torch.mul(*sloped.pop(), out=out)
+    for rows in plain:
+        out.add_(rows)
+    for rows, slope in sloped:
+        out.addcmul_(rows, slope)
+
+
+def _empty_rows(banks: Sequence[Bank], count: int) -> Tensor:
+    """Return room for rows, laid out like those that a convolution has laid out, if there are such, or the first."""
+    like = next((bank.rows[0] for bank in banks if _has_channels_last(bank.rows[0])), banks[0].rows[0])
+    one = torch.empty_like(like)
     strides = (one.numel(), *one.stride())
     return torch.empty_strided((count, *one.shape), strides, dtype=like.dtype, device=like.device)
+
+
+def _has_channels_last(row: Tensor) -> bool:
+    return row.ndim == 4 and not row.is_contiguous() and row.is_contiguous(memory_format=torch.channels_last)
 
 
 def aligned(parts: Mapping[Part, Bank]) -> tuple[tuple[Key, ...], Any]:

@@ -122,7 +122,6 @@ class _Run:
         self.engine = engine
         self.program = engine.program
         self.analysis = engine.analysis
-        self.parameters = parameters
         self.inputs = inputs
         self.width = width
         self.static = self.program.prepare(parameters, inputs)
@@ -163,8 +162,8 @@ class _Run:
             yield from self.visit(at, dict(values), members)
             return
         wide = {place: self.widen(place, value, count) for place, value in values.items()}
-        static = self.program.prepare(
-            self.parameters, {k: _widened_shape(v, self.batch, count) for k, v in self.inputs.items()}
+        static = self.program.resized(
+            self.static, {k: _widened_shape(v, self.batch, count) for k, v in self.inputs.items()}
         )
         for which in range(at, len(self.program.sums)):
             self.close(which, wide, static, members)

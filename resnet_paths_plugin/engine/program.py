@@ -20,14 +20,12 @@ from resnet_paths_plugin.errors import PluginError, ScheduleError
 from resnet_paths_plugin.graph.blocks import ResidualBlock, why_not
 from resnet_paths_plugin.graph.capture import CapturedGraph
 from resnet_paths_plugin.graph.layers import layer_output
-from resnet_paths_plugin.graph.operators import aten
+from resnet_paths_plugin.graph.operators import SIZES
 from resnet_paths_plugin.graph.sums import brackets, sum_terms
 from resnet_paths_plugin.graph.values import DataFlow
 
 Values = dict[int, Any]
 Operator = Callable[[Mapping[int, Any], Mapping[int, Any]], Any]
-
-_SIZES = frozenset({aten.sym_size.int, aten.sym_size.default, aten.sym_numel.default})
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +133,24 @@ class Program:
             static[at] = self.operators[at](static, static)
         return static
 
+    def resized(self, static: Values, inputs: Values) -> Values:
+        """Return prepared values for inputs of other shapes: those that do not depend on shapes are taken over."""
+        values = {**static, **{at: inputs[at] for at in self.inputs}}
+        for at in self._sized:
+            values[at] = self.operators[at](values, values)
+        return values
+
+    @cached_property
+    def _sized(self) -> tuple[int, ...]:
+        """Positions of the prepared operators that depend on the inputs' shapes."""
+        sized = set(self.inputs)
+        found = []
+        for at in self._prepared:
+            if any(self.flow.order[other] in sized for other in self.nodes[at].all_input_nodes):
+                sized.add(at)
+                found.append(at)
+        return tuple(found)
+
     def at_outputs(self, gradients: Mapping[int, Tensor | None]) -> dict[int, Tensor]:
         """Return the gradients of some leaves of the output by position; a value may be a leaf more than once."""
         found: dict[int, Tensor] = {}
@@ -230,7 +246,7 @@ class Program:
             if node.op != "call_function":
                 continue
             reached = any(other in moving for other in node.all_input_nodes)
-            if reached and not (node.target in _SIZES and node.args[0] in inputs):
+            if reached and not (node.target in SIZES and node.args[0] in inputs):
                 moving.add(node)
                 dynamic.append(order[node])
             else:

@@ -37,7 +37,7 @@ class Recalibration:
         if not norms:
             raise InputError(
                 "batch_norm='recalibrated' needs batch norms with running statistics, and this network has none: "
-                "leave batch_norm='frozen', or unravel the model without optimize='fold_batch_norm'"
+                "leave batch_norm='frozen'"
             )
         for at in norms:
             operators[at] = self._with_batch_statistics(program.nodes[at])

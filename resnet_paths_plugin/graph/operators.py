@@ -110,6 +110,10 @@ _RANDOM = _overloads(
 )  # fmt: skip
 
 
+SIZES = frozenset({aten.sym_size.int, aten.sym_size.default, aten.sym_numel.default})
+"""What reads of a tensor how large it is, and nothing else."""
+
+
 def draws_at_random(node: fx.Node) -> bool:
     """Whether an operator draws random numbers: a dropout that is on, or a generator."""
     return node.target in _RANDOM or (node.target in DROPOUT and node.args[2] is True)

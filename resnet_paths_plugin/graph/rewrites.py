@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from resnet_paths_plugin.graph.capture import CapturedGraph
-from resnet_paths_plugin.graph.operators import aten
+from resnet_paths_plugin.graph.operators import SIZES, aten
 
 _CONVOLUTIONS = frozenset({aten.conv1d.default, aten.conv2d.default, aten.conv3d.default})
 _UP_TO_BIAS = 3
@@ -42,12 +42,17 @@ def with_channels_last(graph: CapturedGraph) -> None:
         if isinstance(value, Tensor) and value.ndim == _IMAGE_NDIM and value.is_floating_point():
             with graph.graph.inserting_after(image):
                 laid_out = _laid_out(graph.graph, image)
-            image.replace_all_uses_with(laid_out, delete_user_cb=lambda user, laid_out=laid_out: user is not laid_out)  # type: ignore[misc]  # early binding
+            image.replace_all_uses_with(
+                laid_out,
+                delete_user_cb=lambda user, laid_out=laid_out: user is not laid_out and user.target not in SIZES,  # type: ignore[misc]  # early binding
+            )
     for node in list(graph.graph.nodes):
         if node.target is aten.conv2d.default and isinstance(node.args[1], fx.Node):
             with graph.graph.inserting_before(node):
                 kernel = _laid_out(graph.graph, node.args[1])
             node.args = (node.args[0], kernel, *node.args[2:])
+        elif node.target is aten.view.default:
+            node.target = aten.reshape.default  # values may lie in memory in another order than when it was captured
 
 
 def _laid_out(graph: fx.Graph, value: fx.Node) -> fx.Node:
@@ -62,7 +67,8 @@ def _can_be_folded(norm: fx.Node, outputs: set[fx.Node]) -> bool:
         return False
     # A linear layer has its channels in the last dimension, a batch norm in the second.
     matrix = operator.target is aten.linear.default and operator.meta["val"].ndim == 2
-    if operator.target not in _CONVOLUTIONS and not matrix:
+    convolution = operator.target in _CONVOLUTIONS and operator.meta["val"].ndim == operator.args[1].meta["val"].ndim  # type: ignore[union-attr]  # a node
+    if not convolution and not matrix:
         return False
     # Statistics that are computed, or of another dtype than the weight, stay as they are.
     given = [one for one in parameters if one is not None]

@@ -37,8 +37,15 @@ def write(path: Path, content: bytes) -> None:
 
 
 def remove(folder: Path) -> None:
-    """Remove such a folder."""
-    shutil.rmtree(folder, ignore_errors=True)
+    """Remove such a folder, unless it is that of a process which this one was forked from."""
+    if _owner(folder) in {os.getpid(), None} or not _is_alive(_owner(folder) or 0):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _owner(folder: Path) -> int | None:
+    """Return the number of the process that made a folder; None where its name tells none."""
+    owner = folder.name.removeprefix(_prefix()).partition("-")[0]
+    return int(owner) if owner.isdecimal() else None
 
 
 def _prefix() -> str:
@@ -52,8 +59,8 @@ def _remove_left_ones() -> None:
         return
     with suppress(OSError):
         for folder in Path(tempfile.gettempdir()).glob(f"{_prefix()}*-*"):
-            owner = folder.name.removeprefix(_prefix()).partition("-")[0]
-            if owner.isdecimal() and folder.lstat().st_uid == os.getuid() and not _is_alive(int(owner)):
+            owner = _owner(folder)
+            if owner is not None and folder.lstat().st_uid == os.getuid() and not _is_alive(owner):
                 remove(folder)
 
 

@@ -122,6 +122,9 @@ class StudyRun:
             if error is None:
                 if self._target is not None:
                     self._folder.remove()
+            elif self._target is not None and not isinstance(error, CheckpointError) and not len(self._folder):
+                with suppress(ResnetPathsError):
+                    self._folder.remove()  # nothing is finished, and nothing is lost
             elif _goes_on(error) and (kept := len(self._folder)):
                 error.add_note(
                     f"{kept} finished units are kept in {self._folder.path}: the same call goes on from them."
@@ -259,11 +262,10 @@ class StudyRun:
     def _rescue(self, stage: Stage, pending: Iterable[_Pending]) -> None:
         """Keep what has finished by now, and call the rest off."""
         for one in pending:
-            if one.future is None:
-                continue
-            if not one.future.cancel() and one.future.done() and one.future.exception() is None:
+            future = one.future
+            if future is not None and not future.cancel() and future.done() and future.exception() is None:
                 with suppress(ResnetPathsError):  # a full disk, which is what is being told of
-                    self._keep(stage, one, one.future.result())
+                    self._keep(stage, one, future.result())
             with one.writing:
                 one.settled = True  # the folder may soon be another process's
 

@@ -146,7 +146,8 @@ _SENT: "weakref.WeakKeyDictionary[Any, _Sent]" = weakref.WeakKeyDictionary()
 def _digest(network: UnraveledNetwork) -> str:
     """Return what tells whether a network would be sent as it was before."""
     live = {node.name: value for node, value in network.graph.live_tensors().items() if isinstance(value, Tensor)}
-    facts = network.name, network.units, [asdict(block) for block in network.blocks], network.graph_digest()
+    blocks = [asdict(block) for block in network.blocks]
+    facts = network.name, network.units, network.optimize, blocks, network.graph_digest()
     # How weights lie in memory decides how convolutions round.
     return fingerprint((facts, live, {name: (value.stride(), str(value.device)) for name, value in live.items()}))
 
