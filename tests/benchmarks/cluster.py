@@ -32,8 +32,8 @@ def seconds(net, images, workers, draws):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--images", type=int, default=1024)
-    parser.add_argument("--draws", type=int, default=20, help="lesions of each of ten sizes")
+    parser.add_argument("--images", type=int, default=256)
+    parser.add_argument("--draws", type=int, default=10, help="lesions of each of ten sizes")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
