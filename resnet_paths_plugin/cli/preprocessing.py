@@ -4,11 +4,8 @@ It converts pixels and runs no model; which size and statistics a model expects 
 """
 
 import math
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -27,9 +24,6 @@ GREY, COLOUR = 1, 3
 BATCH_BYTES = 64 * 2**20
 """Size of the inputs that are held at once where the caller does not choose."""
 
-_AHEAD = 2
-"""Batches that are read before they are asked for."""
-
 _INPUT_DIMS = 3  # C, H, W
 _FILTERS: Mapping[Interpolation, Image.Resampling] = {
     "nearest": Image.Resampling.NEAREST,
@@ -37,8 +31,6 @@ _FILTERS: Mapping[Interpolation, Image.Resampling] = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
-
-_Item = TypeVar("_Item")
 
 
 class InputBatches:
@@ -82,9 +74,6 @@ class InputBatches:
         return math.ceil(len(self.targets) / self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return _read_ahead(self._batches())
-
-    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         # Half precision has too few digits to normalise in.
         working = torch.promote_types(self.dtype, torch.float32)
         mean, std = (
@@ -222,13 +211,3 @@ def _resized(image: UInt8Image, wanted: Preprocessing, name: str) -> UInt8Image:
 
 def _size_text(shape: Sequence[int]) -> str:
     return f"{shape[0]} x {shape[1]}"
-
-
-def _read_ahead(items: Iterator[_Item]) -> Iterator[_Item]:
-    """Yield items that a thread gets beforehand, so that a device does not wait for files to be read and resized."""
-    end: Any = object()
-    with ThreadPoolExecutor(1) as reader:
-        waiting = deque(reader.submit(next, items, end) for _ in range(_AHEAD))
-        while (item := waiting.popleft().result()) is not end:
-            waiting.append(reader.submit(next, items, end))
-            yield item
