@@ -28,6 +28,10 @@ UInt8Image = NDArray[np.uint8]
 """One image in 0..255, shape `[H, W, C]`."""
 
 
+COLOUR_BYTES = 3
+"""Bytes of a pixel of three channels."""
+
+
 class LabelledImages(ABC):
     """N images with a class each.
 
@@ -138,12 +142,26 @@ class ImageFolder(LabelledImages):
                 opened = Image.open(file, formats=_FORMATS)
             with opened as image:
                 mode = image.mode
+                _check_size(image.size, file)
                 pixels = np.asarray(image.convert("L" if mode in {"1", "L", "LA"} else "RGB"))
+        except FileError:
+            raise
         except Exception as error:  # on damaged files, Pillow's decoders raise nearly anything
             raise FileError(f"{file} cannot be read as an image: {_told(error)}") from error
         if mode.startswith(("I", "F")):  # Pillow would clip it to 255
             raise FileError(f"{file} has more than 8 bits per channel ({mode}): convert it to 8 bits")
         return np.atleast_3d(pixels)
+
+
+def _check_size(size: tuple[int, int], file: Path) -> None:
+    """Refuse an image whose pixels would take far more memory than its file has bytes."""
+    pixels = COLOUR_BYTES * size[0] * size[1]
+    if pixels > limits.largest(file.stat().st_size):
+        raise FileError(
+            f"{file} cannot be read as an image: it declares {size[0]} x {size[1]} pixels, "
+            f"{limits.told(pixels)}, more than {limits.LARGEST_RATIO} times its {limits.told(file.stat().st_size)}: it "
+            "is damaged, or an even ground that can be saved smaller"
+        )
 
 
 def read_images(path: Path) -> LabelledImages:
