@@ -28,7 +28,7 @@ UInt8Image = NDArray[np.uint8]
 """One image in 0..255, shape `[H, W, C]`."""
 
 
-COLOUR_BYTES = 3
+_COLOUR_BYTES = 3
 """Bytes of a pixel of three channels."""
 
 
@@ -155,7 +155,7 @@ class ImageFolder(LabelledImages):
 
 def _check_size(size: tuple[int, int], file: Path) -> None:
     """Refuse an image whose pixels would take far more memory than its file has bytes."""
-    pixels = COLOUR_BYTES * size[0] * size[1]
+    pixels = _COLOUR_BYTES * size[0] * size[1]
     if pixels > limits.largest(file.stat().st_size):
         raise FileError(
             f"{file} cannot be read as an image: it declares {size[0]} x {size[1]} pixels, "

@@ -23,7 +23,7 @@ from resnet_paths_plugin.errors import CheckpointError, FileError
 try:
     import fcntl
 except ImportError:  # not on Windows
-    fcntl = None  # type: ignore[assignment]
+    fcntl = None  # type: ignore[assignment]  # a module elsewhere
 
 CALL = "call.json"
 """Name of the file that says what a folder was made for."""

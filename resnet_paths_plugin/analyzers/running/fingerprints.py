@@ -97,9 +97,9 @@ class _Reader:
         """Return what a composite value is made of."""
         match value:
             case Mapping():
-                return sorted((self._alone(key), self._alone(item)) for key, item in value.items())  # type: ignore[return-value]
+                return sorted((self._alone(key), self._alone(item)) for key, item in value.items())  # type: ignore[return-value]  # lists are invariant
             case AbstractSet():
-                return sorted(self._alone(item) for item in value)  # type: ignore[return-value]
+                return sorted(self._alone(item) for item in value)  # type: ignore[return-value]  # lists are invariant
             case list() | tuple() | np.ndarray():
                 return list(value)
             case partial():
@@ -152,7 +152,7 @@ def _is_plain(value: object, depth: int = 0) -> bool:
         return False
     if type(value) is dict:
         return all(_is_plain(part, depth + 1) for item in value.items() for part in item)
-    return type(value) in {tuple, list, set, frozenset} and all(_is_plain(part, depth + 1) for part in value)  # type: ignore[attr-defined]
+    return type(value) in {tuple, list, set, frozenset} and all(_is_plain(part, depth + 1) for part in value)  # type: ignore[attr-defined]  # of such a type
 
 
 def _code_of_class(kind: type) -> dict[str, object]:

@@ -119,7 +119,7 @@ class _Shared:
 _SHARED = _Shared()
 if hasattr(os, "register_at_fork"):  # not on Windows
     # The threads that hold them are not there in a fork.
-    os.register_at_fork(after_in_child=_SHARED.__init__)  # type: ignore[misc]
+    os.register_at_fork(after_in_child=_SHARED.__init__)  # type: ignore[misc]  # made anew on purpose
 
 
 def _process_wide() -> tuple[Any, ...]:
