@@ -23,8 +23,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import resnet_paths_plugin as rpp
-from resnet_paths_plugin import datasets, report
+from resnet_paths_plugin import report
 from resnet_paths_plugin.cli import npz
+from resnet_paths_plugin.results import datasets
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CHANCE = 0.9

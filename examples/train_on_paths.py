@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from train_demo import INITIAL_BRANCH_SCALE, train
 
 import resnet_paths_plugin as rpp
-from resnet_paths_plugin import datasets, demo
+from resnet_paths_plugin import demo
 from resnet_paths_plugin.demo.networks import PreActivationBlock
-from resnet_paths_plugin.training import SamplingNetwork
+from resnet_paths_plugin.network.sampling import SamplingNetwork
+from resnet_paths_plugin.results import datasets
 
 SHARE = 23 / 54
 """The paper's share of blocks that each batch runs (Sec. 5)."""

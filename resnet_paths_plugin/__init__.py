@@ -1,47 +1,32 @@
-"""Residual networks as collections of paths: lesions, reorderings and path gradients of any model, unmodified."""
+"""Residual networks as collections of paths: lesions, reorderings and path gradients of any model, unmodified.
 
-from resnet_paths_plugin import hookspecs, paths, plotting, schedules
-from resnet_paths_plugin.analyzers.influence import BlockInfluence
-from resnet_paths_plugin.analyzers.lesion import BlockLesion
-from resnet_paths_plugin.analyzers.path_length import PathLengthGradient
-from resnet_paths_plugin.analyzers.reordering import BlockReordering
-from resnet_paths_plugin.analyzers.running import RunOptions
-from resnet_paths_plugin.analyzers.schedules import BlockSchedules
-from resnet_paths_plugin.datasets import load, save
-from resnet_paths_plugin.description import ModelDescription, Preprocessing
-from resnet_paths_plugin.engine.schedule import Schedule
-from resnet_paths_plugin.errors import CheckpointError, ModelNotFoundError, ResnetPathsError, WorkerLostError
-from resnet_paths_plugin.graph.blocks import ResidualBlock
-from resnet_paths_plugin.hookspecs import hookimpl
-from resnet_paths_plugin.network import UnraveledNetwork
-from resnet_paths_plugin.plugins import PluginWarning, create_plugin_manager, load_model
-from resnet_paths_plugin.unraveling import unravel
+The examples of all docstrings go on from these lines: a small residual network of six blocks, not trained, and eight
+images of digits.
 
-__all__ = [
-    "BlockInfluence",
-    "BlockLesion",
-    "BlockReordering",
-    "BlockSchedules",
-    "CheckpointError",
-    "ModelDescription",
-    "ModelNotFoundError",
-    "PathLengthGradient",
-    "PluginWarning",
-    "Preprocessing",
-    "ResidualBlock",
-    "ResnetPathsError",
-    "RunOptions",
-    "Schedule",
-    "UnraveledNetwork",
-    "WorkerLostError",
-    "create_plugin_manager",
-    "hookimpl",
-    "hookspecs",
-    "load",
-    "load_model",
-    "paths",
-    "plotting",
-    "save",
-    "schedules",
-    "unravel",
-]
+Examples:
+    >>> import torch
+    >>> import resnet_paths_plugin as rpp
+    >>> from resnet_paths_plugin import demo
+    >>> model = demo.DigitsResNet(blocks_per_stage=2).eval()
+    >>> images, labels = (part[:8] for part in demo.load_digits())
+    >>> net = rpp.unravel(model, images)
+"""
+
+import sys
+from typing import Any
+
+import lazy_loader
+
+_attached, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+
+
+def __getattr__(name: str) -> Any:
+    """Return what the stub names, imported when it is first asked for; `ds.resnet_paths` is there from then on."""
+    value = _attached(name)
+    if not name.startswith("_"):
+        _attached("plotting")
+    return value
+
+
+if "xarray" in sys.modules:
+    __getattr__("plotting")

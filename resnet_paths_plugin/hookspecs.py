@@ -1,116 +1,16 @@
-"""What a plugin may say: the hooks of this package, with when each is called.
+"""The hooks that a plugin may implement, under their public name.
 
-A plugin is a module or object whose functions carry `resnet_paths_plugin.hookimpl`. It is found through the
-entry-point group `resnet_paths_plugin`, or registered on a plugin manager by hand.
+Examples:
+    >>> import dataclasses
+    >>> class Renaming:
+    ...     @rpp.hookimpl
+    ...     def resnet_paths_review_blocks(self, model, blocks):
+    ...         return [dataclasses.replace(block, name=f"block {block.index}") for block in blocks]
+    >>> manager = rpp.create_plugin_manager()
+    >>> _ = manager.register(Renaming())
+    >>> rpp.unravel(model, images, plugin_manager=manager).blocks[0].name
+    'block 0'
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
-import pluggy
-from torch import nn
-from torch.export import ExportedProgram
-
-from resnet_paths_plugin.description import ModelDescription
-from resnet_paths_plugin.graph.blocks import ResidualBlock
-from resnet_paths_plugin.graph.capture import CapturedGraph
-
-PROJECT = "resnet_paths"
-
-hookspec = pluggy.HookspecMarker(PROJECT)
-hookimpl = pluggy.HookimplMarker(PROJECT)
-
-
-@hookspec(firstresult=True)
-def resnet_paths_describe_model(model: nn.Module) -> ModelDescription | None:
-    """Say what a model is: library, architecture, input shape, preprocessing, class names, stages.
-
-    Called once for each model that is unraveled or loaded. The first answer that is not None wins.
-
-    Args:
-        model: the user's model, to be read only.
-
-    Returns:
-        The description, or None for a model of another library.
-    """
-
-
-@hookspec(firstresult=True)
-def resnet_paths_load_model(spec: str, pretrained: bool) -> nn.Module | None:
-    """Build the model that a specification of the form `library/name` names.
-
-    Called by `resnet_paths_plugin.load_model` and the command line. The first answer that is not None wins.
-
-    Args:
-        spec: the specification, such as `"timm/resnet50"`.
-        pretrained: whether to load the library's pretrained weights, which may need the network.
-
-    Returns:
-        The model, or None where `spec` names another library. For a name that the library does not have, raise
-        `ModelNotFoundError` with the nearest names.
-    """
-
-
-@hookspec(firstresult=True)
-def resnet_paths_capture(model: nn.Module, example_inputs: tuple[Any, ...]) -> ExportedProgram | None:
-    """Capture a model that `torch.export` does not take as it is.
-
-    Called before the generic capture, with the model in eval mode. The first answer that is not None wins.
-
-    Args:
-        model: the user's model; leave its state as it is.
-        example_inputs: positional arguments of one call; tensors have a batch of at least two.
-
-    Returns:
-        An exported program whose batch dimension is dynamic, or None to leave the model to the generic capture.
-    """
-
-
-@hookspec(firstresult=True)
-def resnet_paths_detect_blocks(model: nn.Module, graph: CapturedGraph) -> Sequence[ResidualBlock] | None:
-    """Find the residual blocks of a captured model in another way than the generic data-flow detector.
-
-    Called once for each model that is unraveled, and once more for each `net.sampling`, on the graph in training mode.
-    The first answer that is not None wins, an empty one included;
-    the generic detector is asked last.
-
-    Args:
-        model: the user's model, to be read only.
-        graph: its functional data-flow graph.
-
-    Returns:
-        The blocks in execution order, or None to leave the model to other detectors.
-    """
-
-
-@hookspec
-def resnet_paths_review_blocks(model: nn.Module, blocks: tuple[ResidualBlock, ...]) -> Sequence[ResidualBlock] | None:
-    """Correct the blocks that were detected: rename, regroup or drop some, where data flow cannot know better.
-
-    Called after detection. Reviews are folded in plugin order, each seeing the result of the one before. Use
-    `dataclasses.replace` to change a block; indices are renumbered afterwards.
-
-    Args:
-        model: the user's model, to be read only.
-        blocks: the blocks as they stand, in execution order.
-
-    Returns:
-        The blocks to go on with, or None to leave them as they are.
-    """
-
-
-@hookspec
-def resnet_paths_analyzers() -> Mapping[str, type]:  # type: ignore[empty-body]  # a specification
-    """Offer analyzers by name, for `plugins.analyzers()`, `resnet-paths plugins` and `resnet-paths analyze`.
-
-    Called whenever analyzers are listed or chosen by name; this package offers its own in the same way.
-
-    Returns:
-        A class for each name, which should be that of the class: its constructor takes the unraveled network (or any
-        model, if it is to be used from Python as the others are), and its `attribute` takes `(inputs, target)`
-        batches and returns an `xarray.Dataset` with the attributes of `attributes.provenance`. For
-        `resnet-paths analyze MODEL --analyzer NAME` it is run with its defaults, but for `internal_batch_size`, `seed`,
-        `show_progress` and `run`, which it gets where it takes them; the result becomes a group of that name. `run` is
-        the `RunOptions` of --workers, --scheduler and --resume, to be passed on to one study of this package; without
-        it these options are of no effect, which the command line warns of.
-    """
+from resnet_paths_plugin.plugins.hookspecs import *
+from resnet_paths_plugin.plugins.hookspecs import hookimpl as hookimpl

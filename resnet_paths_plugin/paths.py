@@ -15,9 +15,16 @@ from typing import SupportsIndex
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from resnet_paths_plugin.argument_sizes import shown as _shown
 from resnet_paths_plugin.errors import InputError
 
+MOST_BLOCKS = 100_000
+"""Blocks of a chain, and of a path, whose counts are made: they have as many digits as a chain has blocks."""
+
 FloatArray = NDArray[np.float64]
+
+_NO_DECADES = -400
+"""A decimal logarithm whose number is zero as a float."""
 
 PathCounts = SupportsIndex | Mapping[int, int] | Sequence[int]
 """A chain's number of blocks `n`; or `{length: count}`; or the counts of lengths 0, 1, 2, ... in order."""
@@ -35,15 +42,21 @@ def counts(paths: PathCounts) -> list[int]:
 
     Raises:
         InputError: if `n`, a length or a count is negative or no integer, or if there is no count.
+
+    Examples:
+        >>> rpp.paths.counts(4)
+        [1, 4, 6, 4, 1]
+        >>> rpp.paths.counts({0: 1, 2: 3})
+        [1, 0, 3]
     """
     if isinstance(paths, Mapping):
         by_length = {
-            _natural(length, "a path length"): _natural(count, f"the number of paths of length {length}")
+            _size(length, "a path length"): _natural(count, f"the number of paths of length {length}")
             for length, count in paths.items()
         }
         found = [by_length.get(length, 0) for length in range(max(by_length, default=-1) + 1)]
     elif isinstance(paths, SupportsIndex) and not isinstance(paths, Sequence | np.ndarray):
-        n = _natural(paths, "the number of blocks n")
+        n = _size(paths, "the number of blocks n")
         found = [math.comb(n, k) for k in range(n + 1)]
     elif isinstance(paths, Sequence | np.ndarray) and not isinstance(paths, str | bytes):
         found = [_natural(count, f"the number of paths of length {k}") for k, count in enumerate(paths)]
@@ -64,6 +77,10 @@ def log10_counts(paths: PathCounts) -> FloatArray:
 
     Raises:
         InputError: as `counts`.
+
+    Examples:
+        >>> rpp.paths.log10_counts(2_000)[1_000].round(1).item()  # 10 ** 600.3 paths of half the length
+        600.3
     """
     return np.array([math.log10(count) if count else -math.inf for count in counts(paths)])
 
@@ -79,6 +96,10 @@ def distribution(paths: PathCounts) -> FloatArray:
 
     Raises:
         InputError: as `counts`, and if all counts are zero.
+
+    Examples:
+        >>> rpp.paths.distribution(4).tolist()
+        [0.0625, 0.25, 0.375, 0.25, 0.0625]
     """
     found = counts(paths)
     total = _total(found)
@@ -99,6 +120,10 @@ def share_of_paths(paths: PathCounts, low: int, high: int) -> float:
 
     Raises:
         InputError: as `distribution`, and if the lengths are negative or `low > high`.
+
+    Examples:
+        >>> round(rpp.paths.share_of_paths(54, 19, 35), 3)  # most paths take 19 to 35 of 54 blocks
+        0.98
     """
     low, high = _natural(low, "the length low"), _natural(high, "the length high")
     if low > high:
@@ -121,6 +146,10 @@ def remaining_counts(n: int, d: int) -> list[int]:
 
     Raises:
         InputError: if `n` or `d` is negative or no integer, or if `d > n`.
+
+    Examples:
+        >>> rpp.paths.remaining_counts(4, 1)
+        [1, 3, 3, 1, 0]
     """
     n, d = _chain_and_part(n, d, "d", "blocks cannot be deleted")
     return [math.comb(n - d, k) for k in range(n + 1)]
@@ -140,6 +169,10 @@ def exact_survival(n: int, d: int) -> list[Fraction]:
 
     Raises:
         InputError: as `remaining_counts`.
+
+    Examples:
+        >>> [str(fraction) for fraction in rpp.paths.exact_survival(4, 1)]
+        ['1', '3/4', '1/2', '1/4', '0']
     """
     return [Fraction(left, count) for left, count in zip(remaining_counts(n, d), counts(n), strict=True)]
 
@@ -149,6 +182,10 @@ def survival(n: int, d: int) -> FloatArray:
 
     Raises:
         InputError: as `remaining_counts`.
+
+    Examples:
+        >>> rpp.paths.survival(4, 1).tolist()
+        [1.0, 0.75, 0.5, 0.25, 0.0]
     """
     return np.array([float(fraction) for fraction in exact_survival(n, d)])
 
@@ -161,11 +198,15 @@ def log10_totals(paths: PathCounts, mean_norm: ArrayLike) -> FloatArray:
         mean_norm: mean norm of the gradient of a single path of each length, shape `[K + 1]`, none negative.
 
     Returns:
-        Shape `[K + 1]`. `-inf` where there are no paths, whatever their mean is said to be, and where
+        Shape `[K + 1]`. `-inf` where there are no paths, whatever their mean, and where
         the mean is zero; NaN where there are paths whose mean is NaN.
 
     Raises:
         InputError: as `counts`, and if `mean_norm` is negative somewhere or has another length.
+
+    Examples:
+        >>> rpp.paths.log10_totals(2, [1.0, 0.5, 0.0]).tolist()  # 1 path, 2 paths of norm 0.5, 1 path of norm 0
+        [0.0, 0.0, -inf]
     """
     log_counts = log10_counts(paths)
     norms = _vector(mean_norm, "the mean norms")
@@ -204,6 +245,10 @@ def effective_range(
 
     Raises:
         InputError: if a value is negative, `share` is outside (0, 1], or there are no values.
+
+    Examples:
+        >>> rpp.paths.effective_range([0.01, 0.5, 0.4, 0.08, 0.01], share=0.9)
+        (1.0, 2.0)
     """
     if not 0 < share <= 1:
         raise InputError(f"the share is {share}: expected a number above 0 and at most 1")
@@ -229,6 +274,12 @@ def sample_path(n: int, k: int, generator: np.random.Generator) -> NDArray[np.in
 
     Raises:
         InputError: if `n` or `k` is negative or no integer, or if `k > n`.
+
+    Examples:
+        >>> import numpy as np
+        >>> branches = rpp.paths.sample_path(54, 20, np.random.default_rng(0))
+        >>> branches.shape
+        (20,)
     """
     n, k = _chain_and_part(n, k, "k", "branches cannot be on one path")
     return np.sort(generator.choice(n, size=k, replace=False)).astype(np.int64)
@@ -251,7 +302,7 @@ def _weights(values: list[int | float], *, log10: bool) -> list[Fraction] | None
         largest = max(values)
         if largest == -math.inf:
             return [Fraction(0)]
-        return [Fraction(10.0 ** float(value - largest)) for value in values]
+        return [Fraction(10.0 ** float(max(value - largest, _NO_DECADES))) for value in values]
     if min(values) < 0:
         raise InputError(f"a total cannot hold the negative value {min(values)}: expected non-negative values")
     return [Fraction(value) for value in values]
@@ -283,9 +334,17 @@ def _natural(value: object, what: str) -> int:
     return number
 
 
+def _size(value: object, what: str) -> int:
+    """The value as a number of blocks, of which counts can be made."""
+    number = _natural(value, what)
+    if number > MOST_BLOCKS:
+        raise InputError(f"{what} is {_shown(number)}: counts are made for at most {MOST_BLOCKS:,}")
+    return number
+
+
 def _chain_and_part(n: int, part: int, symbol: str, complaint: str) -> tuple[int, int]:
     """The number of blocks of a chain, and a number of them that cannot be larger."""
-    n, part = _natural(n, "the number of blocks n"), _natural(part, f"the number {symbol}")
+    n, part = _size(n, "the number of blocks n"), _natural(part, f"the number {symbol}")
     if part > n:
         raise InputError(f"{symbol} = {part} {complaint} in a chain of n = {n}: expected at most {n}")
     return n, part
@@ -304,6 +363,8 @@ def _vector(values: ArrayLike, what: str) -> FloatArray:
         vector = np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError):
         raise InputError(f"{what} are no numbers: {values!r}") from None
+    except OverflowError:
+        raise InputError(f"{what} hold a number beyond the range of floats") from None
     if vector.ndim != 1 or not vector.size:
         raise InputError(f"{what} have shape {vector.shape}: expected one number for each length 0, 1, 2, ...")
     return vector

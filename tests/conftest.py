@@ -11,6 +11,16 @@ from searching import SEARCH
 settings.register_profile(SEARCH, deadline=None, print_blob=True)
 
 
+LEFT_OUT = ("endurance", "zoo", "wild")
+"""Markers of tests that are run when asked for; `-m "not slow"` leaves them out as well."""
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if any(map(item.get_closest_marker, LEFT_OUT)):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
     before = torch.get_num_threads()
@@ -24,3 +34,18 @@ def seeded():
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002 - the global generator is part of the state that has to stay untouched
     torch.manual_seed(0)
+
+
+def global_hooks():
+    """Return what torch keeps of hooks on all modules, by the name of its registry."""
+    registries = vars(torch.nn.modules.module)
+    return {
+        name: dict(held) for name, held in registries.items() if name.startswith("_global_") and isinstance(held, dict)
+    }
+
+
+@pytest.fixture(autouse=True)
+def no_hook_is_left_on_all_modules():
+    before = global_hooks()
+    yield
+    assert global_hooks() == before

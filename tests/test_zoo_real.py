@@ -8,6 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+import resnet_paths_plugin as rpp
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -16,6 +19,7 @@ from zoo.real.examine import MOST_BLOCKS, VISIBLE, examine
 from zoo.table import read as read_blocks
 
 LINES = table.read()
+BROADCAST = table.read(table.PATH.with_name("broadcast.csv"))
 BLOCKS = table.PATH.with_name("blocks.csv")
 FEW = 16
 """Families of image networks that are looked at again, those that took least."""
@@ -59,6 +63,33 @@ def test_all_lengths_are_told_apart_up_to_sixty_blocks():
         alone = 0 < line.blocks <= MOST_BLOCKS
         assert not (alone and math.isnan(line.completeness) and not line.note), line.model
         assert ("told apart" in line.note) == (line.blocks > MOST_BLOCKS), line.model
+
+
+def test_every_family_with_a_broadcast_term_in_a_sum_passes():
+    complete = {key for key, line in {**LINES, **BROADCAST}.items() if line.passes and line.blocks}
+    assert complete >= choice.BROADCAST
+    assert all(line.passes and not line.note for line in BROADCAST.values())
+
+
+@pytest.mark.zoo
+def test_the_models_of_the_broadcast_table_add_terms_that_broadcast():
+    for line in BROADCAST.values():
+        graph = rpp.unravel(table.recipe(line).model(), table.recipe(line).inputs(2)).graph.graph
+        sizes = [
+            [leaf.meta["val"].shape for leaf in node.args[:2] if hasattr(leaf, "meta")]
+            for node in graph.nodes
+            if node.target is torch.ops.aten.add.Tensor
+        ]
+        assert any(len(pair) == 2 and tuple(pair[0]) != tuple(pair[1]) for pair in sizes), line.model
+
+
+@pytest.mark.zoo
+@pytest.mark.parametrize("key", BROADCAST, ids="/".join)
+def test_a_model_with_a_broadcast_term_is_as_in_the_table(key):
+    found = examine(table.recipe(BROADCAST[key]))
+    assert found.passes, found.note
+    assert (found.blocks, found.lesions) == (BROADCAST[key].blocks, BROADCAST[key].lesions)
+    assert found.least_change == pytest.approx(BROADCAST[key].least_change, rel=0.05)
 
 
 @pytest.mark.zoo

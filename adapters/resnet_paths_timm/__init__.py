@@ -13,7 +13,7 @@ from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
 from torch import nn
 
 from resnet_paths_plugin import ModelDescription, ModelNotFoundError, Preprocessing, hookimpl
-from resnet_paths_plugin.description import Interpolation
+from resnet_paths_plugin.plugins.model_description import Interpolation
 from resnet_paths_timm.stages import stages
 
 _LIBRARY = "timm"

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from resnet_paths_plugin.network import UnraveledNetwork
+from resnet_paths_plugin.network.unraveled import UnraveledNetwork
 
 _DENSE_DIMS = 4
 """Of class scores at each position: sample, class, height, width."""

@@ -8,7 +8,7 @@ import click
 import torch
 
 from resnet_paths_plugin.cli.running import last_note
-from resnet_paths_plugin.cli.terminal import echo
+from resnet_paths_plugin.cli.terminal import check_printed, echo
 from resnet_paths_plugin.errors import ResnetPathsError
 
 _EXIT_BUG = 1  # as of an exception that Python prints
@@ -17,7 +17,7 @@ _EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 
 class Command(click.Command):
-    """A command that tells of errors and warnings in one line each, on standard error."""
+    """A command that reports errors and warnings in one line each, on standard error."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -30,7 +30,9 @@ class Command(click.Command):
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
             try:
-                return super().invoke(ctx)
+                result = super().invoke(ctx)
+                check_printed()
+                return result  # noqa: TRY300 - it is what the command returns
             except (ResnetPathsError, torch.OutOfMemoryError, MemoryError) as error:
                 if debug:
                     echo(traceback.format_exc(), err=True)

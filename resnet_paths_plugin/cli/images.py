@@ -1,6 +1,6 @@
 """Labelled images, read from an npz file or from a folder with a folder per class.
 
-Reads only: what becomes of the images is said in `preprocessing`, and nothing that is read can run code.
+It reads only: `preprocessing` makes inputs of the images, and nothing that is read can run code.
 """
 
 import warnings
@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from resnet_paths_plugin import limits
 from resnet_paths_plugin.cli import npz
 from resnet_paths_plugin.errors import FileError, InputError
+from resnet_paths_plugin.files import limits
+from resnet_paths_plugin.process_lock import alone
 
 SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 """Suffixes, in small letters, of the files of a folder that are read as images."""
@@ -104,7 +105,7 @@ class ImageFolder(LabelledImages):
     """Images in one folder per class, read from disk each time, so that any number of them fits into memory.
 
     Classes are numbered in the order of their folders' names; folders inside a class folder are read as well,
-    hidden class folders and files of other kinds are passed over.
+    hidden class folders and files of other kinds are skipped.
 
     Args:
         folder: folder of the class folders.
@@ -124,6 +125,7 @@ class ImageFolder(LabelledImages):
         labels = np.repeat(np.arange(len(folders), dtype=np.int64), [len(files) for files in found])
         super().__init__(str(folder), labels, [item.name for item in folders])
         self.files = [file for files in found for file in files]
+        self._here = Path.cwd()  # which the code of a model may change
 
     def name(self, index: int) -> str:  # noqa: D102 - as LabelledImages
         return str(self.files[index])
@@ -134,9 +136,9 @@ class ImageFolder(LabelledImages):
         Raises:
             FileError: the file is damaged, no image, too large, or has more than 8 bits per channel.
         """
-        file = self.files[index]
+        file = self._here / self.files[index]
         try:
-            with warnings.catch_warnings():
+            with alone(), warnings.catch_warnings():
                 # Before anything is decoded, Pillow warns of more pixels than it takes for harmless.
                 warnings.simplefilter("error", Image.DecompressionBombWarning)
                 opened = Image.open(file, formats=_FORMATS)
@@ -159,8 +161,8 @@ def _check_size(size: tuple[int, int], file: Path) -> None:
     if pixels > limits.largest(file.stat().st_size):
         raise FileError(
             f"{file} cannot be read as an image: it declares {size[0]} x {size[1]} pixels, "
-            f"{limits.told(pixels)}, more than {limits.LARGEST_RATIO} times its {limits.told(file.stat().st_size)}: it "
-            "is damaged, or an even ground that can be saved smaller"
+            f"{limits.format_bytes(pixels)}, more than {limits.LARGEST_RATIO} times its "
+            f"{limits.format_bytes(file.stat().st_size)}: it is damaged, or an even ground that can be saved smaller"
         )
 
 

@@ -3,6 +3,7 @@
 import importlib
 import re
 import sys
+from importlib.machinery import PathFinder
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,10 @@ import pluggy
 import torch
 from torch import nn
 
-from resnet_paths_plugin import demo, plugins
+from resnet_paths_plugin import demo
 from resnet_paths_plugin.errors import InputError, ModelNotFoundError, ResnetPathsError
+from resnet_paths_plugin.plugins import manager as plugins
+from resnet_paths_plugin.plugins.weights import load_weights
 
 EMBEDDED = f"{demo.LIBRARY}/{demo.RESNET}"
 """The embedded default, as `library/name`."""
@@ -29,7 +32,7 @@ def build_model(spec: str, *, pretrained: bool, plugin_manager: pluggy.PluginMan
     Args:
         spec: which model.
         pretrained: whether to load the library's pretrained weights.
-        plugin_manager: whom to ask for a library's models.
+        plugin_manager: the plugin manager that knows the libraries' models.
 
     Raises:
         ModelNotFoundError: there is no such model, module or callable.
@@ -55,6 +58,23 @@ def build_model(spec: str, *, pretrained: bool, plugin_manager: pluggy.PluginMan
     if not isinstance(model, nn.Module):
         raise InputError(f"{spec} returned a {type(model).__name__}: it must return a torch.nn.Module")
     return model
+
+
+def files_of(spec: str) -> list[Path]:
+    """Return the files of the module that `module:callable` names, and of the packages around it; imports nothing."""
+    named = _CALLABLE.fullmatch(spec)
+    folders: list[str] | None = [str(Path.cwd()), *sys.path]
+    files: list[Path] = []
+    for part in named["module"].split(".") if named else ():
+        try:
+            found = PathFinder.find_spec(part, folders)
+        except (ImportError, ValueError):  # an empty name; a loader that fails
+            break
+        if found is None:
+            break
+        files += [Path(found.origin)] if found.has_location and found.origin else []
+        folders = list(found.submodule_search_locations or ())
+    return files
 
 
 def check_device(name: str) -> torch.device:
@@ -102,3 +122,19 @@ def _told(error: BaseException) -> str:
     """Return the first line of an error, which some libraries follow by advice for developers."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def load(spec: str, pretrained: bool, weights: Path | None, manager: pluggy.PluginManager) -> nn.Module:
+    """Build the model and load its weights."""
+    if pretrained and weights is not None and spec != EMBEDDED:
+        raise InputError("give --pretrained or --weights, not both")
+    place = weights and weights.absolute()  # as the code of a model may change the current folder
+    model = build_model(spec, pretrained=pretrained, plugin_manager=manager)
+    if place is not None:
+        load_weights(model, place)
+    return model
+
+
+def dtype_of(model: nn.Module) -> torch.dtype:
+    """Return the dtype that the model computes in: that of its first floating-point parameter."""
+    return next((one.dtype for one in model.parameters() if one.is_floating_point()), torch.float32)

@@ -1,4 +1,4 @@
-"""Arrays of an npz file, each held against its own declaration and the file's size before any of it is read.
+"""Arrays of an npz file, each compared with its own declaration and the file's size before any of it is read.
 
 Reads plain arrays only, as `numpy.savez` writes them; pickled objects could run code.
 """
@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from resnet_paths_plugin import limits
 from resnet_paths_plugin.errors import FileError
+from resnet_paths_plugin.files import limits
 
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _ENCRYPTED = 1
@@ -49,7 +49,7 @@ def _read(archive: zipfile.ZipFile, path: Path, names: Iterable[str]) -> dict[st
     unpacked, size = sum(member.file_size for member in members.values()), path.stat().st_size
     if unpacked > limits.largest(size):
         raise FileError(
-            f"{path} is {limits.told(size)} and declares {limits.told(unpacked)} of arrays, more than "
+            f"{path} is {limits.format_bytes(size)} and declares {limits.format_bytes(unpacked)} of arrays, more than "
             f"{limits.LARGEST_RATIO} times as much: if that is right, save them uncompressed, with numpy.savez"
         )
     for name, member in members.items():
@@ -82,6 +82,6 @@ def _check_header(archive: zipfile.ZipFile, member: zipfile.ZipInfo, what: str) 
     values = math.prod(shape) * dtype.itemsize
     if min(shape, default=0) < 0 or not dtype.itemsize or start + values != member.file_size:
         raise FileError(
-            f"{what} is damaged: it declares shape {shape} of {dtype}, which is {limits.told(values)}, and holds "
-            f"{limits.told(member.file_size - start)}"
+            f"{what} is damaged: it declares shape {shape} of {dtype}, which is {limits.format_bytes(values)}, and "
+            f"holds {limits.format_bytes(member.file_size - start)}"
         )

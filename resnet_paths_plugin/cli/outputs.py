@@ -1,23 +1,30 @@
-"""The files that a command writes: their names, and whether they can be written."""
+"""The files that a command writes: their names, and whether they can be written without loss of others."""
 
-import os
+import glob
+import hashlib
 import re
-import uuid
 from pathlib import Path
 
 from torch import nn
 
-from resnet_paths_plugin import report
-from resnet_paths_plugin.description import ModelDescription
 from resnet_paths_plugin.errors import FileError
+from resnet_paths_plugin.files.file_roles import FileRoles
+from resnet_paths_plugin.files.output_files import Mode, replacing, writable, writable_netcdf
+from resnet_paths_plugin.plugins.model_description import ModelDescription
 
-_DPI = 150
+FIGURE_DPI = 150
+_LONGEST_NAME = 255
+"""Bytes of a file's name, as most file systems have it."""
+_LONGEST_OUTPUT = 200
+"""Bytes of the name of a result's file, so that there is room for those of its figures."""
+_LONGEST_DEFAULT = 100
 
 
 def default_output(model: nn.Module, description: ModelDescription | None) -> Path:
-    """Return the file that is written where none is named: in the current folder, named after the model."""
+    """Return the name of the file that is written where none is named: that of the model."""
     name = description.architecture if description else type(model).__name__
-    return Path(re.sub(r"[^\w.+-]+", "-", name) + ".nc")
+    name = re.sub(r"[^\w.+-]+", "-", name).lstrip("-.") or "model"
+    return Path(f"{_first_bytes(name, _LONGEST_DEFAULT)}.nc")
 
 
 def report_path(output: Path) -> Path:
@@ -25,41 +32,55 @@ def report_path(output: Path) -> Path:
     return output.with_suffix(".html")
 
 
+def partial_path(output: Path) -> Path:
+    """Return the folder that keeps what is finished until a file is written."""
+    return output.with_name(f"{output.name}.partial")
+
+
 def figure_path(output: Path, figure: str) -> Path:
     """Return the picture that belongs to a file."""
-    return output.with_name(f"{output.stem}-{figure}.png")
+    name = f"{output.stem}-{figure}"
+    if len(f"{name}.png".encode("utf-8", "surrogateescape")) > _LONGEST_NAME:
+        mark = hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:8]
+        name = f"{_first_bytes(name, _LONGEST_NAME - len(f'-{mark}.png'))}-{mark}"
+    return output.with_name(f"{name}.png")
 
 
-def check_writable(output: Path) -> None:
-    """Check that the file and its figures can be written, before the long run.
+def check_outputs(output: Path, roles: FileRoles, mode: Mode) -> None:
+    """Check before the long run that a result, report and figures can be written, and take the place of no input.
+
+    Args:
+        output: the result's file.
+        roles: what the command reads; what it writes is added.
+        mode: how older files are treated.
 
     Raises:
-        FileError: if they cannot.
+        FileError: if they cannot, or do.
     """
-    folder = output.parent
-    if not folder.is_dir():
-        raise FileError(f"the output folder {folder} does not exist: create it first")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise FileError(f"the output folder {folder} cannot be written to: choose another one")
-    for path in (output, report_path(output)):
-        if path.is_dir():
-            raise FileError(f"{path} is a folder: give the name of a file, such as {path / 'result.nc'}")
-        if path.exists() and not os.access(path, os.W_OK):
-            raise FileError(f"{path} is write-protected: choose another name")
+    if len(output.name.encode("utf-8", "surrogateescape")) > _LONGEST_OUTPUT:
+        raise FileError(f"the name {output.name} is too long: choose one of at most {_LONGEST_OUTPUT} bytes")
+    writable_netcdf(output, mode)
+    roles.writes("the result", output)
+    writable(report_path(output), mode)
+    roles.writes("the report", report_path(output))
+    roles.writes("the folder of finished tasks", partial_path(output))
+    # What the figures will be called is known after the run only.
+    for figure in sorted(output.parent.glob(f"{glob.escape(output.stem)}-*.png")):
+        writable(figure, mode)
+        roles.writes("a figure", figure)
 
 
-def save_figure(figure: report.ReportFigure, path: Path) -> Path:
-    """Write a figure whole or not at all.
+def save_picture(picture: bytes, path: Path, mode: Mode) -> Path:
+    """Write a PNG whole or not at all.
 
     Raises:
         FileError: if it cannot be written.
     """
-    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
-    try:
-        temporary.write_bytes(figure.png(_DPI))
-        temporary.replace(path)
-    except OSError as error:
-        raise FileError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    target = writable(path, mode)
+    with replacing(path, target, mode) as temporary:
+        temporary.write_bytes(picture)
     return path
+
+
+def _first_bytes(text: str, count: int) -> str:
+    return text.encode("utf-8", "surrogateescape")[:count].decode("utf-8", "ignore")

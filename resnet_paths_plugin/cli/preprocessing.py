@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from resnet_paths_plugin import limits
 from resnet_paths_plugin.cli.images import LabelledImages, UInt8Image
-from resnet_paths_plugin.description import Interpolation, ModelDescription, Preprocessing
 from resnet_paths_plugin.errors import InputError
+from resnet_paths_plugin.files import limits
+from resnet_paths_plugin.plugins.model_description import Interpolation, ModelDescription, Preprocessing
 
 GREY, COLOUR = 1, 3
 """Numbers of channels between which images are converted."""

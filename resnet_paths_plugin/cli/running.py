@@ -10,11 +10,14 @@ from typing import Any
 
 import click
 
-from resnet_paths_plugin.analyzers.running import RunOptions, UnitFolder
-from resnet_paths_plugin.analyzers.running.checkpoint import CALL, Facts
+from resnet_paths_plugin.cli.outputs import partial_path
 from resnet_paths_plugin.errors import CheckpointError, FileError, InputError
+from resnet_paths_plugin.execution import RunOptions, TaskFolder
+from resnet_paths_plugin.execution.checkpoint import CALL, Facts
+from resnet_paths_plugin.execution.parent_watch import end_with_parent
 
 _SECONDS_TO_CONNECT = 30
+_MOST_WORKERS = 10_000
 
 
 def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -25,11 +28,15 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="Go on from what an interrupted run of the same command has finished; FILE.nc.partial keeps it.",
         ),
         click.option(
+            "--wait-for-workers/--no-wait-for-workers", default=True, show_default=True,
+            help="With --scheduler: wait, with a warning, while the cluster has no workers, or stop with an error.",
+        ),
+        click.option(
             "--scheduler", metavar="ADDRESS",
             help="Scheduler of a dask cluster to run on, such as tcp://10.0.0.1:8786.",
         ),
         click.option(
-            "--workers", type=click.IntRange(min=1), metavar="N",
+            "--workers", type=click.IntRange(1, _MOST_WORKERS), metavar="N",
             help="Worker processes to run on here. Each has as many threads as a run without them: set OMP_NUM_THREADS "
             "to the cores for each.",
         ),
@@ -39,12 +46,12 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def last_note(error: BaseException) -> list[str]:
-    """Return what was said last of an error on its way: what it means for the command."""
+    """Return the last note of an error: what it means for the command."""
     return list(getattr(error, "__notes__", []))[-1:]
 
 
 class PartialRun:
-    """The finished units of several studies, one folder each inside `FILE.nc.partial`, held until all is done.
+    """The finished tasks of several studies, one folder each inside `FILE.nc.partial`, held until all is done.
 
     Args:
         output: the file that is written when all studies are done.
@@ -52,35 +59,42 @@ class PartialRun:
         resume: whether to go on from what an earlier run has left.
 
     Raises:
-        CheckpointError: if an earlier run has left units and is not to be resumed, or was of other studies; if another
+        CheckpointError: if an earlier run has left tasks and is not to be resumed, or was of other studies; if another
             process is at work there; or if other things are.
         FileError: if the folder cannot be made.
     """
 
     def __init__(self, output: Path, groups: Iterable[str], *, resume: bool) -> None:
-        self.path = output.with_name(f"{output.name}.partial")
-        self._whole = UnitFolder(self.path, nested=True)
-        self._folders = {group: UnitFolder(self.path / group) for group in groups}
+        self.path = partial_path(output)
+        self._whole = TaskFolder(self.path, nested=True)
+        self._folders = {group: TaskFolder(self.path / group) for group in groups}
         self._whole.hold()
         try:
             facts = {"studies": ", ".join(self._folders)}
             if resume:
                 self._whole.agree(CALL, facts)
             else:
-                self._begin_anew(facts)
+                self._start_over(facts)
         except BaseException:
             self._whole.close()
             raise
 
-    def options(self, group: str, executor: Any) -> RunOptions:
+    def options(
+        self, group: str, executor: Any, *, wait_for_workers: bool = True, verify: bool | None = None
+    ) -> RunOptions:
         """Return how the study of a group is run."""
-        return RunOptions(executor=executor, checkpoint=self._folders[group])
+        return RunOptions(
+            executor=executor,
+            checkpoint=self._folders[group],
+            wait_for_workers=wait_for_workers,
+            verify=verify,
+        )
 
     def __len__(self) -> int:
         return len(self._whole)
 
     def remove(self) -> None:
-        """Remove what this command has put there, and let go of it."""
+        """Remove what this command has put there, and release it."""
         try:
             for folder in self._folders.values():
                 folder.remove()
@@ -89,7 +103,7 @@ class PartialRun:
 
     @contextmanager
     def kept(self) -> Iterator[None]:
-        """Say on the way out of an error what is kept; keep no folder without units."""
+        """Say on the way out of an error what is kept; keep no folder without tasks."""
         try:
             yield
         except BaseException as error:
@@ -102,23 +116,37 @@ class PartialRun:
     def _tell_or_remove(self, error: BaseException) -> None:
         if kept := len(self):
             error.add_note(
-                f"{kept} finished units are kept in {self.path}: the same command with --resume goes on from them."
+                f"{kept} finished tasks are kept in {self.path}: the same command with --resume goes on from them."
             )
             return
         with suppress(FileError):  # the error on its way is what matters
             self.remove()
 
-    def _begin_anew(self, facts: Facts) -> None:
+    def _start_over(self, facts: Facts) -> None:
         if kept := len(self):
             raise CheckpointError(
-                f"{self.path} keeps {kept} finished units of an earlier run: give --resume to go on from them, or "
-                "remove the folder to begin anew"
+                f"{self.path} keeps {kept} finished tasks of an earlier run: give --resume to go on from them, or "
+                "remove the folder to start over"
             )
         for path in self.path.iterdir():
-            folder = UnitFolder(path)
+            folder = TaskFolder(path)
             if path.is_dir() and folder.was_opened:
                 folder.remove()
         self._whole.record(CALL, facts)
+
+
+def check_cluster_options(scheduler: str | None, workers: int | None, *, wait_for_workers: bool) -> None:
+    """Check the options that say where a command runs against each other.
+
+    Raises:
+        InputError: if a cluster and processes are both asked for, or something of a cluster without one.
+    """
+    if scheduler is not None and workers is not None:
+        raise InputError("give --scheduler (workers of a cluster) or --workers (processes here), not both")
+    if scheduler is None and not wait_for_workers:
+        raise InputError(
+            "--no-wait-for-workers is about the workers of a cluster: give its --scheduler, or leave it out"
+        )
 
 
 @contextmanager
@@ -126,10 +154,8 @@ def executor_for(scheduler: str | None, workers: int | None) -> Iterator[Any]:
     """Connect with a cluster, or start worker processes here; None where neither is asked for.
 
     Raises:
-        InputError: if both are asked for, `distributed` is not installed, or no scheduler answers.
+        InputError: if `distributed` is not installed, or no scheduler answers.
     """
-    if scheduler is not None and workers is not None:
-        raise InputError("give --scheduler (workers of a cluster) or --workers (processes here), not both")
     if scheduler is not None:
         with _client(scheduler) as client:
             yield client
@@ -159,3 +185,4 @@ def _client(scheduler: str) -> Any:
 
 def _leave_interrupts_to_the_caller() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent()

@@ -5,24 +5,28 @@ The mathematics is in the analyzers; what the results look like and what they sa
 
 import difflib
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pluggy
 import torch
 import xarray as xr
 
 from resnet_paths_plugin import demo
-from resnet_paths_plugin.analyzers.influence import BlockInfluence
-from resnet_paths_plugin.analyzers.lesion import BlockLesion
-from resnet_paths_plugin.analyzers.levels import placements, swappable, units_of
-from resnet_paths_plugin.analyzers.path_length import PathLengthGradient
-from resnet_paths_plugin.analyzers.reordering import BlockReordering
-from resnet_paths_plugin.analyzers.running import RunOptions
+from resnet_paths_plugin.analyzers.gradients.influence import BlockInfluence
+from resnet_paths_plugin.analyzers.gradients.path_length import PathLengthGradient
+from resnet_paths_plugin.analyzers.rewiring.lesion import BlockLesion
+from resnet_paths_plugin.analyzers.rewiring.reordering import BlockReordering
 from resnet_paths_plugin.cli.preprocessing import InputBatches
 from resnet_paths_plugin.errors import InputError, PluginError, ResnetPathsError
-from resnet_paths_plugin.network import UnraveledNetwork
-from resnet_paths_plugin.unraveling import unravel
+from resnet_paths_plugin.execution import RunOptions
+from resnet_paths_plugin.network.levels import placements, swappable, units_of
+from resnet_paths_plugin.network.unraveled import UnraveledNetwork
+from resnet_paths_plugin.network.unraveling import unravel
+from resnet_paths_plugin.plotting.figure import Figure
+from resnet_paths_plugin.plotting.registry import all_figures
 
 _MAPS_SHOWN = 4
 _LONGEST_MAP = 7
@@ -73,7 +77,7 @@ class Study:
         analyzer: name of the analyzer that runs it.
         run: computes its result, given those of the studies before.
         wanted: whether it is to be run on this network.
-        takes_run: whether it can be told where to run, and keeps what is finished.
+        takes_run: whether it takes run options, and keeps what is finished.
     """
 
     group: str
@@ -81,6 +85,14 @@ class Study:
     run: Callable[[UnraveledNetwork, InputBatches, StudyOptions, Results], xr.Dataset]
     wanted: Callable[[UnraveledNetwork, StudyOptions], bool] = lambda _network, _options: True
     takes_run: bool = True
+
+
+def common_size(batches: InputBatches, path_images: int) -> int:
+    """Return the largest number of images, at most a batch, that each study's images can be cut into."""
+    total = len(batches.targets)
+    counts = [total] + [min(count, total) for count in (path_images, min(path_images, _MAPS_SHOWN)) if count]
+    common = math.gcd(*counts)
+    return max(size for size in range(1, batches.batch_size + 1) if common % size == 0)
 
 
 def _single_lesions(network: UnraveledNetwork, images: InputBatches, options: StudyOptions, _: Results) -> xr.Dataset:
@@ -201,13 +213,29 @@ def studies_by(analyzers: Sequence[str], offered: Mapping[str, type]) -> tuple[S
         PluginError: what a plugin offers is no analyzer, or cannot name a group of the file.
     """
     for name in analyzers:
-        if name not in offered:
-            near = difflib.get_close_matches(name, offered, n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise InputError(f"there is no analyzer {name!r}: {hint}Known here are {', '.join(sorted(offered))}")
+        _check_known("analyzer", name, offered)
     chosen = [study for study in STUDIES if study.analyzer in analyzers]
     known = {study.analyzer for study in STUDIES}
     return (*chosen, *(_study_of(name, offered[name]) for name in dict.fromkeys(analyzers) if name not in known))
+
+
+def checked_figures(names: Sequence[str], plugin_manager: pluggy.PluginManager) -> tuple[Figure, ...]:
+    """Return the figures that plugins offer, after checking before a long run that those of some names are among them.
+
+    Raises:
+        InputError: there is no such figure.
+    """
+    figures = all_figures(plugin_manager)
+    for name in names:
+        _check_known("figure", name, [figure.name for figure in figures])
+    return figures
+
+
+def _check_known(noun: str, name: str, known: Collection[str]) -> None:
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise InputError(f"there is no {noun} {name!r}: {hint}Known here are {', '.join(sorted(known))}")
 
 
 def _study_of(name: str, analyzer: type) -> Study:

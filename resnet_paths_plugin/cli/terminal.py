@@ -1,32 +1,61 @@
 """Text for a terminal: names that come from a model or a file are shown, and never obeyed as control sequences."""
 
-import re
-import unicodedata
+import errno
+import os
+import sys
+from contextlib import suppress
+from typing import Any
 
 import click
 
-_DIRECTIONS = frozenset({"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"})
-_UNSEEN = re.compile(r"[^ -~\n]")
+from resnet_paths_plugin.errors import FileError
+from resnet_paths_plugin.visible_text import visible
+
+_UNPRINTED: list[OSError] = []
+"""Why standard output could not be written to, such as a full disk; that its reader has gone is none."""
 
 
 def echo(text: object, *, err: bool = False) -> None:
-    """Print a text and end the line, with control characters written out."""
-    click.echo(visible(text), err=err)
+    """Print a text and end the line, with control characters and those that the terminal lacks written out.
 
-
-def visible(text: object) -> str:
-    r"""Return a text with what would steer a terminal written out, such as `\x1b` for escape.
-
-    These are control characters but for line breaks, marks that turn the direction of writing, and halves of surrogate
-    pairs, as which Python reads file names that are no text.
+    A stream that is closed or full loses the text and all that follows, so that the command itself is completed.
     """
-    return _UNSEEN.sub(_written_out, str(text))
+    stream = sys.stderr if err else sys.stdout
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    shown = visible(text).encode(encoding, "backslashreplace").decode(encoding)
+    try:
+        click.echo(shown, err=err)
+    except (OSError, ValueError) as error:  # ValueError of a stream that is closed
+        if not err and isinstance(error, OSError) and error.errno != errno.EPIPE:
+            _UNPRINTED.append(error)
+        _drop(stream)
 
 
-def _written_out(found: re.Match[str]) -> str:
-    character = found[0]
-    steers = (
-        unicodedata.category(character) in {"Cc", "Cs", "Zl", "Zp"}
-        or unicodedata.bidirectional(character) in _DIRECTIONS
-    )
-    return character.encode("unicode_escape").decode("ascii") if steers else character
+def is_terminal(stream: Any) -> bool:
+    """Whether a stream, which a process may lack, is a terminal."""
+    try:
+        return bool(stream is not None and stream.isatty())
+    except ValueError:  # it is closed
+        return False
+
+
+def check_printed() -> None:
+    """Raise the error that kept what was printed from standard output.
+
+    Raises:
+        FileError: if there was one.
+    """
+    if _UNPRINTED:
+        error = _UNPRINTED.pop()
+        _UNPRINTED.clear()
+        raise FileError(f"cannot print to standard output: {error.strerror or error}. Files are complete") from error
+
+
+def _drop(stream: Any) -> None:
+    """Let a stream lose what is written to it, that which it still holds included: Python writes it at its end."""
+    with suppress(OSError, ValueError, AttributeError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        try:
+            os.dup2(nowhere, stream.fileno())
+        finally:
+            os.close(nowhere)

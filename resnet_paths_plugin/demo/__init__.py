@@ -16,9 +16,9 @@ from resnet_paths_plugin.demo.digits import (
     load_digits,
 )
 from resnet_paths_plugin.demo.networks import ARCHITECTURES, PLAIN, RESNET, DigitsPlainNet, DigitsResNet
-from resnet_paths_plugin.description import ModelDescription
 from resnet_paths_plugin.errors import ModelNotFoundError
-from resnet_paths_plugin.weights import load_weights
+from resnet_paths_plugin.plugins.model_description import ModelDescription
+from resnet_paths_plugin.plugins.weights import load_weights
 
 __all__ = [
     "ARCHITECTURES",

@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from resnet_paths_plugin.description import Preprocessing
 from resnet_paths_plugin.errors import InputError, ResnetPathsError
+from resnet_paths_plugin.plugins.model_description import Preprocessing
 
 Split = Literal["train", "held_out"]
 

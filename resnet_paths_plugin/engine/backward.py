@@ -5,6 +5,7 @@ those of one intact forward pass, which linearises operators as long as there is
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -12,13 +13,16 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from resnet_paths_plugin.engine.banks import Bank, Part, aligned, merged, row_index, sorted_keys
+from resnet_paths_plugin.engine.calls import Call, Pullback, Slope
 from resnet_paths_plugin.engine.convolution import Convolution
-from resnet_paths_plugin.engine.demand import DemandAnalysis
+from resnet_paths_plugin.engine.liveness import LivenessAnalysis
 from resnet_paths_plugin.engine.path_graph import PathGraph
 from resnet_paths_plugin.engine.program import Program, Sum, Values
-from resnet_paths_plugin.engine.routes import Edge, Routing
+from resnet_paths_plugin.engine.random_states import RandomStates
+from resnet_paths_plugin.engine.routing import Edge, Routing
 from resnet_paths_plugin.engine.schedule import Schedule
-from resnet_paths_plugin.engine.vjp import Call, Pullback, Slope, linearise
+from resnet_paths_plugin.engine.vjp import linearise
+from resnet_paths_plugin.graph.operators import has_gradient
 
 BANK_BYTES = 4 * 2**20
 """Size of the part of a bank that goes through a segment at a time on a CPU; larger ones leave the cache."""
@@ -61,6 +65,7 @@ class BackwardWalk:
         on_cpu = all(value.device.type == "cpu" for value in inputs.values() if isinstance(value, Tensor))
         self.bank_bytes = bank_bytes or (BANK_BYTES if on_cpu else BANK_BYTES_ON_DEVICE)
         self._kept: dict[int, _Linearised] = {}
+        self._drawn = RandomStates(self.program)
         self._room = KEPT_BYTES if on_cpu else KEPT_BYTES_ON_DEVICE
         with torch.no_grad():
             self.static = self.program.prepare(parameters, inputs)
@@ -70,12 +75,26 @@ class BackwardWalk:
             for at, constant in zip(self.program.outputs, self.program.graph.outputs, strict=True)
         ]
 
-    def run(self, seeds: Mapping[int, Tensor], routing: Routing) -> dict[int, Bank]:
+    def gradients(self, seeds: Mapping[int, Tensor], routing: Routing) -> dict[int, Bank]:
+        """Walk back from the output as `run` does, and once more by autograd's rules alone where rows are not finite.
+
+        The rules of `vjp` multiply by slopes of 0 where autograd may pass nothing on, as at a rectifier: 0 times
+        infinity is NaN then. This waits for the device.
+        """
+        found = self.run(seeds, routing)
+        if all(bool(bank.rows.isfinite().all()) for bank in found.values()):
+            return found
+        if routing.shifts is not None:
+            routing.shifts.clear()
+        return self.run(seeds, routing, by_rules=False)
+
+    def run(self, seeds: Mapping[int, Tensor], routing: Routing, *, by_rules: bool = True) -> dict[int, Bank]:
         """Walk back from the output.
 
         Args:
             seeds: for positions of the output, the gradient of the objective there, shape `[*output]`.
             routing: what each sum passes on.
+            by_rules: whether common operators are pulled back by own rules, or all by autograd, which takes longer.
 
         Returns:
             For each tap that is reached, its bank, rows of shape `[R, *tap]`.
@@ -88,7 +107,7 @@ class BackwardWalk:
                 self._send(arrivals, Bank(start, rows), [e for e in self.graph.outputs if e.term == at], routing)
             sums = self.program.sums
             for which in reversed(range(len(self.program.segments))):
-                self._segment(which, arrivals)
+                self._segment(which, arrivals, by_rules=by_rules)
                 if which:
                     self._close(sums[which - 1], arrivals, routing)
             return {tap: arrived[None][None].settled() for tap in self.graph.taps if (arrived := arrivals.at(tap))}
@@ -96,14 +115,14 @@ class BackwardWalk:
     def _forward(self, values: Values) -> tuple[list[Values], Values]:
         """Run the intact network; keep what is still needed at the start of each segment."""
         program = self.program
-        demand = DemandAnalysis(program).of(Schedule(len(program.blocks)))
+        liveness = LivenessAnalysis(program).of(Schedule(len(program.blocks)))
         starts = [values]
         for which, total in enumerate(program.sums):
             values = self._values(which, starts)
             self._keep(which, values)
             for at in (*total.brackets, total.root):
                 values[at] = program.operators[at](self.static, values)
-            starts.append({at: value for at, value in values.items() if demand.after[which] >> at & 1})
+            starts.append({at: value for at, value in values.items() if liveness.after[which] >> at & 1})
         values = self._values(len(program.sums), starts)
         self._keep(len(program.sums), values)
         return starts, values
@@ -112,8 +131,15 @@ class BackwardWalk:
         """Return every value of a segment, and those that were alive at its start."""
         values = dict(starts[which])
         for at in self.program.segments[which]:
-            values[at] = self.program.operators[at](self.static, values)
+            if at in self._drawn:
+                values[at] = self._drawn.run(at, self.static, values)
+            else:
+                values[at] = self.program.operators[at](self.static, values)
         return values
+
+    def drawn_at(self, at: int) -> AbstractContextManager[None]:
+        """Return a context in which an operator draws what it drew at first."""
+        return self._drawn.at(at)
 
     def _keep(self, which: int, values: Values) -> None:
         """Linearise a segment for all walks where there is room for its values, of which most are not kept then."""
@@ -137,8 +163,22 @@ class BackwardWalk:
         edges = self.graph.edges[total.root]
         for term in total.terms:
             ways = [edge for edge in edges if edge.term == term.value and edge.block == term.block]
-            scaled = bank if term.scale == 1 else Bank(bank.keys, bank.rows * term.scale)
-            self._send(arrivals, scaled, ways, routing)
+            rows = self._of_term(bank.rows, term.value, total.root)
+            scaled = rows if term.scale == 1 else rows * term.scale
+            self._send(arrivals, bank if scaled is bank.rows else Bank(bank.keys, scaled), ways, routing)
+
+    def _of_term(self, rows: Tensor, term: int, root: int) -> Tensor:
+        """Return the rows of a sum for one of its terms: summed over the dimensions along which it is broadcast."""
+        own, whole = (self.program.nodes[at].meta["val"].shape for at in (term, root))
+        missing = len(whole) - len(own)
+        if missing:
+            rows = rows.sum(tuple(range(1, 1 + missing)))
+        once = [
+            1 + dim
+            for dim, (size, full) in enumerate(zip(own, whole[missing:], strict=True))
+            if isinstance(size, int) and size == 1 and not (isinstance(full, int) and full == 1)
+        ]
+        return rows.sum(once, keepdim=True) if once else rows
 
     def _send(self, arrivals: "_Arrivals", bank: Bank, ways: Sequence[Edge], routing: Routing) -> None:
         """Route a bank along the edges of one term."""
@@ -164,12 +204,13 @@ class BackwardWalk:
             return Bank(found, rows)
         return merged([Bank((key,), rows[place : place + 1]) for place, key in enumerate(found)])
 
-    def _segment(self, which: int, arrivals: "_Arrivals") -> None:
+    def _segment(self, which: int, arrivals: "_Arrivals", *, by_rules: bool) -> None:
         """Carry all banks that end inside a segment to the nodes before it, a part of the rows at a time."""
         waiting = arrivals.leave(self.program.segments[which])
         if not waiting:
             return
-        operators = self._kept.get(which) or _Linearised(self, self._values(which, self._starts))
+        operators = self._kept.get(which) if by_rules else None
+        operators = operators or _Linearised(self, self._values(which, self._starts), by_rules=by_rules)
         banks = [bank for _, _, _, bank in waiting]
         keys = sorted_keys({key for bank in banks for key in bank.keys})
         step = max(1, self.bank_bytes // max(bank.rows[0].nbytes for bank in banks))
@@ -211,13 +252,14 @@ class BackwardWalk:
 class _Linearised:
     """The operators of a segment, each linearised at its first use."""
 
-    def __init__(self, walk: BackwardWalk, values: Values) -> None:
+    def __init__(self, walk: BackwardWalk, values: Values, *, by_rules: bool = True) -> None:
         self.walk = walk
         self.values = values
+        self.by_rules = by_rules
         self._made: dict[int, tuple[tuple[int, ...], Pullback]] = {}
 
     def complete(self, positions: Sequence[int]) -> "_Linearised":
-        """Linearise all operators at some positions, and let go of the values."""
+        """Linearise all operators at some positions, and release the values."""
         for at in positions:
             if self.walk.graph.leads_to_tap(at) and not self.walk.graph.nodes >> at & 1:
                 self.at(at)
@@ -232,14 +274,16 @@ class _Linearised:
             operands = [
                 other
                 for other in node.all_input_nodes
-                if other in program.flow.data and self.walk.graph.leads_to_tap(order[other])
+                if other in program.flow.data and self.walk.graph.leads_to_tap(order[other]) and has_gradient(other)
             ]
 
             def value(other: Any) -> Any:
                 place = order[other]
                 return self.values[place] if place in self.values else self.walk.static[place]
 
-            pullback = linearise(Call(node, value, self.values[at], operands, self.walk.dtype))
+            with self.walk.drawn_at(at):
+                call = Call(node, value, self.values[at], operands, self.walk.dtype)
+                pullback = linearise(call, by_rules=self.by_rules)
             self._made[at] = tuple(order[other] for other in operands), pullback
         return self._made[at]
 

@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 
 from resnet_paths_plugin.engine.program import Operator, Program, Values
 from resnet_paths_plugin.errors import InputError
+from resnet_paths_plugin.graph.regions import in_region
 
 Step = tuple[Operator, int, tuple[int, ...]]
 """An operator, its position, and the positions of the values that nobody reads after it."""
@@ -73,7 +74,7 @@ class Compiler:
         copies = {at: graph.placeholder(f"value_{count}") for count, at in enumerate(reads)}
         for count, node in enumerate(nodes):
             args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda other: copies[order[other]])
-            copies[order[node]] = graph.create_node("call_function", node.target, args, kwargs, f"step_{count}")
+            copies[order[node]] = graph.create_node("call_function", in_region(node), args, kwargs, f"step_{count}")
         graph.output(tuple(copies[at] for at in kept))
         return graph, reads
 

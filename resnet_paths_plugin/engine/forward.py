@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from resnet_paths_plugin.engine.compiled import Compiler, Part, Step
-from resnet_paths_plugin.engine.demand import Demand, DemandAnalysis
+from resnet_paths_plugin.engine.liveness import Liveness, LivenessAnalysis
 from resnet_paths_plugin.engine.program import Program, Sum, Values, mask_of, positions_of
 from resnet_paths_plugin.engine.schedule import Schedule
 from resnet_paths_plugin.engine.transfer import sent
+from resnet_paths_plugin.graph.traced_modes import modes_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +26,7 @@ class Member:
     """A schedule on its way through the prefix tree, with its place in the caller's list."""
 
     place: int
-    demand: Demand
+    liveness: Liveness
 
 
 class ForwardEngine:
@@ -38,7 +39,7 @@ class ForwardEngine:
 
     def __init__(self, program: Program, *, compiled: bool = False) -> None:
         self.program = program
-        self.analysis = DemandAnalysis(program)
+        self.analysis = LivenessAnalysis(program)
         self._segments = tuple(mask_of(positions) for positions in program.segments)
         self._parts: dict[tuple[int, int, int], Part] = {}
         self._compile: Callable[[Sequence[Step]], Part] = (
@@ -188,9 +189,9 @@ class _Run:
 
     def segment(self, at: int, values: Values, static: Values, members: Sequence[Member]) -> None:
         """Run the operators just before sum `at` (or after the last one) that some member needs."""
-        needed = reduce(or_, (member.demand.needed for member in members))
+        needed = reduce(or_, (member.liveness.needed for member in members))
         if at < len(self.program.sums):
-            live = reduce(or_, (member.demand.before[at] for member in members))
+            live = reduce(or_, (member.liveness.before[at] for member in members))
         else:
             live = self.analysis.outputs
         self.engine.part(at, needed, live)(static, values)
@@ -198,9 +199,12 @@ class _Run:
     def close(self, at: int, values: Values, static: Values, members: Sequence[Member]) -> None:
         """Compute sum `at` where it is needed, and drop the values that nobody reads from then on."""
         total = self.program.sums[at]
-        if any(member.demand.needed >> total.root & 1 for member in members):
-            values[total.root] = self.sum(total, values, static, [member.demand.schedule for member in members])
-        after = reduce(or_, (member.demand.after[at] for member in members))
+        needs = [bool(member.liveness.needed >> total.root & 1) for member in members]
+        if any(needs):
+            schedules = _standing_in([member.liveness.schedule for member in members], needs)
+            with modes_of(self.program.nodes[total.root]):
+                values[total.root] = self.sum(total, values, static, schedules)
+        after = reduce(or_, (member.liveness.after[at] for member in members))
         for dead in [place for place in values if not after >> place & 1]:
             del values[dead]
 
@@ -226,7 +230,8 @@ class _Run:
                 result = self._add_weighted(result, operand, weights, total)
                 continue
             for block, weights in _columns(schedules, term.block).items():
-                operand = self.branch(block, term.block, total, values, static, schedules)
+                those = _standing_in(schedules, [weight != 0 for weight in weights])
+                operand = self.branch(block, term.block, total, values, static, those)
                 scale = self.program.branches[block].scale
                 result = self._add_weighted(result, operand, [scale * weight for weight in weights], total)
             result = self._add_constants(result, schedules, term.block, total)
@@ -245,7 +250,8 @@ class _Run:
         branch = self.program.branches[block]
         if self.analysis.runs_in_place(block, total):
             return values[branch.value]
-        needed = self.analysis.in_branch(block, schedules)
+        needs = [self.analysis.in_branch(block, [schedule]) for schedule in schedules]
+        needed = reduce(or_, needs)
         local = dict(values)
         local[branch.source] = values[self.program.branches[place].source]
         for at in branch.region:
@@ -253,7 +259,8 @@ class _Run:
                 continue
             inner = self.program.sum_at.get(at)
             if inner is not None:
-                local[at] = self.sum(inner, local, static, schedules)
+                those = _standing_in(schedules, [bool(mask >> at & 1) for mask in needs])
+                local[at] = self.sum(inner, local, static, those)
             elif at not in self.program.in_sums:
                 local[at] = self.program.operators[at](static, local)
         return local[branch.value]
@@ -304,6 +311,15 @@ def _add(result: Any, operand: Any, scale: float) -> Any:
     return result + operand if scale == 1 else torch.add(result, operand, alpha=scale)
 
 
+def _standing_in(schedules: Sequence[Schedule], needs: Sequence[bool]) -> list[Schedule]:
+    """Return schedules of which those that do not need a value are replaced by one that does.
+
+    In their copies of the batch the value is not read, and what only they would compute it from may not be there.
+    """
+    one = next(schedule for schedule, needed in zip(schedules, needs, strict=True) if needed)
+    return [schedule if needed else one for schedule, needed in zip(schedules, needs, strict=True)]
+
+
 def _skip_weights(schedules: Sequence[Schedule], total: Sum, scale: float) -> list[float]:
     """Return the weight of a term that is no branch, under each schedule."""
     if not total.is_layer:
@@ -315,7 +331,7 @@ def _by_key(members: Sequence[Member], at: int) -> list[list[Member]]:
     """Group members by what decides sum `at`, the largest group last."""
     groups: dict[Any, list[Member]] = {}
     for member in members:
-        groups.setdefault(member.demand.keys[at], []).append(member)
+        groups.setdefault(member.liveness.keys[at], []).append(member)
     return sorted(groups.values(), key=len)
 
 

@@ -10,7 +10,7 @@ from functools import cached_property
 import numpy as np
 
 from resnet_paths_plugin.engine.program import Program, positions_of
-from resnet_paths_plugin.engine.routes import Edge, Lengths
+from resnet_paths_plugin.engine.routing import Edge, Lengths
 
 Counts = dict[Lengths, int]
 """How many paths have each length; exact."""

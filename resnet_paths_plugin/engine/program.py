@@ -4,6 +4,7 @@ Values are addressed by their position in the graph; sets of values are bit mask
 """
 
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, reduce
@@ -19,10 +20,11 @@ from torch import Tensor, fx
 from resnet_paths_plugin.errors import PluginError, ScheduleError
 from resnet_paths_plugin.graph.blocks import ResidualBlock, why_not
 from resnet_paths_plugin.graph.capture import CapturedGraph
+from resnet_paths_plugin.graph.dataflow import DataFlow
 from resnet_paths_plugin.graph.layers import layer_output
 from resnet_paths_plugin.graph.operators import SIZES
+from resnet_paths_plugin.graph.regions import in_region
 from resnet_paths_plugin.graph.sums import brackets, sum_terms
-from resnet_paths_plugin.graph.values import DataFlow
 
 Values = dict[int, Any]
 Operator = Callable[[Mapping[int, Any], Mapping[int, Any]], Any]
@@ -69,7 +71,7 @@ class Branch:
         value: position of the branch's value.
         scale: constant factor of the branch in its sum.
         sum: position of the block's sum among the program's sums.
-        region: positions of the values computed from the source that the branch is computed from, in order.
+        region: positions of the values computed from the source that the branch needs, in order.
     """
 
     index: int
@@ -162,17 +164,7 @@ class Program:
 
     def batch_dim(self, at: int) -> int | None:
         """Return the dimension of a value that is the batch; None where there is none or it is mixed with another."""
-        value = self.nodes[at].meta["val"]
-        symbol = self.graph.batch_symbol
-        if not isinstance(value, Tensor) or symbol is None:
-            return None
-        depends = [
-            dim
-            for dim, size in enumerate(value.shape)
-            if isinstance(size, torch.SymInt) and symbol in size.node.expr.free_symbols
-        ]
-        size = value.shape[depends[0]] if len(depends) == 1 else None
-        return depends[0] if isinstance(size, torch.SymInt) and size.node.expr == symbol else None
+        return self.graph.batch_dim(self.nodes[at])
 
     def check_placement(self, block: int, place: int) -> None:
         """Check that a block's branch can run at the place of another block.
@@ -189,7 +181,7 @@ class Program:
             raise ScheduleError(f"the branch of {moved} cannot run at the place of {target}: {reason}")
 
     def why_not(self, block: int, place: int) -> str | None:
-        """Say why a block's branch cannot run at the place of another block; None if it can."""
+        """Return why a block's branch cannot run at the place of another block; None if it can."""
         if block == place:
             return None
         reason = why_not(self.blocks[block], self.blocks[place])
@@ -302,9 +294,26 @@ class Program:
             at, total = where[block.index]
             term = next(term for term in total.terms if term.block == block.index)
             source, value = by_name[block.source], by_name[block.branch]
-            region = tuple(self.flow.order[node] for node in self.flow.between(source, value))
-            branches.append(Branch(block.index, self.flow.order[source], term.value, term.scale, at, region))
+            start = self.flow.order[source]
+            region = self._region(start, self.flow.order[value])
+            branches.append(Branch(block.index, start, term.value, term.scale, at, region))
         return tuple(branches)
+
+    def _region(self, source: int, value: int) -> tuple[int, ...]:
+        """Return the positions computed from a source that a value needs, constants in the form of one included.
+
+        Such constants carry no data, but where a branch runs elsewhere its own have to be made there.
+        """
+        span = self.dynamic[bisect_right(self.dynamic, source) : bisect_right(self.dynamic, value)]
+        reached = 1 << source
+        for at in span:
+            if self.reads[at] & reached:
+                reached |= 1 << at
+        needed = 1 << value & reached
+        for at in reversed(span):
+            if needed >> at & 1:
+                needed |= self.reads[at] & reached
+        return tuple(positions_of(needed & ~(1 << source)))
 
 
 def mask_of(positions: Iterator[int] | Sequence[int] | set[int]) -> int:
@@ -351,7 +360,7 @@ def _compile(nodes: Sequence[fx.Node], order: Mapping[fx.Node, int], moving: set
     for at, node in enumerate(nodes):
         if node.op != "call_function":
             continue
-        names[f"f{at}"] = node.target
+        names[f"f{at}"] = in_region(node)
         arguments = [text(argument) for argument in node.args]
         arguments += [f"{key}={text(argument)}" for key, argument in node.kwargs.items()]
         lines.append(f"def o{at}(p, e): return f{at}({', '.join(arguments)})")

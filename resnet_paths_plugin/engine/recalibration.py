@@ -21,7 +21,7 @@ _ARGUMENTS: Mapping[Any, tuple[int, int, int]] = {
 
 
 class Recalibration:
-    """Runs a program with the statistics of the batch in its batch norms, and tells these; variances are unbiased.
+    """Runs a program with the statistics of the batch in its batch norms, and returns these; variances are unbiased.
 
     Nothing is written to the model.
 

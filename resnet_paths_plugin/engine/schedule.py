@@ -2,19 +2,39 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import SymInt, Tensor
 
+from resnet_paths_plugin.engine.program import Program
 from resnet_paths_plugin.errors import ScheduleError
-from resnet_paths_plugin.graph.blocks import BlockLike
-
-if TYPE_CHECKING:
-    from resnet_paths_plugin.network import UnraveledNetwork
+from resnet_paths_plugin.graph.blocks import BlockLike, ResidualBlock
 
 Row = tuple[tuple[int, float], ...]
+
+
+class HasBlocks(Protocol):
+    """What schedules need to know of a network: its blocks, and which of them may run where."""
+
+    @property
+    def name(self) -> str:
+        """The network's name, for messages."""
+
+    @property
+    def blocks(self) -> tuple[ResidualBlock, ...]:
+        """The blocks, in execution order."""
+
+    @property
+    def program(self) -> Program:
+        """The graph and its blocks, ready to run."""
+
+    def block(self, block: BlockLike) -> ResidualBlock:
+        """Return one block by name, index or object."""
+
+    def select(self, blocks: BlockLike | Iterable[BlockLike]) -> tuple[ResidualBlock, ...]:
+        """Return one or several blocks, each once, in execution order."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +49,13 @@ class Schedule:
         n_blocks: number of blocks `n` of the network it is made for.
         rows: for block `i` (from 0), the pairs `(j, w_ij)` with `w_ij != 0`.
         constants: for block `i`, the tensor `c_i`, which broadcasts against the sum.
+
+    Examples:
+        >>> schedule = rpp.Schedule.lesion(net, ["layer1.1"])
+        >>> schedule.deleted
+        (1,)
+        >>> torch.equal(net.scheduled(schedule)(images), net.lesioned(["layer1.1"])(images))
+        True
     """
 
     n_blocks: int
@@ -64,21 +91,30 @@ class Schedule:
         return matrix
 
     @classmethod
-    def identity(cls, net: "UnraveledNetwork") -> "Schedule":
-        """The intact network."""
+    def identity(cls, net: HasBlocks) -> "Schedule":
+        """The intact network.
+
+        Examples:
+            >>> torch.equal(net.scheduled(rpp.Schedule.identity(net))(images), model(images))
+            True
+        """
         return cls(len(net.blocks))
 
     @classmethod
-    def lesion(cls, net: "UnraveledNetwork", blocks: BlockLike | Iterable[BlockLike]) -> "Schedule":
+    def lesion(cls, net: HasBlocks, blocks: BlockLike | Iterable[BlockLike]) -> "Schedule":
         """Delete the branches of some blocks; their skips stay, a projection included (Veit et al. 2016, Sec. 4.1).
 
         Raises:
             UnknownBlockError: if the network does not have one of the blocks.
+
+        Examples:
+            >>> rpp.Schedule.lesion(net, ["layer1.1", "layer3.1"]).deleted
+            (1, 5)
         """
         return cls(len(net.blocks), {block.index: () for block in net.select(blocks)})
 
     @classmethod
-    def order(cls, net: "UnraveledNetwork", order: Sequence[BlockLike]) -> "Schedule":
+    def order(cls, net: HasBlocks, order: Sequence[BlockLike]) -> "Schedule":
         """Run the branch of block `order[i]` at place `i` (Veit et al. 2016, Sec. 4.3).
 
         Args:
@@ -87,6 +123,10 @@ class Schedule:
 
         Raises:
             ScheduleError: if `order` is no permutation, or moves a branch to where it does not fit.
+
+        Examples:
+            >>> rpp.Schedule.order(net, [1, 0, 2, 3, 4, 5]).weights[:2, :2].tolist()
+            [[0.0, 1.0], [1.0, 0.0]]
         """
         moved = [net.block(block).index for block in order]
         if sorted(moved) != list(range(len(net.blocks))):
@@ -97,19 +137,35 @@ class Schedule:
         return cls.from_rows(net, {place: ((branch, 1.0),) for place, branch in enumerate(moved) if branch != place})
 
     @classmethod
-    def scaled(
-        cls, net: "UnraveledNetwork", factor: float, blocks: BlockLike | Iterable[BlockLike] | None = None
-    ) -> "Schedule":
-        """Multiply the branches of some blocks, by default of all, by a factor."""
+    def scaled(cls, net: HasBlocks, factor: float, blocks: BlockLike | Iterable[BlockLike] | None = None) -> "Schedule":
+        """Multiply the branches of some blocks, by default of all, by a factor.
+
+        Raises:
+            ScheduleError: if the factor is no finite number.
+
+        Examples:
+            >>> rpp.Schedule.scaled(net, 0.5, ["layer1.0"]).row(0)
+            ((0, 0.5),)
+        """
         chosen = net.blocks if blocks is None else net.select(blocks)
-        return cls.from_rows(net, {block.index: ((block.index, float(factor)),) for block in chosen})
+        try:
+            weight = float(factor)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise ScheduleError(
+                f"a branch is multiplied by a finite number, not by {type(factor).__name__}: {error}"
+            ) from error
+        return cls.from_rows(net, {block.index: ((block.index, weight),) for block in chosen})
 
     @classmethod
-    def repeated(cls, net: "UnraveledNetwork", block: BlockLike, places: BlockLike | Iterable[BlockLike]) -> "Schedule":
+    def repeated(cls, net: HasBlocks, block: BlockLike, places: BlockLike | Iterable[BlockLike]) -> "Schedule":
         """Run the branch of one block at the places of several.
 
         Raises:
             ScheduleError: if it does not fit one of the places.
+
+        Examples:
+            >>> rpp.Schedule.repeated(net, "layer1.0", places=["layer1.1"]).row(1)  # it runs twice
+            ((0, 1.0),)
         """
         branch = net.block(block).index
         rows = {place.index: ((branch, 1.0),) for place in net.select(places)}
@@ -118,7 +174,7 @@ class Schedule:
     @classmethod
     def parallel(
         cls,
-        net: "UnraveledNetwork",
+        net: HasBlocks,
         blocks: Iterable[BlockLike],
         *,
         reduction: Literal["mean", "sum"] = "mean",
@@ -132,6 +188,11 @@ class Schedule:
 
         Raises:
             ScheduleError: if a branch does not fit the first one's place, or there is no block.
+
+        Examples:
+            >>> side_by_side = rpp.Schedule.parallel(net, ["layer1.0", "layer1.1"])
+            >>> side_by_side.row(0), side_by_side.row(1)
+            (((0, 0.5), (1, 0.5)), ())
         """
         if reduction not in {"mean", "sum"}:
             raise ScheduleError(f"reduction must be 'mean' or 'sum', not {reduction!r}")
@@ -143,11 +204,17 @@ class Schedule:
         return cls.from_rows(net, {chosen[0]: tuple((branch, weight) for branch in chosen), **rows})
 
     @classmethod
-    def from_weights(cls, net: "UnraveledNetwork", weights: NDArray[np.floating]) -> "Schedule":
+    def from_weights(cls, net: HasBlocks, weights: NDArray[np.floating]) -> "Schedule":
         """Take all weights `w_ij` from a matrix of shape `(n, n)`.
 
         Raises:
             ScheduleError: if the shape is another, a weight is not finite, or a branch does not fit its place.
+
+        Examples:
+            >>> weights = rpp.Schedule.identity(net).weights
+            >>> weights[1, 1] = 0.0
+            >>> rpp.Schedule.from_weights(net, weights).deleted
+            (1,)
         """
         matrix = np.asarray(weights, dtype=np.float64)
         n = len(net.blocks)
@@ -161,13 +228,18 @@ class Schedule:
 
     @classmethod
     def from_rows(
-        cls, net: "UnraveledNetwork", rows: Mapping[int, Row], constants: Mapping[int, Tensor] | None = None
+        cls, net: HasBlocks, rows: Mapping[int, Row], constants: Mapping[int, Tensor] | None = None
     ) -> "Schedule":
         """Take rows as they are, after checking that each branch fits where it is put.
 
         Raises:
             ScheduleError: if a weight is not finite, a branch does not fit its place (both blocks are named), or a
                 constant does not fit its sum.
+
+        Examples:
+            >>> both = rpp.Schedule.from_rows(net, {1: ((0, 0.5), (1, 0.5))})  # at the second sum, half of each branch
+            >>> both.weights[1].tolist()
+            [0.5, 0.5, 0.0, 0.0, 0.0, 0.0]
         """
         n = len(net.blocks)
         strange = {at for place, row in rows.items() for at in (place, *(j for j, _ in row)) if not 0 <= at < n}
@@ -184,7 +256,7 @@ class Schedule:
         return cls(len(net.blocks), kept, dict(constants or {}))
 
 
-def _check_constant(net: "UnraveledNetwork", place: int, constant: Tensor) -> None:
+def _check_constant(net: HasBlocks, place: int, constant: Tensor) -> None:
     if not 0 <= place < len(net.blocks):
         raise ScheduleError(f"constants name block {place}: {net.name} has {len(net.blocks)} blocks, counted from 0")
     block = net.blocks[place]

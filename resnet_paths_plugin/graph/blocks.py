@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from numbers import Integral
 from typing import Literal, cast
 
+from resnet_paths_plugin.argument_sizes import listed_values
+from resnet_paths_plugin.errors import UnknownBlockError
+
 SkipKind = Literal["identity", "scaled", "projection", "gated", "none"]
 """`"none"` is a layer of a plain network, which has no skip: deleted, it becomes the identity."""
 BranchType = Literal["convolution", "attention", "mlp", "pooling", "other"]
@@ -34,6 +37,11 @@ class ResidualBlock:
         branch: name of the graph value that is `f_i(x_i)`, a term of the sum.
         sum: name of the graph value that is `y_i`.
         gate: name of the graph value that multiplies the branch of a gated block; None for other blocks.
+
+    Examples:
+        >>> block = net.block("layer2.0")
+        >>> block.index, block.skip_kind, block.source_shape, block.sum_shape, block.movable
+        (2, 'projection', (8, 8, 8), (16, 4, 4), False)
     """
 
     index: int
@@ -63,14 +71,20 @@ BlockLike = ResidualBlock | str | int
 
 
 def listed(blocks: BlockLike | Iterable[BlockLike]) -> list[BlockLike]:
-    """Return one block, or several, as a list; numbers of any integer type are indices."""
+    """Return one block, or several, as a list; numbers of any integer type are indices.
+
+    Raises:
+        UnknownBlockError: if it is neither a block nor several.
+    """
     if isinstance(blocks, ResidualBlock | str | Integral):
         return [cast("BlockLike", blocks)]
-    return list(cast("Iterable[BlockLike]", blocks))
+    if not isinstance(blocks, Iterable):
+        raise UnknownBlockError(f"a block is given by name, index or object, and blocks by a list, not by {blocks!r}")
+    return listed_values(blocks, "a list of blocks")
 
 
 def why_not(branch: ResidualBlock, place: ResidualBlock) -> str | None:
-    """Say why the branch of one block cannot run at the place of another, as far as the facts tell; None if it can."""
+    """Return why the branch of one block cannot run at the place of another, by the facts; None if it can."""
     for block in (branch, place):
         if not block.movable:
             return f"the skip of {block.name!r} is a projection, so it has to stay where it is"

@@ -5,8 +5,9 @@ that were captured in training mode change any: their own statistics.
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -15,13 +16,22 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
-from resnet_paths_plugin.errors import CaptureError, InputError, StochasticModelWarning
-from resnet_paths_plugin.graph.export import batch_size, export, training_mode
-from resnet_paths_plugin.graph.failure import explained, where_batch_is_asked_for
-from resnet_paths_plugin.graph.functional import functional_program
+from resnet_paths_plugin.errors import CaptureError, CaptureMismatchError, InputError, StochasticModelWarning
+from resnet_paths_plugin.graph.batch_conditions import BatchConditions, batch_conditions, one_sample, parameter_names
+from resnet_paths_plugin.graph.batch_norm_buffers import counters, draw_functionally, written_counters
+from resnet_paths_plugin.graph.batch_trial import holds_for
+from resnet_paths_plugin.graph.code_location import CodeLocation
+from resnet_paths_plugin.graph.export import batch_size
+from resnet_paths_plugin.graph.export_errors import check_tensors, where_batch_is_asked_for
+from resnet_paths_plugin.graph.free_batch import programs, resized
+from resnet_paths_plugin.graph.frozen_batch import batch_dims
+from resnet_paths_plugin.graph.functionalize import functional_program
+from resnet_paths_plugin.graph.input_checks import check_batch, check_input
 from resnet_paths_plugin.graph.operators import draws_at_random
-from resnet_paths_plugin.graph.place import Place
-from resnet_paths_plugin.graph.statistics import check_momentum, counters, draw_functionally, written_counters
+from resnet_paths_plugin.graph.tracing import outside_inference_mode
+from resnet_paths_plugin.process_lock import alone
+
+_SHORT_FLOATS = (torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,9 +48,10 @@ class CapturedGraph:
         outputs: the output's leaves: nodes, or constants as they are.
         out_spec: tree structure of the model's output.
         counters: in training mode, the placeholder of the counter that each batch norm counts its batches on; whoever
-            runs the batch norm counts it up.
-        batch_range: smallest and largest batch that the graph holds for; None where there is no largest.
-        batch_place: where the model asks for its batch size, if only some hold and the place was found.
+            runs the batch norm increments it.
+        conditions: which batch sizes the graph holds for.
+        batch_location: where the model asks for its batch size, if only some hold and the place was found.
+        n_inputs: how many of the inputs, from the first, were taken to share the batch; None for all.
     """
 
     model: nn.Module
@@ -53,8 +64,9 @@ class CapturedGraph:
     out_spec: pytree.TreeSpec
     _exported_state: dict[str, Tensor] = field(repr=False)
     counters: dict[fx.Node, fx.Node] = field(default_factory=dict)
-    batch_range: tuple[int, int | None] = (1, None)
-    batch_place: Place | None = None
+    conditions: BatchConditions = field(default_factory=BatchConditions)
+    batch_location: CodeLocation | None = None
+    n_inputs: int | None = None
 
     @property
     def batch_symbol(self) -> Any:
@@ -62,12 +74,89 @@ class CapturedGraph:
         for node in self.inputs:
             value = node.meta.get("val")
             if isinstance(value, Tensor) and value.ndim and isinstance(value.shape[0], torch.SymInt):
-                return value.shape[0].node.expr
+                expression = value.shape[0].node.expr
+                return None if expression.is_number else expression
         return None
+
+    def apart(self, position: int) -> bool:
+        """Whether the first dimension of an input is no batch: the model never shows that it is that of the others."""
+        value, symbol = self.inputs[position].meta.get("val"), self.batch_symbol
+        if not isinstance(value, Tensor) or not value.ndim:
+            return False
+        if symbol is None:
+            return self.n_inputs is not None and position >= self.n_inputs
+        size = value.shape[0]
+        return not isinstance(size, torch.SymInt) or size.node.expr != symbol
+
+    @cached_property
+    def has_short_floats(self) -> bool:
+        """Whether a value on the way is bfloat16 or float16, as under autocast, so that gradients are coarse."""
+        values = (node.meta.get("val") for node in self.graph.nodes)
+        return any(isinstance(value, Tensor) and value.dtype in _SHORT_FLOATS for value in values)
+
+    @property
+    def example_batch(self) -> int:
+        """The batch size that the graph was traced with."""
+        for node in self.inputs:
+            value = node.meta.get("val")
+            if isinstance(value, Tensor) and value.ndim:
+                size = value.shape[0]
+                hint = size.node.hint if isinstance(size, torch.SymInt) else size
+                return 2 if hint is None else int(hint)
+        return 1
+
+    def samples_first(self, node: fx.Node, value: Tensor) -> Tensor | None:
+        """Return a value of the graph as `[B, *]`; None where the batch is mixed with another dimension."""
+        dim = self.batch_dim(node)
+        if dim is None:
+            return value[None] if self.is_single else None
+        return value.movedim(dim, 0)
+
+    @property
+    def is_single(self) -> bool:
+        """Whether the graph is for one sample alone, so that every value is that sample's."""
+        return self.batch_symbol is None and self.example_batch == 1
+
+    def batch_dim(self, node: fx.Node) -> int | None:
+        """Return the dimension of a value that is the batch; None where there is none or it is mixed with another."""
+        value, symbol = node.meta["val"], self.batch_symbol
+        if not isinstance(value, Tensor):
+            return None
+        if symbol is None:
+            return self._frozen_dim(node, value)
+        depends = [
+            dim
+            for dim, size in enumerate(value.shape)
+            if isinstance(size, torch.SymInt) and symbol in size.node.expr.free_symbols
+        ]
+        size = value.shape[depends[0]] if len(depends) == 1 else None
+        return depends[0] if isinstance(size, torch.SymInt) and size.node.expr == symbol else None
+
+    def _frozen_dim(self, node: fx.Node, value: Tensor) -> int | None:
+        """Return the dimension that is as large as the frozen batch and that the samples lie along."""
+        dims = [dim for dim, size in enumerate(value.shape) if size == self.example_batch]
+        if dims[:1] == [0] and node in self.inputs:
+            return 0
+        if self.is_single:
+            return dims[0] if dims else None  # of one sample, any dimension of size 1 serves
+        if not dims:
+            return None
+        return self._dims_by_data.get(node, dims[0] if len(dims) == 1 else None)
+
+    @cached_property
+    def _dims_by_data(self) -> dict[fx.Node, int | None]:
+        """What data tell of the dimensions of a frozen batch."""
+        placeholders = dict(zip(self.inputs, pytree.tree_leaves(self.example_inputs()), strict=True))
+        return batch_dims(
+            self.graph, self.inputs[: self.n_inputs], {**placeholders, **self.live_tensors()}, self.example_batch
+        )
 
     def sample_shape(self, node: fx.Node) -> tuple[int, ...]:
         """Return the shape of one sample of a node's value: without the batch, for a batch of one."""
         symbol = self.batch_symbol
+        if symbol is None:
+            sizes, batch = [int(size) for size in node.meta["val"].shape], self.batch_dim(node)
+            return tuple(size for dim, size in enumerate(sizes) if dim != batch)
         shape: list[int] = []
         dropped = False
         for size in node.meta["val"].shape:
@@ -77,11 +166,15 @@ class CapturedGraph:
             elif expression == symbol and not dropped:
                 dropped = True
             else:
-                shape.append(int(expression.subs(dict.fromkeys(expression.free_symbols, 1))))
+                shape.append(one_sample(expression, symbol, self.example_batch))
         return tuple(shape)
 
     def live_tensors(self) -> dict[fx.Node, Any]:
         """Return the value of every placeholder that is no input, as the model holds it now."""
+        with alone():  # a capture of the model elsewhere puts other tensors in their place
+            return self._live_tensors()
+
+    def _live_tensors(self) -> dict[fx.Node, Any]:
         values: dict[fx.Node, Any] = dict(self.constants)
         modules: dict[str, nn.Module] = {"": self.model}
 
@@ -90,18 +183,27 @@ class CapturedGraph:
             if found is None:
                 parent, _, name = path.rpartition(".")
                 # Looked up in the registries, since a getattr may run the user's code, and takes its time.
-                held = module(parent)._modules.get(name)  # noqa: SLF001 - see above
-                found = modules[path] = self.model.get_submodule(path) if held is None else held
+                held = _entry(module(parent)._modules, name)  # noqa: SLF001 - see above
+                found = modules[path] = self._submodule(path) if held is None else held
             return found
 
         for node, path in self.tensors.items():
             owner_path, _, attribute = path.rpartition(".")
             owner = module(owner_path)
-            tensor: Tensor | None = owner._parameters.get(attribute)  # noqa: SLF001 - see above
+            tensor: Tensor | None = _entry(owner._parameters, attribute)  # noqa: SLF001 - see above
             if tensor is None:
-                tensor = owner._buffers.get(attribute)  # noqa: SLF001 - see above
+                tensor = _entry(owner._buffers, attribute)  # noqa: SLF001 - see above
             values[node] = self._exported_state[path] if tensor is None else tensor
         return values
+
+    def _submodule(self, path: str) -> nn.Module:
+        try:
+            return self.model.get_submodule(path)
+        except AttributeError as error:
+            raise CaptureMismatchError(
+                f"{type(self.model).__name__} was changed since it was unraveled: its module {path!r} is gone. Unravel "
+                "it again"
+            ) from error
 
     def bind(self, args: tuple[Any, ...]) -> dict[fx.Node, Any]:
         """Match positional arguments with the input placeholders.
@@ -109,6 +211,8 @@ class CapturedGraph:
         Raises:
             InputError: if number, structure, dtype or a shape differs from what was captured.
         """
+        if not torch.is_inference_mode_enabled():
+            args = outside_inference_mode(args)
         leaves, spec = pytree.tree_flatten((args, {}))
         if spec != self.in_spec:
             raise InputError(
@@ -120,29 +224,35 @@ class CapturedGraph:
         for position, (node, leaf) in enumerate(zip(self.inputs, leaves, strict=True)):
             expected = node.meta.get("val")
             if isinstance(expected, Tensor):
-                _check_input(position, expected, leaf)
-                _check_batch(position, expected, leaf, samples)
+                check_input(position, expected, leaf)
+                check_batch(position, expected, leaf, samples)
             elif isinstance(leaf, Tensor) or leaf != expected:
                 raise InputError(
                     f"input {position} was {expected!r} when the network was captured and is {leaf!r} now: "
                     "arguments that are no tensors are fixed by the capture; unravel the model again"
                 )
             bound[node] = leaf
-        for position, size in samples.values():
-            self._check_range(position, size)
+        self._check_sizes(samples)
         return bound
 
-    def _check_range(self, position: int, size: int) -> None:
+    def _check_sizes(self, samples: Mapping[Any, tuple[int, int]]) -> None:
         """Refuse a batch of a size for which the model does something else than was captured."""
-        least, most = self.batch_range
-        if least <= size and (most is None or size <= most):
+        sizes = {symbol: size for symbol, (_, size) in samples.items()}
+        first = next(iter(samples.values()), (0, self.example_batch))
+        position, size = samples.get(self.batch_symbol, first)
+        if self.conditions.holds(size, sizes):
             return
-        held = f"{least}" if least == most else f"{least} or more" if most is None else f"{least} to {most}"
-        place = f" ({self.batch_place})" if self.batch_place else ""
+        if self.conditions.holds(size):
+            raise InputError(
+                f"arguments beside the batch have first dimensions of {', '.join(map(str, sizes.values()))}, for which "
+                "the model does something else than was captured: unravel it again with example_inputs of these shapes"
+            )
+        place = f" ({self.batch_location})" if self.batch_location else ""
         raise InputError(
-            f"input {position} has {size} samples, and what was captured holds for {held} only, as what the model does "
-            f"depends on its batch size{place}: pass batches of such sizes (internal_batch_size cuts larger ones), "
-            "write the model for any batch size, or unravel it again with a batch of this size"
+            f"input {position} has {size} samples, and what was captured holds for {self.conditions.described()} only, "
+            f"as what the model does depends on its batch size{place}: pass batches of such sizes (internal_batch_size "
+            "cuts larger ones, drop_last=True of a DataLoader leaves a smaller last one out), write the model for any "
+            "batch size, or unravel it again with a batch of this size"
         )
 
     def example_inputs(self) -> tuple[Any, ...]:
@@ -163,75 +273,84 @@ class CapturedGraph:
 
 
 def capture(
-    model: nn.Module, example_inputs: tuple[Any, ...], program: ExportedProgram | None = None, *, training: bool = False
+    model: nn.Module,
+    example_inputs: tuple[Any, ...],
+    program: ExportedProgram | None = None,
+    *,
+    training: bool = False,
+    n_inputs: int | None = None,
+    verify: bool = True,
+    free: bool = True,
 ) -> CapturedGraph:
     """Capture a model in eval mode, or in training mode, as a functional graph with a dynamic batch.
 
     Args:
         model: the model; its flags, parameters, buffers and the random number generators are left as they are.
         example_inputs: positional arguments of one call. Tensors whose first dimension equals that of the first
-            tensor share its batch `B`; a batch of one is widened to two, since export would freeze it.
+            tensor share its batch `B`; see `programs` for what is tried so that it stays free.
         program: an exported program to use instead of exporting here (from a plugin's `capture` hook).
         training: whether to capture in training mode (see `training_mode`): batch norms then move the model's running
             statistics each time the graph runs.
+        n_inputs: how many of the arguments' leaves, from the first, share the batch whatever the model does with
+            them; the others share it only where the model shows that they do. None for all.
+        verify: whether to find out, by running the model on one sample, that the graph holds for a batch of one.
+        free: whether to try for a free batch; if not, the graph is for the batch of the example alone.
 
     Raises:
         CaptureError: if `torch.export` cannot follow the model, or if in training mode the model writes to more of
             its parameters and buffers than the statistics of batch norms.
     """
-    exported = program is None
-    if program is None:
-        program = _export(model, widened(example_inputs), training=training)
-    sizes = _batch_range(program)
+    check_tensors(model)
+    if program is not None:
+        return _captured(model, example_inputs, program, training=training, n_inputs=n_inputs, verify=verify)
+    for made in programs(model, example_inputs, training=training, n_inputs=n_inputs, free=free):
+        graph = _captured(model, example_inputs, made, training=training, n_inputs=n_inputs, verify=verify)
+        if graph.conditions.holds(batch_size(example_inputs)):
+            break
+    if graph.conditions.always:
+        return graph
+    place = where_batch_is_asked_for(model, resized(example_inputs, graph.example_batch), training=training)
+    return replace(graph, batch_location=place)
+
+
+def _captured(
+    model: nn.Module,
+    example_inputs: tuple[Any, ...],
+    program: ExportedProgram,
+    *,
+    training: bool,
+    n_inputs: int | None,
+    verify: bool,
+) -> CapturedGraph:
+    conditions = batch_conditions(program, parameter_names(model))
     written = written_counters(program) if training else None
     if training:
         draw_functionally(program.graph)
-    program = functional_program(program)
+    program = functional_program(program, training=training)
     if not training and any(draws_at_random(node) for node in program.graph.nodes):
         warnings.warn(
             f"{type(model).__name__} draws random numbers in eval mode, as in a dropout that is always on: each run "
             "differs, and studies that compare runs mean little",
             StochasticModelWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
-    place = None
-    if exported and sizes != (1, None):
-        place = where_batch_is_asked_for(model, widened(example_inputs), training=training)
-    graph = replace(_graph_of(model, program), batch_range=sizes, batch_place=place)
+    graph = replace(_graph_of(model, program), conditions=conditions, n_inputs=n_inputs)
+    if verify and example_inputs and not training and graph.batch_symbol is not None:
+        graph = _tried(graph, example_inputs)
     return graph if written is None else replace(graph, counters=counters(program, written))
 
 
-def widened(example_inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Return the inputs with a batch of one repeated to two; other batches as they are."""
-    batch = batch_size(example_inputs)
-    if batch != 1:
-        return example_inputs
-
-    def widen(leaf: Any) -> Any:
-        if isinstance(leaf, Tensor) and leaf.ndim and leaf.shape[0] == 1:
-            return torch.cat([leaf, leaf])
-        return leaf
-
-    return tuple(pytree.tree_map(widen, example_inputs))
-
-
-def _export(model: nn.Module, example_inputs: tuple[Any, ...], *, training: bool = False) -> ExportedProgram:
-    if training:
-        with training_mode(model):
-            check_momentum(model)
-    try:
-        return export(model, example_inputs, training=training)
-    except Exception as error:
-        raise CaptureError(explained(error, model, example_inputs, training=training)) from error
-
-
-def exported(model: nn.Module, example_inputs: tuple[Any, ...]) -> ExportedProgram:
-    """Export a model in eval mode with a dynamic batch, leaving it as it is.
-
-    Raises:
-        CaptureError: if `torch.export` cannot follow the model.
-    """
-    return _export(model, widened(example_inputs))
+def _tried(graph: CapturedGraph, example_inputs: tuple[Any, ...]) -> CapturedGraph:
+    """Return the graph with what samples showed: one, as many as in the example, and what torch may have ruled out."""
+    if any(draws_at_random(node) for node in graph.graph.nodes):
+        return graph
+    batch, tensors, conditions = batch_size(example_inputs), graph.live_tensors(), graph.conditions
+    for size in {*conditions.doubtful, *({batch} - {graph.example_batch})}:
+        args = resized(example_inputs, size, graph.apart)
+        held = holds_for(graph.model, args, graph.graph, graph.inputs, tensors, graph.outputs)
+        if held is not None:
+            conditions = replace(conditions, shown={**conditions.shown, size: held})
+    return replace(graph, conditions=conditions)
 
 
 def _graph_of(model: nn.Module, program: ExportedProgram) -> CapturedGraph:
@@ -256,7 +375,7 @@ def _graph_of(model: nn.Module, program: ExportedProgram) -> CapturedGraph:
                 f"({spec.arg.name}), which is not supported"
             )
     for node in program.graph.nodes:
-        if node.op == "get_attr":  # a nested graph, such as the body of a no_grad region
+        if node.op == "get_attr":  # a nested graph, such as a branch of torch.cond
             constants[node] = getattr(program.graph_module, str(node.target))
     leaves = next(node for node in program.graph.nodes if node.op == "output").args[0]
     outputs = tuple(
@@ -268,57 +387,6 @@ def _graph_of(model: nn.Module, program: ExportedProgram) -> CapturedGraph:
     return CapturedGraph(model, program.graph, tensors, constants, tuple(inputs), in_spec, outputs, out_spec, state)
 
 
-def _batch_range(program: ExportedProgram) -> tuple[int, int | None]:
-    """Return the smallest and the largest batch that a program holds for, None where there is no largest.
-
-    Export takes any dynamic size to be 2 or more, and what it captures then holds for 1 too.
-    """
-    names = set(program.graph_signature.user_inputs)
-    for node in program.graph.nodes:
-        value = node.meta.get("val")
-        if node.op != "placeholder" or node.name not in names or not isinstance(value, Tensor) or not value.ndim:
-            continue
-        if isinstance(size := value.shape[0], torch.SymInt):
-            expression = size.node.expr
-            if expression.is_number:
-                return int(expression), int(expression)
-            known = program.range_constraints.get(expression)
-            if known is not None:
-                least, most = (int(end) if end.is_Integer else None for end in (known.lower, known.upper))
-                return (1 if least is None or least <= 2 else least), most
-    return 1, None
-
-
-def _check_input(position: int, expected: Tensor, given: Any) -> None:
-    if not isinstance(given, Tensor):
-        raise InputError(f"input {position} must be a tensor, not {type(given).__name__}")
-    fits = given.ndim == expected.ndim and all(
-        isinstance(want, torch.SymInt) or want == got for want, got in zip(expected.shape, given.shape, strict=True)
-    )
-    if not fits:
-        want = ", ".join("B" if isinstance(size, torch.SymInt) else str(size) for size in expected.shape)
-        raise InputError(
-            f"input {position} has shape {tuple(given.shape)}; the network was captured for ({want}): "
-            "resize the input, or unravel the model again with example_inputs of this shape"
-        )
-    if given.dtype != expected.dtype:
-        raise InputError(
-            f"input {position} is {given.dtype}; the network was captured with {expected.dtype}: convert it"
-        )
-    if given.device.type != expected.device.type:
-        raise InputError(
-            f"input {position} is on {given.device}; the network was captured on {expected.device}: move it, or "
-            "unravel the model again where it is now"
-        )
-
-
-def _check_batch(position: int, expected: Tensor, given: Tensor, samples: dict[Any, tuple[int, int]]) -> None:
-    """Check that inputs that shared their batch when they were captured still do; `samples` collects the sizes."""
-    if not given.ndim or not isinstance(expected.shape[0], torch.SymInt):
-        return
-    first, size = samples.setdefault(expected.shape[0].node.expr, (position, given.shape[0]))
-    if given.shape[0] != size:
-        raise InputError(
-            f"input {position} has {given.shape[0]} samples and input {first} has {size}: "
-            "all inputs of a batch need as many"
-        )
+def _entry(registry: Mapping[str, Any], name: str) -> Any:
+    """Return what a module's registry holds, None where there is nothing; scripted modules' have no `get`."""
+    return registry[name] if name in registry else None  # noqa: SIM401 - see above

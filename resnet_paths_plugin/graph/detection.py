@@ -8,15 +8,11 @@ from collections.abc import Iterator, Sequence
 
 from torch import fx
 
+from resnet_paths_plugin.graph.block_facts import Reading, blocks_of
 from resnet_paths_plugin.graph.blocks import ResidualBlock
 from resnet_paths_plugin.graph.capture import CapturedGraph
-from resnet_paths_plugin.graph.facts import Reading, blocks_of
-from resnet_paths_plugin.graph.operators import (
-    PARTS,
-    WINDOWED_POOLING,
-    aten,
-    same_shape,
-)
+from resnet_paths_plugin.graph.dataflow import DataFlow
+from resnet_paths_plugin.graph.operators import PARTS, WINDOWED_POOLING, aten, is_constant, same_shape
 from resnet_paths_plugin.graph.skips import Skip, skips
 from resnet_paths_plugin.graph.sums import (
     Term,
@@ -26,7 +22,6 @@ from resnet_paths_plugin.graph.sums import (
     is_subtraction,
     sum_terms,
 )
-from resnet_paths_plugin.graph.values import DataFlow
 
 
 def detect_blocks(graph: CapturedGraph) -> tuple[ResidualBlock, ...]:
@@ -124,12 +119,16 @@ def _is_branch(region: list[fx.Node], way: Skip, flow: DataFlow) -> bool:
 
 
 def _is_closed(term: Term, region: list[fx.Node], block: set[fx.Node]) -> bool:
-    """Whether nothing inside the branch is read outside the block, a split of its last value excepted.
+    """Whether nothing inside the branch is read outside the block, for its form or to split its last value excepted.
 
     This tells the projection of a residual block from a lateral sum of a feature pyramid.
     """
     last = _last_value(term.node, set(region))
-    return all(user in block or (node in last and user.target in PARTS) for node in region for user in node.users)
+    return all(
+        user in block or is_constant(user) or (node in last and user.target in PARTS)
+        for node in region
+        for user in node.users
+    )
 
 
 def _last_value(term: fx.Node, region: set[fx.Node]) -> set[fx.Node]:

@@ -9,11 +9,11 @@ from dataclasses import replace
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
+from resnet_paths_plugin.graph.block_facts import branch_type, owner_of, with_stages_by_shape, with_unique_names
 from resnet_paths_plugin.graph.blocks import ResidualBlock
 from resnet_paths_plugin.graph.capture import CapturedGraph
-from resnet_paths_plugin.graph.facts import branch_type, owner_of, with_stages_by_shape, with_unique_names
+from resnet_paths_plugin.graph.dataflow import DataFlow
 from resnet_paths_plugin.graph.operators import ACTIVATIONS, DROPOUT, NORMS, WEIGHTED, same_shape
-from resnet_paths_plugin.graph.values import DataFlow
 
 
 def layer_output(_source: Tensor, value: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ Targets are matched by identity. A node's value depends on data where it descend
 """
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -17,7 +17,7 @@ SkipStep = Literal["identity", "scaled", "part", "projection", "weighted", "acti
 
 
 def _overloads(*names: str) -> frozenset[OpOverload]:
-    """Return every overload of the named ATen operators; those that this torch does not have are passed over."""
+    """Return every overload of the named ATen operators; those that this torch does not have are left out."""
     found: set[OpOverload] = set()
     for name in names:
         packet = getattr(aten, name, None)
@@ -68,11 +68,13 @@ COPYING = _overloads(
 )  # fmt: skip
 _KEEPING = RESHAPING | COPYING | _overloads(
     "permute", "transpose", "t", "movedim", "moveaxis", "swapaxes", "swapdims", "expand", "expand_as", "roll", "flip",
-    "rot90", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "native_dropout",
+    "rot90", "detach", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "native_dropout",
 )  # fmt: skip
+_REPEATING = _overloads("repeat", "tile", "repeat_interleave")
 _DIVISIONS = _overloads("div", "true_divide", "divide")
 _SCALING = _DIVISIONS | _overloads("mul", "multiply", "neg", "negative")
 _SHIFTING = _overloads("add", "sub", "subtract")
+ARITHMETIC = _SCALING | _SHIFTING
 BATCH_NORM = _overloads(
     "batch_norm", "_native_batch_norm_legit_no_training", "cudnn_batch_norm", "native_batch_norm",
 )  # fmt: skip
@@ -99,24 +101,54 @@ SPLITS = _overloads(
     "split", "split_with_sizes", "chunk", "unbind", "tensor_split", "unsafe_split", "unsafe_chunk",
 )  # fmt: skip
 
-JOINS = _overloads("cat", "concat", "concatenate")
+JOINS = _overloads("cat", "concat", "concatenate", "stack")
 PARTS = SPLITS | frozenset({aten.slice.Tensor, aten.narrow.default, operator.getitem})
 
 
 DROPOUT = _overloads("dropout", "native_dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")
-_RANDOM = _overloads(
-    "bernoulli", "bernoulli_", "rand", "rand_like", "randn", "randn_like", "randint", "randint_like", "randperm",
-    "normal", "normal_", "uniform", "uniform_", "multinomial", "poisson", "exponential", "exponential_",
+_RANDOM_SWITCHES = ("train", "training", "dropout", "dropout_p")
+"""Arguments of operators that draw at random; where one of them is false or 0, the operator draws nothing."""
+_FILLED = _overloads(
+    "zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full", "empty_like",
+    "new_empty", "zero", "fill",
 )  # fmt: skip
+"""What reads of a tensor its shape, dtype and device, and nothing else, and returns a constant."""
+FUSED_SUMS = _overloads(
+    "addmm", "addbmm", "baddbmm", "addmv", "addr", "addcmul", "addcdiv", "lerp", "index_add", "scatter_add",
+    "_addmm_activation",
+)  # fmt: skip
+"""Operators that add a product or a part inside, so that no value of the graph is the term that they add."""
 
 
 SIZES = frozenset({aten.sym_size.int, aten.sym_size.default, aten.sym_numel.default})
 """What reads of a tensor how large it is, and nothing else."""
 
 
+def is_constant(node: fx.Node) -> bool:
+    """Whether a node's value is the same whatever the data: filled in the form of a tensor, or zeros to pad with."""
+    if node.target in _FILLED:
+        return True
+    factors = node.args if node.target in _SCALING - _DIVISIONS else ()
+    is_zero = any(isinstance(factor, int | float) and factor == 0 for factor in factors)
+    return is_zero and all(user.target in JOINS for user in node.users)
+
+
 def draws_at_random(node: fx.Node) -> bool:
-    """Whether an operator draws random numbers: a dropout that is on, or a generator."""
-    return node.target in _RANDOM or (node.target in DROPOUT and node.args[2] is True)
+    """Whether an operator draws random numbers: torch marks it so, and its arguments do not switch it off."""
+    target = node.target
+    if not isinstance(target, OpOverload) or torch.Tag.nondeterministic_seeded not in target.tags:
+        return False
+    given = {argument.name: argument.default_value for argument in target._schema.arguments}  # noqa: SLF001 - torch's
+    given |= dict(zip(given, node.args, strict=False)) | node.kwargs
+    return all(given[switch] for switch in _RANDOM_SWITCHES if switch in given)
+
+
+def has_gradient(node: fx.Node) -> bool:
+    """Whether a gradient can be taken at the node's value: integers and truth values are constants for gradients."""
+    value = node.meta.get("val")
+    parts = value if isinstance(value, list | tuple) else (value,)
+    tensors = [part for part in parts if isinstance(part, Tensor)]
+    return not tensors or any(part.is_floating_point() or part.is_complex() for part in tensors)
 
 
 def holds_tensor(node: fx.Node) -> bool:
@@ -183,7 +215,9 @@ def _maximum_step(_: fx.Node, operand: fx.Node) -> SkipStep | None:
 
 def _product_step(node: fx.Node, operand: fx.Node) -> SkipStep | None:
     """A product of a value with itself is no affine map."""
-    return "weighted" if sum(argument is operand for argument in node.args) == 1 else None
+    arguments = node.args[1] if node.target is aten.einsum.default else node.args
+    assert isinstance(arguments, list | tuple)  # noqa: S101 - the operator's signature
+    return "weighted" if sum(argument is operand for argument in arguments) == 1 else None
 
 
 def _scaling_step(node: fx.Node, operand: fx.Node) -> SkipStep | None:
@@ -197,9 +231,14 @@ def _shifting_step(node: fx.Node, _: fx.Node) -> SkipStep | None:
     return "identity" if node.args[1] == 0 else "scaled"
 
 
+def _masking_step(node: fx.Node, operand: fx.Node) -> SkipStep | None:
+    """A mask that does not depend on the data replaces elements by a constant, whatever they are."""
+    return "scaled" if node.args[0] is operand else None
+
+
 def _slice_step(node: fx.Node, operand: fx.Node) -> SkipStep:
     """A slice that keeps every element is an identity, one with a stride subsamples, another picks a part."""
-    if same_shape(operand, node):
+    if same_size(operand, node):
         return "identity"
     step: Any = node.kwargs.get("step", node.args[4] if len(node.args) > 4 else 1)
     return "projection" if node.target is aten.slice.Tensor and step != 1 else "part"
@@ -220,13 +259,19 @@ _JUDGES: dict[Any, Callable[[fx.Node, fx.Node], SkipStep | None]] = {
     **dict.fromkeys(SPLITS, _always("identity")),
     **dict.fromkeys(_RESAMPLING, _always("projection")),
     **dict.fromkeys(MAXIMA, _maximum_step),
+    **dict.fromkeys(_REPEATING, _always("projection")),
+    **dict.fromkeys(_overloads("masked_fill"), _masking_step),
 }
 
 
 def same_shape(one: fx.Node, other: fx.Node) -> bool:
     """Whether two values have the same shape; symbolic sizes are compared without adding a guard."""
-    a, b = one.meta["val"].shape, other.meta["val"].shape
-    return len(a) == len(b) and all(_same_size(x, y) for x, y in zip(a, b, strict=True))
+    return same_sizes(one.meta["val"].shape, other.meta["val"].shape)
+
+
+def same_sizes(one: Sequence[Any], other: Sequence[Any]) -> bool:
+    """Whether sizes, or strides, are the same for every batch; no guard is added."""
+    return len(one) == len(other) and all(_same_size(x, y) for x, y in zip(one, other, strict=True))
 
 
 def same_size(one: fx.Node, other: fx.Node) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, fx
 
 from resnet_paths_plugin.graph.blocks import SkipKind
+from resnet_paths_plugin.graph.dataflow import DataFlow
 from resnet_paths_plugin.graph.operators import (
     JOINS,
     SPLITS,
@@ -21,7 +22,6 @@ from resnet_paths_plugin.graph.operators import (
     skip_step,
 )
 from resnet_paths_plugin.graph.sums import Term
-from resnet_paths_plugin.graph.values import DataFlow
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -109,8 +109,14 @@ def _range(part: fx.Node) -> tuple[int, int, int] | None:
     """Return dimension, start and end of a slice; None where they are not plain numbers."""
     given: list[Any] = list(part.args[1:4])
     dim, start, end = given + [0, None, None][len(given) :]
+    if part.target is aten.select.int:
+        end = start + 1 if start != -1 else None
     whole = part.all_input_nodes[0].meta["val"]
-    if part.target is not aten.slice.Tensor or not isinstance(dim, int) or not isinstance(whole.shape[dim], int):
+    if (
+        part.target not in {aten.slice.Tensor, aten.select.int}
+        or not isinstance(dim, int)
+        or not isinstance(whole.shape[dim], int)
+    ):
         return None
     size: int = whole.shape[dim]
     first, last = 0 if start is None else start, size if end is None else end

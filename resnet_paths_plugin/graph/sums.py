@@ -20,7 +20,7 @@ class Term:
 
 
 def is_addition(node: fx.Node) -> bool:
-    """Whether a node adds tensors: `a + b`, or `stack(...).sum(...)` over the stacked dimension."""
+    """Whether a node adds tensors: `a + b`, or `stack(...)` summed or averaged over the stacked dimension."""
     if node.target is aten.add.Tensor:
         return all(isinstance(operand, fx.Node) and holds_tensor(operand) for operand in node.args[:2])
     return stacked_terms(node) is not None
@@ -34,8 +34,8 @@ def is_subtraction(node: fx.Node) -> bool:
 
 
 def stacked_terms(node: fx.Node) -> list[fx.Node] | None:
-    """Return the terms of `stack(...).sum(...)`, or None for any other node."""
-    if node.target is not aten.sum.dim_IntList or len(node.args) != 2:
+    """Return the terms of `stack(...).sum(...)` and `stack(...).mean(...)`, or None for any other node."""
+    if node.target not in {aten.sum.dim_IntList, aten.mean.dim} or len(node.args) != 2:
         return None
     stack, dims = node.args
     if not isinstance(stack, fx.Node) or stack.target is not aten.stack.default or len(stack.users) != 1:
@@ -94,7 +94,7 @@ def _continues(operand: fx.Node, stops: AbstractSet[fx.Node]) -> bool:
 def _operands(node: fx.Node) -> list[tuple[fx.Node, float]]:
     stacked = stacked_terms(node)
     if stacked is not None:
-        return [(part, 1.0) for part in stacked]
+        return [(part, 1 / len(stacked) if node.target is aten.mean.dim else 1.0) for part in stacked]
     sign = -1.0 if is_subtraction(node) else 1.0
     alpha = node.kwargs.get("alpha", 1)
     factor = sign * float(alpha) if isinstance(alpha, int | float) else sign

@@ -5,27 +5,8 @@ A function that is given no Axes makes a pyplot figure of its own, which is the 
 the function that fits a Dataset.
 """
 
-from resnet_paths_plugin.plotting import accessor as accessor
-from resnet_paths_plugin.plotting.attribution import plot_path_attribution
-from resnet_paths_plugin.plotting.classes import plot_class_lesions
-from resnet_paths_plugin.plotting.influence import plot_gates, plot_influence, plot_influences
-from resnet_paths_plugin.plotting.lengths import plot_path_lengths
-from resnet_paths_plugin.plotting.lesions import plot_random_lesions, plot_single_lesions, plot_training_lesions
-from resnet_paths_plugin.plotting.reorderings import plot_reorderings
-from resnet_paths_plugin.plotting.schedules import plot_schedules
-from resnet_paths_plugin.plotting.survival import plot_path_survival
+import lazy_loader
 
-__all__ = [
-    "plot_class_lesions",
-    "plot_gates",
-    "plot_influence",
-    "plot_influences",
-    "plot_path_attribution",
-    "plot_path_lengths",
-    "plot_path_survival",
-    "plot_random_lesions",
-    "plot_reorderings",
-    "plot_schedules",
-    "plot_single_lesions",
-    "plot_training_lesions",
-]
+from resnet_paths_plugin.plotting import accessor as accessor
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

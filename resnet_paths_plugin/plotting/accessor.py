@@ -1,45 +1,16 @@
 """`ds.resnet_paths.plot()`: the figure that fits a Dataset; for a DataTree, one figure for each group.
 
-Registered with xarray when `resnet_paths_plugin.plotting` is imported.
+Registered with xarray when `resnet_paths_plugin` is first used; what draws is imported when something is drawn.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import xarray as xr
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-from resnet_paths_plugin.errors import InputError
-from resnet_paths_plugin.plotting.attribution import plot_path_attribution
-from resnet_paths_plugin.plotting.influence import plot_gates, plot_influence
-from resnet_paths_plugin.plotting.kinds import kind_of
-from resnet_paths_plugin.plotting.lengths import plot_path_lengths
-from resnet_paths_plugin.plotting.lesions import plot_random_lesions, plot_single_lesions, plot_training_lesions
-from resnet_paths_plugin.plotting.reorderings import plot_reorderings
-from resnet_paths_plugin.plotting.schedules import families, plot_schedules
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 NAME = "resnet_paths"
-
-FIGURES: Mapping[str, Callable[..., Any]] = {
-    "trainings": plot_training_lesions,
-    "single_lesions": plot_single_lesions,
-    "random_lesions": plot_random_lesions,
-    "reorderings": plot_reorderings,
-    "schedules": plot_schedules,
-    "influence": plot_influence,
-    "gates": plot_gates,
-    "path_maps": plot_path_attribution,
-    "path_lengths": plot_path_lengths,
-}
-"""What draws each kind of study."""
-
-_KNOWN = (
-    "lesions of blocks (BlockLesion), reorderings (BlockReordering), schedules (BlockSchedules), influence with lesion "
-    "results or gates (BlockInfluence), gradients by path length and their maps (PathLengthGradient), comparisons of "
-    "trainings"
-)
 
 
 class DatasetFigures:
@@ -55,7 +26,9 @@ class DatasetFigures:
     @property
     def kind(self) -> str | None:
         """What kind of study it is, such as `"single_lesions"`; None if no figure fits it."""
-        return kind_of(self._ds)
+        from resnet_paths_plugin.plotting.registry import kind  # noqa: PLC0415 - takes a second
+
+        return kind(self._ds)
 
     def plot(self, **kwargs: Any) -> Any:
         """Draw the figure that fits the study.
@@ -69,11 +42,9 @@ class DatasetFigures:
         Raises:
             InputError: if no figure fits.
         """
-        kind = self.kind
-        if kind is None:
-            held = ", ".join(sorted(map(str, self._ds.data_vars))) or "no variables at all"
-            raise InputError(f"no figure fits this dataset, which holds {held}. Known are {_KNOWN}")
-        return FIGURES[kind](self._ds, **kwargs)
+        from resnet_paths_plugin.plotting.registry import figure_of  # noqa: PLC0415 - takes a second
+
+        return figure_of(self._ds, **kwargs)
 
 
 class TreeFigures:
@@ -86,7 +57,7 @@ class TreeFigures:
     def __init__(self, tree: xr.DataTree) -> None:
         self._tree = tree
 
-    def plot(self) -> dict[str, Figure]:
+    def plot(self) -> dict[str, "Figure"]:
         """Draw each study that a figure fits, in a figure of its own.
 
         Of schedules, every family has one, named after group and family.
@@ -97,23 +68,9 @@ class TreeFigures:
         Raises:
             InputError: if no figure fits any of the groups.
         """
-        drawn: dict[str, Figure] = {}
-        for path, node in self._tree.subtree_with_keys:
-            ds = node.to_dataset(inherit=False)
-            kind = kind_of(ds)
-            if kind == "schedules":
-                drawn |= {f"{path}/{name}": _figure(plot_schedules(ds, family=name)) for name in families(ds)}
-            elif kind is not None:
-                drawn[path] = _figure(FIGURES[kind](ds))
-        if not drawn:
-            raise InputError(f"no figure fits any group of this tree. Known are {_KNOWN}")
-        return drawn
+        from resnet_paths_plugin.plotting.registry import figures_of  # noqa: PLC0415 - takes a second
 
-
-def _figure(axes: Any) -> Figure:
-    ax: Axes = np.asarray(axes, dtype=object).flat[0]
-    # Only Axes that were removed have none.
-    return cast("Figure", ax.get_figure(root=True))
+        return figures_of(self._tree)
 
 
 def _register() -> None:

@@ -4,7 +4,8 @@ Draws the Dataset of `PathLengthGradient` run with `keep_maps`.
 """
 
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from resnet_paths_plugin.errors import InputError
 from resnet_paths_plugin.plotting import style
+from resnet_paths_plugin.plotting.figure import Drawing, Figure, FigureStudy, has
+from resnet_paths_plugin.results.derived import refreshed
 
 COLOUR_MAP = "RdBu_r"
 PERCENTILE = 99
@@ -24,6 +27,41 @@ MAP_COLUMNS = 8
 SAMPLE_ROWS = 4
 CHANNELS = (1, 3)
 CHARACTERS_PER_INCH = 13
+
+
+STUDY_DIMS = 5
+"""Of the gradient of images by length: path_length, sample, channel, height, width."""
+
+
+class PathMaps(Figure):
+    """What the paths of each length see in an image."""
+
+    name = "path_maps"
+    title = "Input gradients by path length"
+
+    def fits(self, ds: xr.Dataset) -> bool:
+        """Whether it holds maps of images by length."""
+        return holds_maps(ds)
+
+    def draw(self, ds: xr.Dataset, **options: Any) -> NDArray[Any]:
+        """Draw `plot_path_attribution`."""
+        return plot_path_attribution(ds, **options)
+
+    def sentence(self, ds: xr.Dataset) -> str:
+        """Return which length carries most, what is beyond, and whether the parts add up."""
+        return describe_path_maps(ds)
+
+    def drawings(self, study: FigureStudy) -> Iterator[Drawing]:
+        """Yield the maps."""
+        ds = study.dataset
+        yield Drawing(
+            title=self.title, sentence=describe_path_maps(ds), draw=partial(plot_path_attribution, ds), ending=""
+        )
+
+
+def holds_maps(ds: xr.Dataset) -> bool:
+    """Whether a dataset holds gradients of images by path length."""
+    return has(ds, "gradient", "path_length", "sample") and ds["gradient"].ndim == STUDY_DIMS
 
 
 def plot_path_attribution(
@@ -54,7 +92,12 @@ def plot_path_attribution(
     Raises:
         InputError: if the dataset has no maps of images, a sample or length is not in it, or `images` or
             `axes` do not fit.
+
+    Examples:
+        >>> maps = rpp.PathLengthGradient(net).attribute(images, target=labels, keep_maps=True)
+        >>> axes = rpp.plotting.plot_path_attribution(maps, samples=[0, 1], lengths=[0, 1, 2])
     """
+    ds = refreshed(ds)
     maps = _maps(ds)
     rows = list(range(min(SAMPLE_ROWS, maps.shape[1]))) if samples is None else list(samples)
     known = [int(length) for length in ds["path_length"].values]
@@ -139,3 +182,27 @@ def _draw_map(ax: Axes, values: NDArray[np.float64]) -> None:
     bound = limit if limit > 0 else 1.0
     ax.imshow(values, cmap=COLOUR_MAP, vmin=-bound, vmax=bound)
     ax.set_xlabel(f"\N{PLUS-MINUS SIGN}{limit:.2g}", fontsize=style.LEGEND_SIZE)
+
+
+def describe_path_maps(ds: xr.Dataset) -> str:
+    """Maps: which length shown carries most, what is beyond, and whether the parts add up."""
+    sentence = []
+    if "gradient_norm" in ds:
+        norms = ds["gradient_norm"].mean("sample")
+        most = int(norms["path_length"].values[norms.values.argmax()])
+        sentence.append(
+            f"of the lengths up to {int(norms['path_length'].values[-1])}, length {most} has the largest gradient "
+            f"(mean norm {float(norms.max()):.2g})"
+        )
+    if "tail_gradient_norm" in ds:
+        sentence.append(f"all longer paths together have one of norm {float(ds['tail_gradient_norm'].mean()):.2g}")
+    if "completeness_error" in ds:
+        sentence.append(_completeness(ds))
+    told = "; ".join(sentence) or "the gradients are shown without their norms"
+    return f"{told[0].upper()}{told[1:]}."
+
+
+def _completeness(ds: xr.Dataset) -> str:
+    largest = float(ds["completeness_error"].max())
+    rest = ", with the rest," if "tail_gradient_norm" in ds else ""
+    return f"all lengths{rest} add up to the ordinary gradient within {largest:.0e} of its norm"

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from resnet_paths_plugin.errors import InputError
 from resnet_paths_plugin.plotting import block_axis, style
 from resnet_paths_plugin.plotting.style import FloatArray
+from resnet_paths_plugin.results.derived import refreshed
 
 COLOUR_MAP = "RdBu_r"
 MOST_NAMED_CLASSES = 30
@@ -43,7 +44,7 @@ def class_rises(ds: xr.Dataset, figure: str) -> ClassRises:
     """How much more often each class is mistaken, for each lesion of one block.
 
     Raises:
-        InputError: if the dataset lacks labels, or what was answered correctly.
+        InputError: if the dataset lacks labels, or which predictions are correct.
     """
     labels = style.variable(ds, "label", f"{figure} (a study with class labels as targets)").values
     correct = style.variable(ds, "correct", figure).transpose("lesion", "sample").values
@@ -74,7 +75,12 @@ def plot_class_lesions(ds: xr.Dataset, ax: Axes | None = None, *, class_names: S
 
     Raises:
         InputError: if the dataset lacks what is drawn, or there are labels without a name.
+
+    Examples:
+        >>> lesions = rpp.BlockLesion(net).attribute(images, target=labels)
+        >>> ax = rpp.plotting.plot_class_lesions(lesions, class_names=demo.CLASS_NAMES)
     """
+    ds = refreshed(ds)
     found = class_rises(ds, "plot_class_lesions")
     names = names_of(found.labels, class_names)
     lesions, points = found.lesions, 100 * found.rise
@@ -132,3 +138,18 @@ def _name_classes(ax: Axes, names: Sequence[str], samples: NDArray[np.int_]) -> 
         ax.set_ylabel("class (samples)")
     else:
         ax.set_ylabel(f"class ({len(names)}, in the order of their numbers)")
+
+
+def describe_class_lesions(found: ClassRises, names: Sequence[str]) -> str:
+    """Heat map by class: where the error rises most, and how often it does at all."""
+    pairs = f"{found.rise.size} pairs of class and deleted {found.lesions.unit}"
+    if found.rise.max() <= 0:
+        return f"In none of {pairs} does the error of the class rise."
+    row, column = divmod(int(found.rise.argmax()), found.rise.shape[1])
+    equals = int(np.isclose(found.rise, found.rise.max(), rtol=0, atol=1e-12).sum())
+    raised = int((found.rise > 0).sum())
+    where = f"of class {names[row]} ({found.samples[row]} samples) without {found.lesions.names[column]}"
+    return (
+        f"The largest rise of a class's error is {100 * found.rise.max():.1f} percentage points, "
+        f"{where if equals == 1 else f'in {equals} of {pairs}'}; the error of the class rises in {raised} of {pairs}."
+    )

@@ -1,9 +1,10 @@
-"""Figures of the blocks' influence: what foretells the effect of a deletion, and how far gates are open.
+"""Figures of the blocks' influence: what predicts the effect of a deletion, and how far gates are open.
 
 Draws the Dataset of `BlockInfluence`.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,12 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from resnet_paths_plugin.errors import InputError
-from resnet_paths_plugin.plotting import block_axis, damage, labels, style
-from resnet_paths_plugin.plotting.style import FloatArray
+from resnet_paths_plugin.plotting import block_axis, effects, labels, style
+from resnet_paths_plugin.plotting.figure import Drawing, Figure, FigureStudy, has
+from resnet_paths_plugin.plotting.style import FloatArray, signed
+from resnet_paths_plugin.plotting.wording import NAMED, spoken
+from resnet_paths_plugin.results.derived import refreshed
 
-NAMED = 3
 PERCENTILES = (5, 95)
 PROJECTIONS = "with a projection skip"
 WIDE_SPREAD = 30
@@ -26,8 +29,66 @@ POINT = {**_POINT, "markerfacecolor": style.SKY, "markeredgecolor": style.BLUE}
 PROJECTION = {**_POINT, "marker": "s", "markersize": 7, "color": style.VERMILLION}
 
 
+class Influence(Figure):
+    """The effect of deleting each block against what predicts it."""
+
+    name = "influence"
+    title = "What predicts the effect of deleting a block"
+
+    def fits(self, ds: xr.Dataset) -> bool:
+        """Whether it is a study of influence with lesion results."""
+        return has(ds, "lesion_effect", "block") and has(ds, "rank_correlation", "proxy") and "proxy" in ds.coords
+
+    def draw(self, ds: xr.Dataset, **options: Any) -> Axes:
+        """Draw `plot_influence`."""
+        return plot_influence(ds, **options)
+
+    def sentence(self, ds: xr.Dataset) -> str:
+        """Return which proxy ranks the blocks as their deletions do."""
+        return describe_influence(ds)
+
+    def drawings(self, study: FigureStudy) -> Iterator[Drawing]:
+        """Yield the best proxy, and all of them where there are several."""
+        ds = study.dataset
+        if not set(ds["proxy"].values.tolist()) & set(ds.data_vars):
+            return
+        yield Drawing(title=self.title, sentence=describe_influence(ds), draw=partial(plot_influence, ds), ending="")
+        if ds.sizes["proxy"] > 1:
+            yield Drawing(
+                title="Every proxy against the effect of deletion",
+                sentence=describe_proxies(ds),
+                draw=partial(plot_influences, ds),
+                ending="proxies",
+            )
+
+
+class Gates(Figure):
+    """How far the gates of gated blocks are open."""
+
+    name = "gates"
+    title = "How far the gates are open"
+
+    def fits(self, ds: xr.Dataset) -> bool:
+        """Whether it knows gates."""
+        return has(ds, "gate_openness", "block", "sample")
+
+    def draw(self, ds: xr.Dataset, **options: Any) -> Axes:
+        """Draw `plot_gates`."""
+        return plot_gates(ds, **options)
+
+    def sentence(self, ds: xr.Dataset) -> str:
+        """Return how far open the gates are."""
+        return describe_gates(ds)
+
+    def drawings(self, study: FigureStudy) -> Iterator[Drawing]:
+        """Yield the gates, where the openness of one is known."""
+        ds = study.dataset
+        if np.isfinite(ds["gate_openness"].values).any():
+            yield Drawing(title=self.title, sentence=describe_gates(ds), draw=partial(plot_gates, ds), ending="gates")
+
+
 def plot_influence(ds: xr.Dataset, ax: Axes | None = None, *, proxy: str | None = None) -> Axes:
-    """Draw the effect of deleting each block against what foretells it without a deletion.
+    """Draw the effect of deleting each block against what predicts it without a deletion.
 
     Every point is a block; the worst three are named. The legend states Spearman's rank correlation over the blocks.
 
@@ -42,7 +103,13 @@ def plot_influence(ds: xr.Dataset, ax: Axes | None = None, *, proxy: str | None 
 
     Raises:
         InputError: if the dataset lacks what is drawn.
+
+    Examples:
+        >>> lesions = rpp.BlockLesion(net).attribute(images, target=labels)
+        >>> influence = rpp.BlockInfluence(net).attribute(images, target=labels, lesions=lesions)
+        >>> ax = rpp.plotting.plot_influence(influence, proxy="lesion_estimate")
     """
+    ds = refreshed(ds)
     correlations = _correlations(ds, "plot_influence")
     name = proxy or best_proxy(ds, "plot_influence")
     if name not in correlations or name not in ds.data_vars:
@@ -54,7 +121,7 @@ def plot_influence(ds: xr.Dataset, ax: Axes | None = None, *, proxy: str | None 
     style.legend_above(ax)
     points = np.stack([values, effect], axis=1)
     shown = np.where(np.isfinite(values), effect, np.nan)
-    labels.place(ax, points, {place: str(ds["block"].values[place]) for place in damage.worst(shown, NAMED)})
+    labels.place(ax, points, {place: str(ds["block"].values[place]) for place in effects.worst(shown, NAMED)})
     return ax
 
 
@@ -70,7 +137,14 @@ def plot_influences(ds: xr.Dataset, axes: Iterable[Axes] | None = None) -> NDArr
 
     Raises:
         InputError: if the dataset lacks what is drawn, or the number of Axes is another.
+
+    Examples:
+        >>> lesions = rpp.BlockLesion(net).attribute(images, target=labels)
+        >>> influence = rpp.BlockInfluence(net).attribute(images, target=labels, lesions=lesions)
+        >>> len(rpp.plotting.plot_influences(influence))
+        5
     """
+    ds = refreshed(ds)
     correlations = _correlations(ds, "plot_influences")
     names = [name for name in _ranked(correlations) if name in ds.data_vars]
     if not names:
@@ -112,7 +186,20 @@ def plot_gates(ds: xr.Dataset, ax: Axes | None = None) -> Axes:
 
     Raises:
         InputError: if the dataset has no gates.
+
+    Examples:
+        >>> class Highway(torch.nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.gate, self.branch = torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)
+        ...
+        ...     def forward(self, x):
+        ...         t = self.gate(x).sigmoid()
+        ...         return t * self.branch(x).relu() + (1 - t) * x
+        >>> influence = rpp.BlockInfluence(Highway()).attribute(torch.randn(8, 4), target=0)
+        >>> ax = rpp.plotting.plot_gates(influence)
     """
+    ds = refreshed(ds)
     gates = style.variable(ds, "gate_openness", "plot_gates").transpose("block", "sample").values.astype(np.float64)
     (position,) = np.nonzero(np.isfinite(gates).any(axis=1))
     if not len(position):
@@ -142,6 +229,48 @@ def plot_gates(ds: xr.Dataset, ax: Axes | None = None) -> Axes:
     return ax
 
 
+def describe_influence(ds: xr.Dataset) -> str:
+    """Influence against lesion: which proxy ranks the blocks as their deletions do."""
+    known = {
+        str(name): float(value)
+        for name, value in zip(ds["proxy"].values, ds["rank_correlation"].values, strict=True)
+        if np.isfinite(value)
+    }
+    measure = str(ds["lesion_effect"].attrs.get("measure", ""))
+    of_what = f"the rise of {spoken(measure)} when each is deleted" if measure else "the effect of deleting each"
+    if not known:
+        return f"No proxy has a rank correlation over blocks with {of_what}."
+    ranked = sorted(known, key=lambda name: -abs(known[name]))
+    told = [f"{spoken(name)} ({signed(known[name])} over {_n_compared(ds, name)} blocks)" for name in ranked]
+    sentence = f"Spearman's rank correlation over blocks with {of_what}: {told[0]}"
+    return sentence + (" is the only one." if len(told) == 1 else f" is farthest from 0, {told[-1]} nearest.")
+
+
+def describe_proxies(ds: xr.Dataset) -> str:
+    """Every proxy with its correlation, the farthest from 0 first."""
+    values = ds["rank_correlation"].values
+    order = np.argsort(-np.abs(np.nan_to_num(values)), kind="stable")
+    told = [
+        f"{spoken(str(ds['proxy'].values[place]))} {signed(values[place]) if np.isfinite(values[place]) else 'none'}"
+        for place in order
+    ]
+    return f"Spearman's rank correlations: {', '.join(told)}."
+
+
+def describe_gates(ds: xr.Dataset) -> str:
+    """How far open the gates are."""
+    opened = ds["gate_openness"].mean("sample").dropna("block")
+    if not opened.size:
+        return "No block has a gate whose openness is known."
+    low, high = (opened["block"].values[place] for place in (opened.values.argmin(), opened.values.argmax()))
+    sentence = f"The {opened.size} gates are open to {float(opened.mean()):.2f} on average over blocks and samples"
+    return sentence + (
+        "."
+        if opened.size == 1
+        else f", least at {low} ({float(opened.min()):.2f}) and most at {high} ({float(opened.max()):.2f})."
+    )
+
+
 def best_proxy(ds: xr.Dataset, figure: str) -> str:
     """The proxy with the largest rank correlation, whatever its sign."""
     return _ranked(_correlations(ds, figure))[0]
@@ -168,7 +297,7 @@ def _told(correlation: float) -> str:
 
 def _scatter(ax: Axes, ds: xr.Dataset, name: str, label: str) -> tuple[FloatArray, FloatArray]:
     """Draw the blocks as points and return their coordinates."""
-    values = damage.mean(ds[name], keep="block")
+    values = effects.mean(ds[name], keep="block")
     effect = ds["lesion_effect"].values.astype(np.float64)
     projection = block_axis.projections(ds)
     known = np.isfinite(values) & np.isfinite(effect)
@@ -180,7 +309,7 @@ def _scatter(ax: Axes, ds: xr.Dataset, name: str, label: str) -> tuple[FloatArra
     ax.axhline(0, color=style.GREY, linewidth=0.8, linestyle=":", zorder=1)
     ax.margins(0.08)
     _spread_out(ax, values, effect)
-    ax.set_xlabel(style.wrapped(damage.label(ds[name])))
+    ax.set_xlabel(style.wrapped(effects.label(ds[name])))
     ax.set_ylabel(_effect_label(ds))
     if _is_fraction(ds):
         style.percent_ticks(ax)
@@ -199,7 +328,7 @@ def _spread_out(ax: Axes, values: FloatArray, effect: FloatArray) -> None:
 def _effect_label(ds: xr.Dataset) -> str:
     measure = str(ds["lesion_effect"].attrs.get("measure", ""))
     if not measure:
-        return style.wrapped(damage.label(ds["lesion_effect"]))
+        return style.wrapped(effects.label(ds["lesion_effect"]))
     unit = str(ds["lesion_effect"].attrs.get("units", "1"))
     unit = " (percentage points)" if _is_fraction(ds) else "" if unit in {"", "1"} else f" ({unit})"
     return style.wrapped(f"rise of {style.plain(measure.replace('_', ' '))} when deleted alone{unit}")
@@ -207,3 +336,9 @@ def _effect_label(ds: xr.Dataset) -> str:
 
 def _is_fraction(ds: xr.Dataset) -> bool:
     return ds["lesion_effect"].attrs.get("measure") in {"error", "prediction_changed"}
+
+
+def _n_compared(ds: xr.Dataset, proxy: str) -> int:
+    """The number of blocks that have both the proxy and an effect."""
+    effect = np.isfinite(ds["lesion_effect"].values)
+    return int((effect & np.isfinite(effects.mean(ds[proxy], keep="block"))).sum() if proxy in ds else effect.sum())

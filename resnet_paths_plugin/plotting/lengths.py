@@ -3,7 +3,8 @@
 Draws the Dataset of `PathLengthGradient`, with whichever estimators it was run.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,13 +14,58 @@ from numpy.typing import NDArray
 
 from resnet_paths_plugin.errors import InputError
 from resnet_paths_plugin.plotting import style
+from resnet_paths_plugin.plotting.attribution import holds_maps
+from resnet_paths_plugin.plotting.figure import Drawing, Figure, FigureStudy
 from resnet_paths_plugin.plotting.style import FloatArray
+from resnet_paths_plugin.plotting.survival import (
+    chain_length,
+    default_deletions,
+    describe_path_survival,
+    plot_path_survival,
+)
+from resnet_paths_plugin.plotting.wording import share_of
+from resnet_paths_plugin.results.derived import refreshed
 
 LINE: dict[str, Any] = {"markersize": 3.5, "linewidth": 1.2}
 EXACT = {**LINE, "color": style.BLUE, "marker": "o", "linestyle": "-"}
 SAMPLED = {**LINE, "color": style.VERMILLION, "marker": "s", "linestyle": "--", "markerfacecolor": "white"}
 # Root mean squares lie so close above the means that they have to be on top to be seen.
 SIGNS = {**LINE, "color": style.GREEN, "marker": "^", "linestyle": ":", "zorder": 4}
+
+
+COUNTS = {"path_count", "log10_path_count", "gradient_norm", "path_gradient_norm", "path_gradient_rms"}
+"""Variables of which one is enough to draw."""
+
+
+class PathLengths(Figure):
+    """Numbers of paths and their gradients by path length."""
+
+    name = "path_lengths"
+    title = "Paths and gradients by path length (Fig. 6)"
+
+    def fits(self, ds: xr.Dataset) -> bool:
+        """Whether it is a study of paths by one length, without maps."""
+        return "path_length" in ds.coords and bool(COUNTS & set(ds.data_vars)) and not holds_maps(ds)
+
+    def draw(self, ds: xr.Dataset, **options: Any) -> NDArray[Any]:
+        """Draw `plot_path_lengths`."""
+        return plot_path_lengths(ds, **options)
+
+    def sentence(self, ds: xr.Dataset) -> str:
+        """Return how many paths there are, and which lengths hold the gradient."""
+        return " ".join(filter(None, (describe_path_lengths(ds), describe_completeness(ds))))
+
+    def drawings(self, study: FigureStudy) -> Iterator[Drawing]:
+        """Yield Fig. 6, and Fig. 7 of a chain."""
+        ds = study.dataset
+        yield Drawing(title=self.title, sentence=self.sentence(ds), draw=partial(plot_path_lengths, ds), ending="")
+        n = chain_length(ds, "the report")  # refuses what is no chain: there, paths survive in other numbers
+        yield Drawing(
+            title="Paths left after deletions, by length (Fig. 7)",
+            sentence=describe_path_survival(n, default_deletions(n)),
+            draw=partial(plot_path_survival, n),
+            ending="survival",
+        )
 
 
 def plot_path_lengths(ds: xr.Dataset, axes: Iterable[Axes] | None = None) -> NDArray[Any]:
@@ -40,6 +86,11 @@ def plot_path_lengths(ds: xr.Dataset, axes: Iterable[Axes] | None = None) -> NDA
 
     Raises:
         InputError: if the dataset has no `path_length`, or the number of Axes is not three.
+
+    Examples:
+        >>> estimator = ["exact", "sampled"]
+        >>> lengths = rpp.PathLengthGradient(net).attribute(images, target=labels, estimator=estimator, draws=5)
+        >>> counted, single, total = rpp.plotting.plot_path_lengths(lengths)
     """
     if "path_length" not in ds.dims:
         raise InputError(
@@ -47,6 +98,7 @@ def plot_path_lengths(ds: xr.Dataset, axes: Iterable[Axes] | None = None) -> NDA
             f"grade; this dataset has the dimensions {', '.join(map(str, ds.sizes)) or '(none)'}"
         )
     panels = (style.own_grid(1, 3, 11, 3.8) if axes is None else style.grid_of(axes, 1, 3)).ravel()
+    ds = refreshed(ds)
     counted, single, total = panels
     lengths = ds["path_length"].values
     log_counts = _log10_path_count(ds)
@@ -58,6 +110,43 @@ def plot_path_lengths(ds: xr.Dataset, axes: Iterable[Axes] | None = None) -> NDA
     _draw_single_paths(single, lengths, ds, log_counts)
     _draw_totals(total, lengths, ds, log_counts)
     return panels
+
+
+def describe_path_lengths(ds: xr.Dataset) -> str:
+    """Fig. 6: how many paths there are, and which lengths hold the gradient."""
+    sentence = []
+    shares = None
+    if "log10_path_count" in ds:
+        digits = ds["log10_path_count"].values
+        # Relative to the largest, since counts of deep networks are beyond the range of floats.
+        counts = 10.0 ** (digits - digits.max())
+        total = digits.max() + np.log10(counts.sum())
+        longest = int(ds["path_length"].values[-1])
+        cut = "tail_gradient_norm" in ds
+        shares = None if cut else counts / counts.sum()
+        told = f"{10**total:.0f}" if total < 6 else f"about {10 ** (total % 1):.1f} x 10^{int(total)}"
+        sentence.append(f"There are {told} paths of {'up to' if cut else 'lengths 0 to'} {longest} {_grade(ds)}")
+    for measure, told in (("gradient_norm", "exact"), ("total_path_gradient", "sampled paths")):
+        span = _effective_range(ds, measure)
+        if span is not None:
+            low, high = span
+            inside = (ds["path_length"].values >= low) & (ds["path_length"].values <= high)
+            share = "" if shares is None else f", which {share_of(shares[inside].sum())} of all paths have"
+            sentence.append(
+                f"95 % of the gradient ({told}, summed over lengths) is in lengths {low:g} to {high:g}{share}"
+            )
+    if not sentence:
+        return "This study holds neither counts of paths nor an effective range."
+    return "; ".join(sentence) + "."
+
+
+def describe_completeness(ds: xr.Dataset) -> str | None:
+    """Whether the gradients by length add up to the ordinary one; None where the study does not say."""
+    if "completeness_error" not in ds:
+        return None
+    return (
+        f"All lengths add up to the ordinary gradient within {float(ds['completeness_error'].max()):.0e} of its norm."
+    )
 
 
 def _draw_counts(ax: Axes, lengths: NDArray[Any], log_counts: FloatArray | None) -> None:
@@ -184,3 +273,8 @@ def _say_missing(ax: Axes, what: str) -> None:
         va="center",
         color=style.GREY,
     )
+
+
+def _grade(ds: xr.Dataset) -> str:
+    grade = str(ds.attrs.get("argument_grade", "blocks"))
+    return grade if grade in {"blocks", "layers"} else "steps"

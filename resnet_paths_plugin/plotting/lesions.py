@@ -1,9 +1,10 @@
-"""Figures of lesions: what deleting blocks does to the network's answers (Figs. 3, 5a and 8).
+"""Figures of lesions: the effect of deleting blocks on the network's outputs (Figs. 3 and 5a).
 
-Draws the Dataset of `BlockLesion`, or of a comparison of trainings, whichever measure of the damage it holds.
+Draws the Dataset of `BlockLesion`, whichever measure of the effect it holds.
 """
 
-from collections.abc import Sized
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,18 +13,114 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from resnet_paths_plugin.plotting import block_axis, style
-from resnet_paths_plugin.plotting.damage import Damage, damage, finish, mark_levels
+from resnet_paths_plugin.plotting.classes import class_rises, describe_class_lesions, names_of, plot_class_lesions
+from resnet_paths_plugin.plotting.effects import Effect, default_measure, effect_of, finish, mark_levels, measures
+from resnet_paths_plugin.plotting.figure import Drawing, Figure, FigureStudy, has
+from resnet_paths_plugin.plotting.wording import (
+    SMALL_RISE,
+    amount,
+    extremes,
+    intact,
+    listed,
+    measure_name,
+    study_effect,
+)
+from resnet_paths_plugin.results.derived import refreshed
 
+SIZES_SHOWN = 5
 LINE: dict[str, Any] = {"linewidth": 1}
 ONE_DELETED = {**LINE, "color": style.BLUE, "marker": "o"}
 PLAIN = {**LINE, "color": style.ORANGE, "marker": "D", "linestyle": "-.", "markersize": 4}
 PROJECTION: dict[str, Any] = {"linestyle": "none", "marker": "s", "markersize": 8, "color": style.VERMILLION}
-TRAININGS: tuple[dict[str, Any], ...] = (
-    {**LINE, "color": style.BLUE, "marker": "o", "linestyle": "-"},
-    {**LINE, "color": style.VERMILLION, "marker": "s", "linestyle": "--"},
-    {**LINE, "color": style.GREEN, "marker": "^", "linestyle": ":"},
-    {**LINE, "color": style.ORANGE, "marker": "D", "linestyle": "-."},
-)
+
+
+def is_lesions(ds: xr.Dataset) -> bool:
+    """Whether a dataset is a lesion study with a measure."""
+    return (
+        has(ds, "deleted", "lesion", "block")
+        and {"lesion", "block"} <= set(ds.coords)
+        and "training" not in ds.dims
+        and all(ds.sizes[dim] for dim in ("lesion", "block"))
+        and bool(measures(ds, "lesion"))
+    )
+
+
+def deletes_single_units(ds: xr.Dataset) -> bool:
+    """Whether each lesion of a lesion study deletes one block, or one group."""
+    counted = ds["deleted"].transpose("lesion", "block").values.sum(axis=1)
+    units = ds["n_deleted_units"].values if has(ds, "n_deleted_units", "lesion") else counted
+    return bool(np.all(units == 1))
+
+
+class SingleLesions(Figure):
+    """What deleting each single block does, against its place in the network; and class by class."""
+
+    name = "single_lesions"
+    title = "Deleting single blocks (Fig. 3)"
+
+    def fits(self, ds: xr.Dataset) -> bool:
+        """Whether it is a study of lesions of one block, or one group, each."""
+        return is_lesions(ds) and deletes_single_units(ds)
+
+    def draw(self, ds: xr.Dataset, **options: Any) -> Axes:
+        """Draw `plot_single_lesions`."""
+        return plot_single_lesions(ds, **options)
+
+    def sentence(self, ds: xr.Dataset) -> str:
+        """Return the intact network's, the median and the worst deletions' measure."""
+        return describe_single_lesions(ds)
+
+    def drawings(self, study: FigureStudy) -> Iterator[Drawing]:
+        """Yield Fig. 3, and the map by class where classes are known."""
+        ds, measure = study.dataset, default_measure(study.dataset, "lesion")
+        beside = ", and of a plain network without one of its layers" if study.plain is not None else ""
+        options: dict[str, Any] = {"measure": measure, "chance": study.chance("lesion"), "plain": study.plain}
+        yield Drawing(
+            title=f"Deleting single blocks{beside} (Fig. 3)",
+            sentence=describe_single_lesions(ds, study.plain),
+            draw=partial(plot_single_lesions, ds, **options),
+            ending="",
+        )
+        if {"label", "correct", "intact_correct"} <= set(ds.variables):
+            found = class_rises(ds, "the report")
+            known = study.class_names
+            if known is not None and not 0 <= found.labels.min() <= found.labels.max() < len(known):
+                known = None  # names that do not fit the labels are worse than numbers
+            yield Drawing(
+                title="Deleting single blocks, class by class",
+                sentence=describe_class_lesions(found, names_of(found.labels, known)),
+                draw=partial(plot_class_lesions, ds, class_names=known),
+                ending="by-class",
+            )
+
+
+class RandomLesions(Figure):
+    """What deleting sets of blocks does, against their number."""
+
+    name = "random_lesions"
+    title = "Deleting sets of blocks, by their size (Fig. 5a)"
+
+    def fits(self, ds: xr.Dataset) -> bool:
+        """Whether it is a study of lesions of several blocks."""
+        return is_lesions(ds) and has(ds, "n_deleted", "lesion") and not deletes_single_units(ds)
+
+    def draw(self, ds: xr.Dataset, **options: Any) -> Axes:
+        """Draw `plot_random_lesions`."""
+        return plot_random_lesions(ds, **options)
+
+    def sentence(self, ds: xr.Dataset) -> str:
+        """Return the mean effect at a few numbers of deletions."""
+        return describe_random_lesions(ds)
+
+    def drawings(self, study: FigureStudy) -> Iterator[Drawing]:
+        """Yield Fig. 5a."""
+        ds, chance = study.dataset, study.chance("lesion")
+        yield Drawing(
+            title=f"Deleting {'random ' if is_random(ds) else ''}sets of blocks, by their size (Fig. 5a)",
+            sentence=describe_random_lesions(ds, chance),
+            draw=partial(plot_random_lesions, ds, measure=default_measure(ds, "lesion"), chance=chance),
+            ending="",
+        )
 
 
 def plot_single_lesions(
@@ -53,16 +150,22 @@ def plot_single_lesions(
 
     Raises:
         InputError: if the dataset, or that of the plain network, lacks what is drawn.
+
+    Examples:
+        >>> lesions = rpp.BlockLesion(net).attribute(images, target=labels)
+        >>> ax = rpp.plotting.plot_single_lesions(lesions, measure="target_score_drop")
+        >>> ax.figure.savefig("lesions.png")
     """
-    effect = damage(ds, "lesion", measure, "plot_single_lesions")
+    ds = refreshed(ds)
+    effect = effect_of(ds, "lesion", measure, "plot_single_lesions")
     lesions = block_axis.single_lesions(ds, "plot_single_lesions")
     values = effect.values[lesions.chosen]
-    plain_effect = None if plain is None else damage(plain, "lesion", effect.name, "plot_single_lesions(plain=)")
+    plain_effect = None if plain is None else effect_of(plain, "lesion", effect.name, "plot_single_lesions(plain=)")
     plain_lesions = None if plain is None else block_axis.single_lesions(plain, "plot_single_lesions(plain=)")
     ax = style.own_axes(7.2, 3.6) if ax is None else ax
 
     block_axis.shade_stages(ax, lesions.position, lesions.stage)
-    ax.plot(lesions.position, values, label=f"one {lesions.unit} deleted", **_sized(ONE_DELETED, values))
+    ax.plot(lesions.position, values, label=f"one {lesions.unit} deleted", **style.sized(ONE_DELETED, values))
     if lesions.projection.any():
         place, height = lesions.position[lesions.projection], values[lesions.projection]
         ax.plot(place, height, label="with a projection skip", **PROJECTION)
@@ -95,8 +198,13 @@ def plot_random_lesions(
 
     Raises:
         InputError: if the dataset lacks what is drawn.
+
+    Examples:
+        >>> lesions = rpp.BlockLesion(net).attribute(images, target=labels, n_deleted=range(1, 5), draws=4)
+        >>> ax = rpp.plotting.plot_random_lesions(lesions, chance=0.9)
     """
-    effect = damage(ds, "lesion", measure, "plot_random_lesions")
+    ds = refreshed(ds)
+    effect = effect_of(ds, "lesion", measure, "plot_random_lesions")
     deletions = style.variable(ds, "n_deleted", "plot_random_lesions").values
     numbers = np.unique(deletions)
     draws = [effect.values[deletions == number] for number in numbers]
@@ -134,68 +242,56 @@ def plot_random_lesions(
     return ax
 
 
-def plot_training_lesions(
-    ds: xr.Dataset, ax: Axes | None = None, *, measure: str | None = None, chance: float | None = None
-) -> Axes:
-    """Draw what deleting each single block does to networks that were trained in different ways (Fig. 8).
-
-    One line for each training, the mean over seeds; a band shows the range over seeds. The horizontal line of the
-    same colour is the intact network's.
-
-    Args:
-        ds: comparison with the dimensions `training`, `lesion` and, if there are several, `seed`: `error`
-            (training, seed, lesion), `intact_error` (training, seed), `deleted` (lesion, block).
-        ax: where to draw; by default in a figure of its own.
-        measure: variable with the dimensions `training` and `lesion` to draw; by default `error`.
-        chance: what guessing would give, in the measure's unit (errors are fractions).
-
-    Returns:
-        The Axes.
-
-    Raises:
-        InputError: if the dataset lacks what is drawn.
-    """
-    names = style.variable(ds, "training", "plot_training_lesions").values.tolist()
-    ds = _with_deleted(ds)
-    effect = damage(ds, "lesion", measure, "plot_training_lesions")
-    lesions = block_axis.single_lesions(ds, "plot_training_lesions")
-    ax = style.own_axes(7.2, 3.8) if ax is None else ax
-
-    block_axis.shade_stages(ax, lesions.position, lesions.stage)
-    for index, name in enumerate(names):
-        own = ds.isel(training=index)
-        mean = damage(own, "lesion", effect.name, "plot_training_lesions")
-        look = TRAININGS[index % len(TRAININGS)]
-        seeds = own.sizes.get("seed", 1)
-        told = f"training: {style.shortened(style.plain(name), 40)}" + (
-            f" (mean, range of {seeds} seeds)" if seeds > 1 else ""
+def describe_single_lesions(ds: xr.Dataset, plain: xr.Dataset | None = None) -> str:
+    """Fig. 3: the intact network, the median deletion, the worst ones; beside them a plain network's."""
+    effect, lesions = study_effect(ds, "lesion"), block_axis.single_lesions(ds, "the report")
+    values = effect.values[lesions.chosen]
+    names = [
+        f"{name} ({amount(effect, value)}{', projection skip' if projection else ''})"
+        for name, value, projection in zip(lesions.names, values, lesions.projection, strict=True)
+    ]
+    sentence = f"The {measure_name(ds, effect)} is {intact(ds, effect)}"
+    if len(values) == 1:
+        sentence += f"{amount(effect, values[0])} without {lesions.names[0]}, the only {lesions.unit} deleted"
+    elif np.ptp(values) == 0:
+        sentence += f"{amount(effect, values[0])} whichever one of {len(values)} {lesions.unit}s is deleted"
+    else:
+        sentence += (
+            f"{amount(effect, np.nanmedian(values))} in the median of {len(values)} deletions of one {lesions.unit}; "
+            f"{extremes(effect, values, names, 'without')}"
         )
-        if seeds > 1:
-            every = own[effect.name].transpose("lesion", "seed", ...).values[lesions.chosen]
-            every = every.reshape(len(every), seeds, -1).mean(axis=-1)
-            low, high = every.min(axis=1), every.max(axis=1)
-            ax.fill_between(lesions.position, low, high, color=look["color"], alpha=0.18, linewidth=0)
-        ax.plot(lesions.position, mean.values[lesions.chosen], label=told, **_sized(look, lesions.names))
-        if mean.intact is not None:
-            level = {"color": look["color"], "linestyle": look["linestyle"], "linewidth": 1}
-            ax.axhline(mean.intact, alpha=0.7, zorder=1, **level)
-    if lesions.projection.any():
-        ring = {**PROJECTION, "markerfacecolor": "none", "color": style.BLACK, "markersize": 9}
-        highest = damage(ds.max("training", keep_attrs=True), "lesion", effect.name, "").values[lesions.chosen]
-        place = lesions.position[lesions.projection]
-        ax.plot(place, highest[lesions.projection], label="with a projection skip", **ring)
-    if effect.intact is not None:
-        ax.plot([], [], color=style.GREY, linewidth=1, label="horizontal: intact networks")
-    if chance is not None:
-        ax.axhline(chance, color=style.GREY, linestyle=(0, (1, 3)), linewidth=1.2, label="chance")
-    finish(ax, effect)
-    block_axis.fit(ax, lesions.stage)
-    style.leave_room(ax, 0.08)
-    block_axis.name_blocks(ax, lesions.position, lesions.names, f"deleted {lesions.unit}")
-    return ax
+        if effect.is_fraction and effect.intact is not None:
+            small = int((np.abs(values - effect.intact) < SMALL_RISE).sum())
+            sentence += f"; {small} of {len(values)} deletions change it by less than one percentage point"
+    if plain is not None:
+        other = effect_of(plain, "lesion", effect.name, "the report")
+        layers = block_axis.single_lesions(plain, "the report")
+        median = amount(other, np.nanmedian(other.values[layers.chosen]))
+        sentence += (
+            f". In the plain network it is {intact(plain, other)}{median} in the median of {len(layers.chosen)} "
+            f"deletions of one {layers.unit}"
+        )
+    return sentence + "."
 
 
-def _draw_plain(ax: Axes, effect: Damage, lesions: block_axis.SingleLesions, n_places: int) -> None:
+def describe_random_lesions(ds: xr.Dataset, chance: float | None = None) -> str:
+    """Fig. 5a: the mean effect at a few numbers of deletions."""
+    effect = study_effect(ds, "lesion")
+    sizes = ds["n_deleted"].values
+    numbers = np.unique(sizes)
+    shown = numbers[np.unique(np.linspace(0, len(numbers) - 1, SIZES_SHOWN).round().astype(int))]
+    told = [f"{amount(effect, np.nanmean(effect.values[sizes == size]))} with {size}" for size in shown]
+    told[0] += f" {'random ' if is_random(ds) else ''}{'block' if shown[0] == 1 else 'blocks'} deleted"
+    guess = "" if chance is None else f"; guessing would give {amount(effect, chance)}"
+    return f"The {measure_name(ds, effect)} is {intact(ds, effect)}on average {listed(told)}{guess}."
+
+
+def is_random(ds: xr.Dataset) -> bool:
+    """Whether the sets of blocks were drawn at random, as far as the study's provenance tells."""
+    return str(ds.attrs.get("argument_n_deleted", "None")) != "None"
+
+
+def _draw_plain(ax: Axes, effect: Effect, lesions: block_axis.SingleLesions, n_places: int) -> None:
     """Draw the lesions of a network without skips, its layers spread over the places of the other's blocks."""
     # A layer stands in the middle of its share of the axis, which begins half a place before the first block.
     position = (lesions.position + 0.5) / lesions.n_places * n_places - 0.5
@@ -204,17 +300,6 @@ def _draw_plain(ax: Axes, effect: Damage, lesions: block_axis.SingleLesions, n_p
     if effect.intact is not None:
         look = {"color": PLAIN["color"], "linewidth": 1.2, "linestyle": (0, (1, 1))}
         ax.axhline(effect.intact, label="plain net, intact", **look)
-
-
-def _sized(look: dict[str, Any], points: Sized) -> dict[str, Any]:
-    return {**look, "markersize": style.marker_size(len(points))}
-
-
-def _with_deleted(ds: xr.Dataset) -> xr.Dataset:
-    """The dataset with `deleted`, read from the labels of its lesions where it is not there: one block each."""
-    if "deleted" in ds.variables or not {"lesion", "block"} <= set(ds.variables):
-        return ds
-    return ds.assign(deleted=(("lesion", "block"), ds["lesion"].values[:, None] == ds["block"].values))
 
 
 def _spacing(numbers: NDArray[np.int_]) -> float:

@@ -1,9 +1,11 @@
-"""The figure of reorderings: what becomes of the answers when blocks trade places (Fig. 5b).
+"""The figure of reorderings: the effect of swapping blocks on the outputs (Fig. 5b).
 
-Draws the Dataset of `BlockReordering`, whichever measure of the damage it holds.
+Draws the Dataset of `BlockReordering`, whichever measure of the effect it holds.
 """
 
-from typing import Literal
+from collections.abc import Iterator
+from functools import partial
+from typing import Any, Literal
 
 import numpy as np
 import xarray as xr
@@ -11,13 +13,58 @@ from matplotlib.axes import Axes
 
 from resnet_paths_plugin.errors import InputError
 from resnet_paths_plugin.plotting import style
-from resnet_paths_plugin.plotting.damage import damage, finish, mark_levels, rank_correlation
+from resnet_paths_plugin.plotting.effects import default_measure, effect_of, finish, mark_levels, measures
+from resnet_paths_plugin.plotting.figure import Drawing, Figure, FigureStudy, has
 from resnet_paths_plugin.plotting.style import FloatArray
+from resnet_paths_plugin.plotting.wording import (
+    amount,
+    correlation_of,
+    intact,
+    measure_name,
+    number,
+    span,
+    study_effect,
+)
+from resnet_paths_plugin.results.derived import rank_correlation, refreshed
 
 TAUS = {"movable": "kendall_tau", "all": "kendall_tau_all_blocks"}
 TAU_BINS = 8
 FEWEST_IN_BINS = 10
 """Orders below which each is seen for itself and means would hide more than they show."""
+
+
+class Reorderings(Figure):
+    """What reordering the blocks does, against how far the order is from the intact one."""
+
+    name = "reorderings"
+    title = "Reordering the blocks (Fig. 5b)"
+
+    def fits(self, ds: xr.Dataset) -> bool:
+        """Whether it is a study of reorderings."""
+        return has(ds, "kendall_tau", "reordering") and bool(measures(ds, "reordering"))
+
+    def draw(self, ds: xr.Dataset, **options: Any) -> Axes:
+        """Draw `plot_reorderings`."""
+        return plot_reorderings(ds, **options)
+
+    def sentence(self, ds: xr.Dataset) -> str:
+        """Return how the effect goes with Kendall's tau."""
+        return describe_reorderings(ds)
+
+    def drawings(self, study: FigureStudy) -> Iterator[Drawing]:
+        """Yield Fig. 5b, where some order has a tau."""
+        ds = study.dataset
+        if np.isfinite(ds["kendall_tau"].values).any():
+            options: dict[str, Any] = {
+                "measure": default_measure(ds, "reordering"),
+                "chance": study.chance("reordering"),
+            }
+            yield Drawing(
+                title=self.title,
+                sentence=describe_reorderings(ds),
+                draw=partial(plot_reorderings, ds, **options),
+                ending="",
+            )
 
 
 def plot_reorderings(
@@ -47,10 +94,15 @@ def plot_reorderings(
 
     Raises:
         InputError: if the dataset lacks what is drawn, or no order has a tau.
+
+    Examples:
+        >>> orders = rpp.BlockReordering(net).attribute(images, target=labels, n_swaps=[1, 2], draws=3)
+        >>> ax = rpp.plotting.plot_reorderings(orders, over="all")
     """
+    ds = refreshed(ds)
     if over not in TAUS:
         raise InputError(f"over is {over!r}: expected 'movable' or 'all'")
-    effect = damage(ds, "reordering", measure, "plot_reorderings")
+    effect = effect_of(ds, "reordering", measure, "plot_reorderings")
     tau = style.variable(ds, TAUS[over], "plot_reorderings").values.astype(np.float64)
     known = np.isfinite(tau)
     if not known.any():
@@ -100,3 +152,27 @@ def _means(tau: FloatArray, values: FloatArray) -> tuple[FloatArray, FloatArray]
     sums = np.bincount(place, tau, TAU_BINS), np.bincount(place, values, TAU_BINS)
     there = counts > 0
     return sums[0][there] / counts[there], sums[1][there] / counts[there]
+
+
+def describe_reorderings(ds: xr.Dataset) -> str:
+    """Fig. 5b: how the effect goes with Kendall's tau."""
+    effect = study_effect(ds, "reordering")
+    tau = ds["kendall_tau"].values
+    known = np.isfinite(tau)
+    tau, values = tau[known], effect.values[known]
+    what = measure_name(ds, effect)
+    sentence = f"The {what} is {intact(ds, effect)}"
+    if not len(tau):
+        return f"{sentence}not comparable between orders: no order has a Kendall's tau."
+    if np.ptp(tau) == 0 or np.ptp(values) == 0:
+        return (
+            f"{sentence}{span(effect, values)} over {len(tau)} {'orders' if len(tau) > 1 else 'order'} of the blocks."
+        )
+    quarter = np.quantile(tau, [0.75, 0.25])
+    near, far = np.nanmean(values[tau >= quarter[0]]), np.nanmean(values[tau <= quarter[1]])
+    sentence += (
+        f"{amount(effect, near)} on average over the orders nearest to the intact one (Kendall's tau from "
+        f"{number(quarter[0])}) and {amount(effect, far)} over those farthest from it (up to {number(quarter[1])})"
+    )
+    correlation = rank_correlation(tau, values)
+    return sentence + correlation_of(correlation, f"of tau and {what} over {len(tau)} orders") + "."

@@ -1,8 +1,10 @@
 """Figures of schedules, family by family: ranges skipped, branches scaled, blocks swapped, repeated, reversed.
 
-Draws the Dataset of `BlockSchedules`, whichever measure of the damage it holds.
+Draws the Dataset of `BlockSchedules`, whichever measure of the effect it holds.
 """
 
+from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,12 +16,31 @@ from numpy.typing import NDArray
 
 from resnet_paths_plugin.errors import InputError
 from resnet_paths_plugin.plotting import block_axis, labels, style
-from resnet_paths_plugin.plotting.damage import Damage, damage, finish, mark_levels, worst
+from resnet_paths_plugin.plotting.effects import (
+    Effect,
+    default_measure,
+    effect_of,
+    finish,
+    mark_levels,
+    measures,
+    worst,
+)
+from resnet_paths_plugin.plotting.figure import Drawing, Figure, FigureStudy, has
+from resnet_paths_plugin.plotting.wording import (
+    NAMED,
+    SMALL_RISE,
+    amount,
+    extremes,
+    intact,
+    listed,
+    measure_name,
+    study_effect,
+)
+from resnet_paths_plugin.results.derived import refreshed
 
 RANGES = "skipped_ranges"
 SCALES = "scaled_branches"
 COLOUR_MAP = "cividis_r"
-NAMED = 3
 LONGEST_NAME = 44
 STAGE_BAND = 0.08
 """Share of the Axes' height, at its top, where the stages' numbers stand."""
@@ -35,11 +56,44 @@ TITLES = {
 """What the families built in do."""
 
 
+class Schedules(Figure):
+    """What each family of schedules does, one picture for each."""
+
+    name = "schedules"
+    title = "Schedules"
+
+    def fits(self, ds: xr.Dataset) -> bool:
+        """Whether it is a study of schedules."""
+        return (
+            has(ds, "family", "schedule") and has(ds, "changed", "schedule", "block") and bool(measures(ds, "schedule"))
+        )
+
+    def draw(self, ds: xr.Dataset, **options: Any) -> Axes:
+        """Draw `plot_schedules`."""
+        return plot_schedules(ds, **options)
+
+    def variants(self, ds: xr.Dataset) -> Mapping[str, Mapping[str, Any]]:
+        """Return the families."""
+        return {family: {"family": family} for family in families(ds)}
+
+    def drawings(self, study: FigureStudy) -> Iterator[Drawing]:
+        """Yield a picture for each family."""
+        ds = study.dataset
+        options: dict[str, Any] = {"measure": default_measure(ds, "schedule"), "chance": study.chance("schedule")}
+        for family in families(ds):
+            yield Drawing(
+                title=f"Schedules: {TITLES.get(family, family)}",
+                sentence=describe_schedules(ds, family),
+                draw=partial(plot_schedules, ds, family=family, **options),
+                ending=family,
+            )
+
+
 def families(ds: xr.Dataset, figure: str = "plot_schedules") -> list[str]:
     """The families of a dataset's schedules, in its order.
 
     Raises:
-        InputError: if it does not tell them.
+        InputError: if the dataset does not hold them.
     """
     return list(dict.fromkeys(str(name) for name in style.variable(ds, "family", figure).values))
 
@@ -56,7 +110,7 @@ def plot_schedules(
 
     `skipped_ranges`: a map, first block skipped across, last one up. `scaled_branches`: a curve over the weight of the
     branches. Any other: each schedule as a bar from the first to the last block that it changes, at the height of its
-    damage; the worst three are named.
+    effect; the worst three are named.
 
     Args:
         ds: result of `BlockSchedules`.
@@ -71,7 +125,12 @@ def plot_schedules(
 
     Raises:
         InputError: if the dataset lacks what is drawn, or has several families and none is named.
+
+    Examples:
+        >>> study = rpp.BlockSchedules(net).attribute(images, target=labels, schedules=rpp.schedules.scaled_branches)
+        >>> ax = rpp.plotting.plot_schedules(study)
     """
+    ds = refreshed(ds)
     known = families(ds)
     if family is None and len(known) != 1:
         raise InputError(f"this dataset has {len(known)} families of schedules: pass family= one of {', '.join(known)}")
@@ -79,7 +138,7 @@ def plot_schedules(
     if name not in known:
         raise InputError(f"this dataset has no schedules of the family '{name}'; it has {', '.join(known)}")
     (chosen,) = np.nonzero(ds["family"].values == name)
-    effect = damage(ds, "schedule", measure, "plot_schedules")
+    effect = effect_of(ds, "schedule", measure, "plot_schedules")
     changed = style.variable(ds, "changed", "plot_schedules").transpose("schedule", "block").values[chosen]
     values = effect.values[chosen]
     if name == SCALES:
@@ -116,10 +175,43 @@ def ends(changed: NDArray[np.bool_]) -> tuple[NDArray[np.intp], NDArray[np.intp]
     return changed.argmax(axis=1), changed.shape[1] - 1 - changed[:, ::-1].argmax(axis=1)
 
 
+def describe_schedules(ds: xr.Dataset, family: str) -> str:
+    """One family of schedules: its effect, and what is particular to ranges skipped and branches scaled."""
+    (chosen,) = np.nonzero(ds["family"].values == family)
+    effect = study_effect(ds, "schedule")
+    values = effect.values[chosen]
+    sentence = f"The {measure_name(ds, effect)} is {intact(ds, effect)}"
+    if family == "scaled_branches" and "entry_weight" in ds:
+        weights = scales(ds, chosen)
+        order = np.argsort(weights, kind="stable")
+        ends = [f"{amount(effect, values[place])} at weight {weights[place]:g}" for place in order[[0, -1]]]
+        return f"{sentence}{listed(ends) if len(order) > 1 else ends[0]} of the scaled branches."
+    if len(values) == 1:
+        return f"{sentence}{amount(effect, values[0])} in the one schedule, {ds['schedule'].values[chosen[0]]}."
+    names = [
+        f"{name} ({amount(effect, value)})" for name, value in zip(ds["schedule"].values[chosen], values, strict=True)
+    ]
+    sentence += f"{amount(effect, np.nanmedian(values))} in the median of {len(values)} schedules"
+    if np.ptp(values) > 0:
+        sentence += f"; {extremes(effect, values, names, 'in')}"
+    if family == "skipped_ranges" and effect.is_fraction and effect.intact is not None:
+        counts = ds["changed"].transpose("schedule", "block").values[chosen].sum(axis=1)
+        harmless = np.flatnonzero(values - effect.intact < SMALL_RISE)
+        if len(harmless):
+            longest = harmless[counts[harmless].argmax()]
+            sentence += (
+                f"; the longest range that raises it by less than one percentage point has {counts[longest]} "
+                f"{'block' if counts[longest] == 1 else 'blocks'} ({ds['schedule'].values[chosen[longest]]})"
+            )
+        else:
+            sentence += "; every range raises it by one percentage point or more"
+    return sentence + "."
+
+
 def _draw_ranges(
     ax: Axes | None,
     ds: xr.Dataset,
-    effect: Damage,
+    effect: Effect,
     values: NDArray[np.float64],
     changed: NDArray[np.bool_],
     chance: float | None,
@@ -169,7 +261,7 @@ def _draw_ranges(
 def _draw_scales(
     ax: Axes | None,
     weight: NDArray[np.float64],
-    effect: Damage,
+    effect: Effect,
     values: NDArray[np.float64],
     chance: float | None,
 ) -> Axes:
@@ -188,7 +280,7 @@ def _draw_changes(
     ax: Axes | None,
     ds: xr.Dataset,
     chosen: NDArray[np.intp],
-    effect: Damage,
+    effect: Effect,
     values: NDArray[np.float64],
     changed: NDArray[np.bool_],
     chance: float | None,

@@ -4,7 +4,7 @@ Nothing here knows a study; series also differ in marker or line style, so that 
 """
 
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Sized
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -112,6 +112,11 @@ def width_of(ax: Axes) -> float:
 def marker_size(count: int) -> float:
     """Size of the markers of a line of so many points: smaller where they would hide each other."""
     return 4 if count <= MANY_MARKERS else 2
+
+
+def sized(look: dict[str, Any], points: Sized) -> dict[str, Any]:
+    """The look of a line of some points, with markers that do not hide each other."""
+    return {**look, "markersize": marker_size(len(points))}
 
 
 def legend_above(ax: Axes) -> None:

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from resnet_paths_plugin import paths
 from resnet_paths_plugin.errors import InputError
 from resnet_paths_plugin.plotting import style
+from resnet_paths_plugin.plotting.wording import listed, share_of
 
 PAPER_BLOCKS = 54
 PAPER_DELETIONS = (1, 10, 20)
@@ -34,6 +35,9 @@ def plot_path_survival(
     Raises:
         InputError: if the network is no chain or its blocks cannot be counted; if a number of deletions is negative
             or no integer, if more blocks are deleted than there are, or if there is no number of deletions.
+
+    Examples:
+        >>> ax = rpp.plotting.plot_path_survival(54, deletions=[1, 10, 20])
     """
     n = chain_length(network, "plot_path_survival") if isinstance(network, xr.Dataset) else network
     deletions = default_deletions(n) if deletions is None else deletions
@@ -58,6 +62,15 @@ def plot_path_survival(
     style.percent_axis(ax)
     ax.legend(fontsize=style.LEGEND_SIZE)
     return ax
+
+
+def describe_path_survival(n: int, deletions: Sequence[int]) -> str:
+    """Fig. 7: what is left of short and of long paths."""
+    d = deletions[-1]
+    left = paths.survival(n, d)
+    shown = sorted({min(n, length) for length in (1, max(1, n // 10), max(1, n // 4))})
+    told = [f"{share_of(left[length])} of the paths of length {length}" for length in shown]
+    return f"Deleting {d} of {n} blocks leaves {listed(told)}."
 
 
 def default_deletions(n: int) -> list[int]:

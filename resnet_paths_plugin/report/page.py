@@ -5,7 +5,6 @@ Every name that comes from a model or a file reaches the page as text, never as 
 
 import base64
 import os
-import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -15,14 +14,18 @@ from typing import Any
 
 import jinja2
 import numpy as np
+import pluggy
 import xarray as xr
 from markupsafe import Markup
 
-from resnet_paths_plugin.errors import FileError, ResnetPathsError
+from resnet_paths_plugin.errors import ResnetPathsError
+from resnet_paths_plugin.files.output_files import Mode, replacing, writable
 from resnet_paths_plugin.plotting import block_axis
-from resnet_paths_plugin.plotting.damage import damage, default_measure
-from resnet_paths_plugin.report import sentences
+from resnet_paths_plugin.plotting.effects import default_measure, effect_of
+from resnet_paths_plugin.plotting.wording import percent
 from resnet_paths_plugin.report.figures import DPI, ReportFigure, ReportStudy, figures_of, studies
+from resnet_paths_plugin.results import datasets
+from resnet_paths_plugin.visible_text import visible
 
 CSS_DPI = 100
 """Dots per inch at which a figure has its natural size on the page; its PNG has twice as many."""
@@ -89,7 +92,12 @@ class BlockTable:
     is_long: bool
 
 
-def write_report(result: xr.DataTree | xr.Dataset, path: str | os.PathLike[str]) -> Path:
+def write_report(
+    result: xr.DataTree | xr.Dataset,
+    path: str | os.PathLike[str],
+    mode: Mode = "w",
+    plugin_manager: pluggy.PluginManager | None = None,
+) -> Path:
     """Write the report of a result as one HTML file, whole or not at all, and return its path.
 
     The file needs nothing beside it: figures and style are inside, there is no script. The same result gives the same
@@ -98,38 +106,33 @@ def write_report(result: xr.DataTree | xr.Dataset, path: str | os.PathLike[str])
     Args:
         result: a study, or a tree of studies of one model.
         path: the file; an older one is replaced.
+        mode: `"x"` refuses to replace an older file.
+        plugin_manager: whose figures may fit; None asks the installed plugins.
 
     Raises:
         InputError: if this is neither a Dataset nor a DataTree.
-        FileError: if the folder does not exist or cannot be written to.
+        FileError: if the folder does not exist or cannot be written to, there is something else than a file of this
+            name, or the result's values are still to be read from that file.
     """
-    path = Path(path)
-    target = Path(os.path.realpath(path))
-    if target.is_dir():
-        raise FileError(f"{path} is a folder: give the name of a file in it, such as {path / 'report.html'}")
-    if not target.parent.is_dir():
-        raise FileError(f"cannot write {path}: the folder {target.parent} does not exist. Create it first")
-    if target.exists() and not os.access(target, os.W_OK):
-        raise FileError(f"cannot write {path}: the file is write-protected. Choose another name")
-    text = report_html(result)
-    temporary = target.parent / f".{uuid.uuid4().hex}.tmp"
-    try:
+    target = writable(path, mode)
+    text = report_html(result, plugin_manager)
+    datasets.check_output(result, path)
+    with replacing(path, target, mode) as temporary:
         temporary.write_text(text, encoding="utf-8")
-        temporary.replace(target)
-    except OSError as error:
-        raise FileError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
+    return Path(path)
 
 
-def report_html(result: xr.DataTree | xr.Dataset) -> str:
+def report_html(result: xr.DataTree | xr.Dataset, plugin_manager: pluggy.PluginManager | None = None) -> str:
     """The report of a result as one self-contained HTML page.
 
+    Args:
+        result: a study, or a tree of studies of one model.
+        plugin_manager: whose figures may fit; None asks the installed plugins.
+
     Raises:
         InputError: if this is neither a Dataset nor a DataTree.
     """
-    found = studies(result)
+    found = studies(result, plugin_manager)
     every = [_picture(figure) for figure in figures_of(found)]
     pictures = {study.group: [picture for picture in every if picture.figure.group == study.group] for study in found}
     shared = dict(result.attrs) if isinstance(result, xr.DataTree) else {}
@@ -149,9 +152,14 @@ def report_html(result: xr.DataTree | xr.Dataset) -> str:
 def _template() -> jinja2.Template:
     text = resources.files(__package__).joinpath("report.html.jinja").read_text(encoding="utf-8")
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_written_out
     )
     return environment.from_string(text)
+
+
+def _written_out(value: object) -> object:
+    """Return a text with control characters, which may turn what stands beside it, as escapes; markup as it is."""
+    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _picture(figure: ReportFigure) -> Picture:
@@ -233,15 +241,13 @@ def _block_tables(study: ReportStudy) -> Iterator[BlockTable]:
 
 def _deletions(ds: xr.Dataset) -> tuple[str, list[str]]:
     """The column that tells what deleting each block, or its group, does."""
-    effect = damage(ds, "lesion", default_measure(ds, "lesion"), "the report")
+    effect = effect_of(ds, "lesion", default_measure(ds, "lesion"), "the report")
     lesions = block_axis.single_lesions(ds, "the report")
     deleted = ds["deleted"].transpose("lesion", "block").values
     cells = ["\N{EN DASH}"] * ds.sizes["block"]
     for lesion in lesions.chosen:
         for place in np.flatnonzero(deleted[lesion]):
-            cells[place] = (
-                sentences.percent(effect.values[lesion]) if effect.is_fraction else f"{effect.values[lesion]:.3g}"
-            )
+            cells[place] = percent(effect.values[lesion]) if effect.is_fraction else f"{effect.values[lesion]:.3g}"
     what = " ".join(effect.label.split()).removesuffix(" (%)").replace(r"\$", "$")
     return f"{what} without {'its group' if lesions.unit == 'group' else 'it'}", cells
 
@@ -265,7 +271,7 @@ def _range(variable: xr.Variable) -> str:
     """The values of a variable in a few characters."""
     values = variable.values
     if values.dtype.kind == "b" and values.size:
-        return f"true in {sentences.percent(values.mean())}"
+        return f"true in {percent(values.mean())}"
     if values.dtype.kind in "iuf":
         finite = values[np.isfinite(values)]
         if finite.size:

@@ -12,7 +12,7 @@ import torch
 
 import resnet_paths_plugin as rpp
 from resnet_paths_plugin.engine.backward import BackwardWalk
-from resnet_paths_plugin.engine.routes import AlongPaths, ByLength, WithSigns
+from resnet_paths_plugin.engine.routing import AlongPaths, ByLength, WithSigns
 from tests.benchmarks.studies import STUDIES
 from tests.benchmarks.subjects import resnet
 from tests.benchmarks.timing import medians, memory_alone, rise_of_memory

@@ -13,7 +13,7 @@ from captum.attr import LayerFeatureAblation
 
 import resnet_paths_plugin as rpp
 from resnet_paths_plugin.engine.backward import BackwardWalk
-from resnet_paths_plugin.engine.routes import ByLength
+from resnet_paths_plugin.engine.routing import ByLength
 from tests.benchmarks.subjects import pictures, resnet, trained
 
 LOOP_BATCH = 256
@@ -269,6 +269,65 @@ def large_paths(options, name, size=1):
     return path_gradients(options, size, model, images, name)
 
 
+def the_check(options):
+    """What holding the network against the model adds to studies of one chunk: their own first pass is the check's."""
+    model = resnet(9)
+    net = rpp.unravel(model, pictures(2))
+    many = pictures(64, options.images)  # as many as a pass of these studies takes at once, and of those of paths
+    few = many[:8]
+
+    @torch.no_grad()
+    def forward():
+        model(many)
+
+    def both(images):
+        x = images.clone().requires_grad_()
+        torch.autograd.grad(model(x)[:, 0].sum(), x)
+
+    def study(analyzer, images, *, verify, **asked):
+        run = rpp.RunOptions(verify=verify)
+        return analyzer(net).attribute(images, target=0, run=run, internal_batch_size=len(images), **asked)
+
+    asked = {
+        "influence": partial(study, rpp.BlockInfluence, many, objective="score"),
+        "paths": partial(study, rpp.PathLengthGradient, few, max_length=2),
+        "sampled paths": partial(study, rpp.PathLengthGradient, few, estimator="sampled", draws=1, max_length=2),
+    }
+    ways = {
+        "ours": lambda: net.check.study((many,)),
+        "intact": torch.no_grad(lambda: net.intact(many)),
+        "structure": lambda: [net.check.changed for _ in range(100)],
+        "forward": forward,
+        "both": partial(both, many),
+        "both, 8 images": partial(both, few),
+    }
+    for name, way in asked.items():
+        ways |= {name: partial(way, verify=True), f"{name} without": partial(way, verify=False)}
+
+    def added(name, passes):
+        return Ratio(
+            f"{name}: what the check adds / one forward and one backward pass of the model",
+            lambda t: (t[name] - t[f"{name} without"]) / t[passes],
+            "1",
+        )
+
+    return Study(
+        f"the check, ResNet-56 ({len(net.blocks)} blocks), {len(many)} images, 8 of paths",
+        ways,
+        (
+            Ratio(
+                "outputs: the check, less the intact pass that the study takes over / one forward pass of the model",
+                lambda t: (t["ours"] - t["intact"]) / t["forward"],
+                "1",
+            ),
+            added("influence", "both"),
+            added("paths", "both, 8 images"),
+            added("sampled paths", "both, 8 images"),
+            Ratio("look at the structure / a forward pass", lambda t: t["structure"] / t["forward"] / 100, ""),
+        ),
+    )
+
+
 def _growing(what, noun, ways, bound):
     """A study of how the time grows: the exponent that fits the seconds of several sizes best."""
     sizes = {f"{size} {noun}": size for size in ways}
@@ -290,6 +349,7 @@ STUDIES = {
     "lesions-by-captum": lesions_by_captum,
     "lesions-by-blocks": lesions_by_blocks,
     "lesions-by-images": lesions_by_images,
+    "the check": the_check,
     "paths-8": path_gradients,
     "paths-64": lambda options: path_gradients(options, 64),
     "paths-by-blocks": paths_by_blocks,

@@ -62,7 +62,7 @@ def build(subject):
 
 def rpp_shape(model):
     """Return the input shape that the plugins know."""
-    from resnet_paths_plugin import plugins
+    from resnet_paths_plugin.plugins import manager as plugins
 
     description = plugins.describe(model, None)
     return description.input_shape if description else None

@@ -11,8 +11,8 @@ import torchvision
 
 import resnet_paths_plugin as rpp
 from resnet_paths_plugin.errors import ResnetPathsError
-from resnet_paths_plugin.finding import find_blocks
 from resnet_paths_plugin.graph.detection import detect_blocks
+from resnet_paths_plugin.network.grouping import find_blocks
 from zoo import graphs
 from zoo.differences import reason
 from zoo.models import Subject, build, family

@@ -1,17 +1,20 @@
-"""The plugin for tidepool: tells resnet_paths_plugin what its models are, and brings an analyzer along.
+"""The plugin for tidepool: tells resnet_paths_plugin what its models are; brings an analyzer, a figure and a measure.
 
 Tidepool's models need neither `resnet_paths_capture` nor `resnet_paths_detect_blocks`: torch.export follows them, and
 the blocks are where the data flow says.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 import resnet_paths_plugin as rpp
 import tidepool
+from tidepool_resnet_paths.figures import InteractionMap
 from tidepool_resnet_paths.interaction import BlockInteraction
+from tidepool_resnet_paths.measures import score_margin
 
 
 @rpp.hookimpl
@@ -64,3 +67,15 @@ def resnet_paths_review_blocks(
 def resnet_paths_analyzers() -> Mapping[str, type]:
     """Offer the analyzer that this plugin brings along; it works on any model."""
     return {"BlockInteraction": BlockInteraction}
+
+
+@rpp.hookimpl
+def resnet_paths_figures() -> Sequence[rpp.Figure]:
+    """Offer the figure of the analyzer's result."""
+    return [InteractionMap()]
+
+
+@rpp.hookimpl
+def resnet_paths_measures(model: nn.Module) -> Mapping[str, Callable[[Any, Any], Tensor]] | None:
+    """Offer a measure of a Limpet's outputs, for every study of lesions, reorderings and schedules."""
+    return {"score_margin": score_margin} if isinstance(model, tidepool.Limpet) else None

@@ -1,29 +1,23 @@
 """BlockInteraction: whether deleting two blocks does more than deleting each alone adds up to."""
 
+from collections.abc import Iterable, Iterator
+from functools import partial
 from itertools import combinations
 from typing import Any, Literal, get_args
 
 import numpy as np
 import xarray as xr
+from captum.attr import PerturbationAttribution
 from captum.log import log_usage
 
-from resnet_paths_plugin import Schedule, datasets
-from resnet_paths_plugin.analyzers.batches import Batches, Target
-from resnet_paths_plugin.analyzers.conditions import Conditions
-from resnet_paths_plugin.analyzers.schedule_study import (
-    ScheduleAnalyzer,
-    ScheduleStudy,
-    network_for,
-    run_study,
-    study_attrs,
-)
-from resnet_paths_plugin.errors import InputError
-from resnet_paths_plugin.network import UnraveledNetwork
+import resnet_paths_plugin as rpp
+from resnet_paths_plugin.analyzers import Batch, Batches, Chunk, NamedSchedules, ScheduleStudy, Target
 
 Effect = Literal["loss", "target_score"]
+UNITS = {"loss": "nat", "target_score": "1"}
 
 
-class BlockInteraction(ScheduleAnalyzer):
+class BlockInteraction(rpp.Analyzer, PerturbationAttribution):  # type: ignore[misc]  # captum is untyped
     """Say which blocks stand in for each other, and which work only together.
 
     Args:
@@ -40,6 +34,7 @@ class BlockInteraction(ScheduleAnalyzer):
         effect: Effect = "loss",
         internal_batch_size: int | None = None,
         show_progress: bool = False,
+        run: rpp.RunOptions | None = None,
     ) -> xr.Dataset:
         """Delete every block alone and every two together, n (n + 1) / 2 lesions in all, and compare the effects.
 
@@ -54,6 +49,7 @@ class BlockInteraction(ScheduleAnalyzer):
             effect: the measure whose rise is the effect, `"loss"` or `"target_score"`.
             internal_batch_size: samples per forward pass; None chooses a number that suits the cache.
             show_progress: whether to show a progress bar.
+            run: where to run it, and where to keep what is finished; None runs it here.
 
         Returns:
             A Dataset with dims `block`, `other_block` and `sample`, float64: `deletion_effect` (block, sample), and
@@ -63,73 +59,66 @@ class BlockInteraction(ScheduleAnalyzer):
             NoResidualBlocksError: if the network has no residual blocks.
             InputError: if inputs, targets or options do not fit.
         """
-        batches = Batches(inputs, target, additional_forward_args)
-        self._network = network = network_for(self.forward_func, self._network, batches)
+        arguments = dict(locals())
         if effect not in get_args(Effect):
-            raise InputError(f"effect must be 'loss' or 'target_score', not {effect!r}")
-        if batches.first.target is None:
-            raise InputError("interactions are those of effects on the labels: pass target, or batches with targets")
-        attrs = study_attrs(
+            raise rpp.errors.InputError(f"effect must be 'loss' or 'target_score', not {effect!r}")
+        return self.run_study(partial(InteractionStudy, effect=effect), arguments)
+
+
+class InteractionStudy(ScheduleStudy):
+    """The lesions of every block and of every two, and what their effects say of each other.
+
+    Args:
+        network: the network.
+        batches: inputs and targets.
+        effect: the measure whose rise is the effect.
+    """
+
+    def __init__(self, network: rpp.UnraveledNetwork, batches: Batches, *, effect: Effect) -> None:
+        self.effect = effect
+        self.pairs = list(combinations(range(len(network.blocks)), 2))
+        lesions = [*((block.index,) for block in network.blocks), *self.pairs]
+        super().__init__(
             network,
-            analyzer=type(self).__name__,
+            batches,
+            NamedSchedules(
+                dim="lesion",
+                labels=["+".join(network.blocks[index].name for index in lesion) for lesion in lesions],
+                schedules=[rpp.Schedule.lesion(network, lesion) for lesion in lesions],
+            ),
             title=f"Interaction of the blocks of {network.name}",
             summary="How much more deleting two blocks together does than deleting each alone adds up to.",
-            seed=None,
-            arguments={
-                "inputs": inputs, "target": target, "additional_forward_args": additional_forward_args,
-                "effect": effect, "internal_batch_size": internal_batch_size,
-            },
-        )  # fmt: skip
-        alone = [(block.index,) for block in network.blocks]
-        together = list(combinations(range(len(network.blocks)), 2))
-        deleted = run_study(
-            network,
-            _lesions(network, [*alone, *together]),
-            batches,
-            attrs,
-            conditions=Conditions(network, batches),
-            measures=None,
-            internal_batch_size=internal_batch_size,
-            perturbations_per_eval=None,
-            show_progress=show_progress,
         )
-        rise = deleted[effect].astype(float) - deleted[f"intact_{effect}"].astype(float)
-        return _dataset(network, rise.transpose("lesion", "sample").values, together, deleted)
 
+    def check(self, batch: Batch) -> None:
+        """Check that a batch has labels of the outputs."""
+        if batch.target is None:
+            raise rpp.errors.InputError(
+                "interactions are those of effects on the labels: pass target, or batches with targets"
+            )
+        super().check(batch)
 
-def _lesions(network: UnraveledNetwork, lesions: list[tuple[int, ...]]) -> ScheduleStudy:
-    return ScheduleStudy(
-        dim="lesion",
-        labels=["+".join(network.blocks[index].name for index in lesion) for lesion in lesions],
-        schedules=[Schedule.lesion(network, lesion) for lesion in lesions],
-    )
+    def results(self, chunks: Iterable[Chunk]) -> Iterator[rpp.StudyResult]:
+        """Yield the interactions on each chunk of samples."""
+        blocks = self.network.blocks
+        for deleted in super().results(chunks):
+            measured, intact = (deleted.variables[name][1] for name in (self.effect, f"intact_{self.effect}"))
+            rise = np.asarray(measured, dtype=float) - np.asarray(intact, dtype=float)
+            alone, both = rise[: len(blocks)], rise[len(blocks) :]
+            interaction = np.full((len(blocks), *alone.shape), np.nan)
+            for (one, other), effect in zip(self.pairs, both, strict=True):
+                interaction[one, other] = interaction[other, one] = effect - alone[one] - alone[other]
+            yield rpp.StudyResult(
+                {
+                    "deletion_effect": (("block", "sample"), alone, self._described("when the block is deleted")),
+                    "interaction": (
+                        ("block", "other_block", "sample"),
+                        interaction,
+                        self._described("by deleting both, less those by deleting each"),
+                    ),
+                },
+                {"other_block": ("other_block", [block.name for block in blocks])},
+            )
 
-
-def _dataset(
-    network: UnraveledNetwork, rise: np.ndarray[Any, Any], together: list[tuple[int, int]], deleted: xr.Dataset
-) -> xr.Dataset:
-    """Return the result, from the rises of the lesions of one block and then of those of two."""
-    n_blocks = len(network.blocks)
-    alone, pairs = rise[:n_blocks], rise[n_blocks:]
-    interaction = np.full((n_blocks, *alone.shape), np.nan)
-    for (one, other), effect in zip(together, pairs, strict=True):
-        interaction[one, other] = interaction[other, one] = effect - alone[one] - alone[other]
-    measure = deleted.attrs["argument_effect"]
-    units = deleted[measure].attrs["units"]
-    blocks = datasets.block_coords(network.blocks)
-    return datasets.build(
-        {
-            "deletion_effect": (
-                ("block", "sample"),
-                alone,
-                {"long_name": f"rise of {measure} when the block is deleted", "units": units},
-            ),
-            "interaction": (
-                ("block", "other_block", "sample"),
-                interaction,
-                {"long_name": f"rise of {measure} by deleting both, less those by deleting each", "units": units},
-            ),
-        },
-        coords={**blocks, "other_block": ("other_block", [block.name for block in network.blocks])},
-        attrs=deleted.attrs,
-    )
+    def _described(self, when: str) -> dict[str, object]:
+        return {"long_name": f"rise of {self.effect} {when}", "units": UNITS[self.effect]}

@@ -21,6 +21,19 @@ from zoo.truth import expected
 SIDES = (96, 112, 128, 160, 192, 224, 256, 320, 384, 512)
 """Sides of images, in pixels: 96 leaves 3 x 3 positions to a network that halves the resolution five times."""
 FRAMES = (4, 8, 16)
+BROADCAST = {
+    ("timm", "byobnet"),
+    ("timm", "mvitv2"),
+    ("timm", "vision_transformer_sam"),
+    ("torchvision", "swin_transformer"),
+    ("torchvision", "video.swin_transformer"),
+}
+"""Families with a sum in which a value of the input is broadcast; torchvision's video.mvit is one too.
+
+Found on the meta device among the cheapest models of all families and those that timm builds with a global context that
+is added (byobnet's gcresnet and gcresnext). Where the family's model in the table has no such sum, `broadcast.csv` has
+one that has.
+"""
 SIZED_BY = {"timm": ("", "img_size"), "torchvision": ("", "image_size", "input_size")}
 """Arguments that bind a model to a side; with the first, none, it is built as it is by default."""
 CANDIDATES = 3

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 import resnet_paths_plugin as rpp
 from resnet_paths_plugin.engine.backward import BackwardWalk
-from resnet_paths_plugin.engine.routes import ByLength
+from resnet_paths_plugin.engine.routing import ByLength
 from zoo.models import family
 from zoo.real.values import randomise
 
@@ -109,9 +109,9 @@ def _look(model, inputs, line):
     net = rpp.unravel(model, inputs)
     with torch.no_grad():
         intact = leaves_of(model(*inputs))
-        yield from _compare(model, net, inputs, line)
+        yield from compare_outputs(model, net, (inputs, tuple(value[:1] for value in inputs)), line)
         line.blocks = len(net.blocks)
-        yield from _lesion(net, inputs, intact, line)
+        yield from delete_each(net, inputs, intact, line)
     if net.blocks:
         yield from _add_up(model, net, inputs, line)
     try:
@@ -123,10 +123,10 @@ def _look(model, inputs, line):
         yield from _add_up_exactly(model.double(), tuple(value.double() for value in inputs), line)
 
 
-def _compare(model, net, inputs, line):
-    """Compare outputs with the model's own, for the whole batch and for its first sample."""
+def compare_outputs(model, net, batches, line):
+    """Compare outputs with the model's own, for each batch."""
     line.identical = True
-    for given in (inputs, tuple(value[:1] for value in inputs)):
+    for given in batches:
         found, expected = leaves_of(net(*given)), leaves_of(model(*given))
         if same(found, expected):
             continue
@@ -136,12 +136,12 @@ def _compare(model, net, inputs, line):
             unfused = same(found, leaves_of(model(*given)))
         finally:
             torch.backends.mha.set_fastpath_enabled(value=True)
-        epsilons = change(found, expected) / torch.finfo(given[0].dtype).eps
+        epsilons = change(found, expected) / torch.finfo(expected[0].dtype).eps
         reason = f", and {FUSED}" if unfused else ""
         yield f"outputs of {len(given[0])} differ by {epsilons:.1f} epsilons of the largest{reason}"
 
 
-def _lesion(net, inputs, intact, line):
+def delete_each(net, inputs, intact, line):
     """Delete each block once."""
     schedules = [rpp.Schedule.lesion(net, block) for block in net.blocks]
     line.finite = all(bool(torch.isfinite(leaf).all()) for leaf in intact)

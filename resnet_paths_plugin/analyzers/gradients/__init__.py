@@ -1,0 +1,1 @@
+"""Studies of gradients: by path length, and of each block's influence."""

@@ -1,0 +1,125 @@
+"""PathLengthGradient: the gradient by path length, of all paths exactly, of sampled paths, or by random signs."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+import xarray as xr
+from captum.attr import GradientAttribution
+from captum.log import log_usage
+
+from resnet_paths_plugin.analyzers.arguments import positive
+from resnet_paths_plugin.analyzers.base import Analyzer
+from resnet_paths_plugin.analyzers.gradients.grades import Grade, grading_of
+from resnet_paths_plugin.analyzers.gradients.objectives import Objective
+from resnet_paths_plugin.analyzers.gradients.study import PathStudy
+from resnet_paths_plugin.analyzers.gradients.tasks import ESTIMATORS, Estimator
+from resnet_paths_plugin.errors import InputError
+from resnet_paths_plugin.execution import RunOptions
+from resnet_paths_plugin.execution.batches import Batches, Target
+from resnet_paths_plugin.graph.blocks import BlockLike, ResidualBlock
+from resnet_paths_plugin.network.unraveled import UnraveledNetwork
+
+
+class PathLengthGradient(Analyzer, GradientAttribution):  # type: ignore[misc]  # captum is untyped
+    """Attribute the gradient to path lengths: `dL/dx` is a sum over all paths, and `G_k` the part of length k.
+
+    Args:
+        model: a module, captured at the first `attribute` from its first batch, or an unraveled network.
+
+    Examples:
+        >>> lengths = rpp.PathLengthGradient(net).attribute(images, target=labels)
+        >>> lengths.path_count.values.tolist()
+        [1.0, 6.0, 15.0, 20.0, 15.0, 6.0, 1.0]
+        >>> bool((lengths.completeness_error < 1e-5).all())  # the lengths add up to the ordinary gradient
+        True
+    """
+
+    @log_usage()  # type: ignore[untyped-decorator]  # captum is untyped
+    def attribute(
+        self,
+        inputs: Any,
+        target: Target = None,
+        additional_forward_args: Any = None,
+        *,
+        estimator: Estimator | Sequence[Estimator] = "exact",
+        objective: Objective = "score",
+        max_length: int | None = None,
+        grade: Grade = "blocks",
+        draws: int = 100,
+        tap: Literal["input", "stem"] | BlockLike = "input",
+        keep_maps: bool = False,
+        internal_batch_size: int | None = None,
+        seed: int = 0,
+        show_progress: bool = False,
+        run: RunOptions | None = None,
+    ) -> xr.Dataset:
+        """Compute gradients by path length, with the activations of the intact network.
+
+        `"exact"` gives the norm of `G_k`, the summed gradient of all paths of length k, for the price of about n/2
+        backward passes; `"sampled"` the mean norm of single paths drawn uniformly (Veit et al. 2016, Sec. 4.2,
+        Fig. 6b) and their total (Fig. 6c), an upper bound on the norm of `G_k`; `"signs"` the root mean square norm of
+        all single paths, estimated with random signs.
+
+        Args:
+            inputs: a tensor with batch `B`, a tuple of tensors, or an iterable of `(inputs, target)` batches.
+            target: which output's score is differentiated, as in Captum; the label for `"cross_entropy"`.
+            additional_forward_args: further arguments of the model, after the inputs.
+            estimator: one or several of `"exact"`, `"sampled"`, `"signs"`.
+            objective: `"score"`, `"cross_entropy"`, or `function(outputs, target) -> [B]`; summed over samples.
+            max_length: longest length with a row of its own (on every axis); the rest goes into `tail_gradient_norm`.
+            grade: what a branch adds to the length: `"blocks"`, `"layers"`, `"stages"`, `"branch_type"`, or a function
+                of a block that returns a number, or a number for each named axis.
+            draws: sampled paths for each length, the same ones for all samples; walks with random signs.
+            tap: where gradients are taken: the `"input"`, the `"stem"` (source of the first block), or the source of
+                a block.
+            keep_maps: whether to keep `G_k` itself, as `gradient`, and the inputs beside it.
+            internal_batch_size: samples per walk; None chooses a number that suits the cache.
+            seed: seed of paths and signs.
+            show_progress: whether to show a progress bar.
+            run: where to run it, and where to keep what is finished; None runs it here.
+
+        Returns:
+            A Dataset with dims `path_length` and `sample` (one dim per axis where the grade has several), over the
+            paths from all of the model's outputs:
+            `gradient_norm`, `completeness_error`, `path_count`, `log10_path_count`; sampled: `path_gradient_norm`,
+            `path_gradient_norm_stderr`, `total_path_gradient`, `log10_total_path_gradient`, `n_draws`; signs:
+            `path_gradient_rms`; `effective_length_low` and `_high` (measure), the shortest interval with 95 % of a
+            measure's total, absent where `max_length` cuts, as then there is `tail_gradient_norm`; `gradient` and
+            `input` with `keep_maps`.
+
+        Raises:
+            NoResidualBlocksError: if the network has no residual blocks.
+            InputError: if inputs, targets or options do not fit.
+        """
+        arguments = dict(locals())
+        chosen, n_draws = _estimators(estimator), positive("draws", draws) or 1
+
+        def study(network: UnraveledNetwork, batches: Batches) -> PathStudy:
+            return PathStudy(
+                network,
+                n_inputs=batches.n_inputs,
+                estimators=chosen,
+                objective=objective,
+                grading=grading_of(network, grade),
+                max_length=max_length,
+                draws=n_draws,
+                tap=_tap(network, tap),
+                keep_maps=keep_maps,
+                seed=seed,
+            )
+
+        return self.run_study(study, arguments)
+
+
+def _estimators(estimator: Estimator | Sequence[Estimator]) -> tuple[Estimator, ...]:
+    given = [estimator] if isinstance(estimator, str) or not isinstance(estimator, Iterable) else list(estimator)
+    chosen = tuple(name for name in ESTIMATORS if name in given)
+    if not given or any(name not in ESTIMATORS for name in given):
+        raise InputError(f"estimator must be one or several of {', '.join(map(repr, ESTIMATORS))}, not {estimator!r}")
+    return chosen
+
+
+def _tap(network: UnraveledNetwork, tap: Literal["input", "stem"] | BlockLike) -> ResidualBlock | None:
+    if tap == "input":
+        return None
+    return network.blocks[0] if tap == "stem" else network.block(tap)

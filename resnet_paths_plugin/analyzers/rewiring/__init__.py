@@ -1,0 +1,1 @@
+"""Studies of rewired networks: lesions, reorderings, any schedules."""

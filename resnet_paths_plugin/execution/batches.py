@@ -1,0 +1,382 @@
+"""Inputs and targets as analyzers take them, in batches and in chunks that suit the cache."""
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from dataclasses import dataclass, replace
+from itertools import chain
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from resnet_paths_plugin.engine.transfer import moved
+from resnet_paths_plugin.errors import InputError, NonFiniteInputWarning
+from resnet_paths_plugin.graph.export import batch_size, check_dense
+from resnet_paths_plugin.graph.tracing import outside_inference_mode
+
+Target = Any
+"""As in Captum: None, an int, a tuple, a tensor of B integers, or a list of B ints or tuples.
+
+For measures and objectives of the user's own also anything else that has a part for each sample: a tensor with first
+dimension B (a map of classes, a flow), a dict or tuple of such tensors, or a list of B things (the boxes of an image).
+"""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Batch:
+    """Some samples: the arguments of one call of the model, and their targets.
+
+    Attributes:
+        args: positional arguments; tensors with first dimension `B` are per sample.
+        target: an int or tuple for all samples, a tensor `[B]` of integers, a list of B tuples, or None; or what the
+            user's own measures make something of.
+        size: `B`.
+        whole: positions of the tensors among the arguments, flattened, that have `B` rows by chance: all samples
+            read all of them.
+    """
+
+    args: tuple[Any, ...]
+    target: Target
+    size: int
+    whole: frozenset[int] = frozenset()
+
+    def chunks(self, size: int) -> Iterator["Batch"]:
+        """Cut the batch into pieces of at most `size` samples."""
+        for start in range(0, self.size, size):
+            piece = slice(start, min(start + size, self.size))
+            args = self._cut(lambda leaf: leaf[piece])  # noqa: B023 - used at once
+            target = self._part(lambda values: values[piece])  # noqa: B023 - used at once
+            yield Batch(args, target, piece.stop - piece.start, self.whole)
+
+    def even_size(self, most: int) -> int:
+        """Return the size of pieces of at most `most` samples that are as equal as can be."""
+        pieces = -(-self.size // most)
+        return -(-self.size // pieces)
+
+    def take(self, samples: Tensor) -> "Batch":
+        """Return a batch of some samples, in the order of their indices."""
+        index = samples.tolist()
+        args = self._cut(lambda leaf: leaf[samples.to(leaf.device)])
+        target = self._part(
+            lambda values: (
+                values[samples.to(values.device)] if isinstance(values, Tensor) else [values[at] for at in index]
+            )
+        )
+        return Batch(args, target, len(index), self.whole)
+
+    def to(self, device: torch.device) -> "Batch":
+        """Move the tensors to a device."""
+        args = pytree.tree_map(lambda leaf: moved(leaf, device) if isinstance(leaf, Tensor) else leaf, self.args)
+        target = pytree.tree_map(lambda leaf: moved(leaf, device) if isinstance(leaf, Tensor) else leaf, self.target)
+        return Batch(args, target, self.size, self.whole)
+
+    def copied(self) -> "Batch":
+        """Return the batch with tensors of its own, that hold these samples and no others."""
+        args = pytree.tree_map(lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, self.args)
+        target = pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, self.target)
+        return Batch(args, target, self.size, self.whole)
+
+    @property
+    def names_outputs(self) -> bool:
+        """Whether the target is one of Captum's: it names outputs by index, or nothing."""
+        target = self.target
+        if isinstance(target, Tensor):
+            return target.ndim == 1 and target.dtype == torch.int64
+        if isinstance(target, tuple | list):
+            return all(isinstance(index, Integral) for index in pytree.tree_leaves(target))
+        return target is None or isinstance(target, int)
+
+    def labels(self) -> Tensor | None:
+        """Return the target as one class per sample, shape `[B]` int64; None where it is no class."""
+        if not self.names_outputs or self.target is None:
+            return None
+        if isinstance(self.target, Tensor):
+            return self.target
+        each = self.target if isinstance(self.target, list) else [self.target] * self.size
+        indices = [one if isinstance(one, tuple) else (one,) for one in each]
+        return torch.tensor(indices).flatten() if all(len(index) == 1 for index in indices) else None
+
+    def _part(self, of: Callable[[Any], Any]) -> Target:
+        """Return the target of some samples, which `of` takes out of a list or a tensor."""
+        if isinstance(self.target, list):
+            return of(self.target)
+        return pytree.tree_map(lambda leaf: of(leaf) if self._per_sample(leaf) else leaf, self.target)
+
+    def _cut(self, part: Callable[[Tensor], Tensor]) -> tuple[Any, ...]:
+        """Return the arguments of some samples, which `part` takes out of a tensor."""
+        leaves, spec = pytree.tree_flatten(self.args)
+        cut = [
+            part(leaf) if self._per_sample(leaf) and at not in self.whole else leaf for at, leaf in enumerate(leaves)
+        ]
+        args: tuple[Any, ...] = pytree.tree_unflatten(cut, spec)
+        return args
+
+    def _per_sample(self, leaf: Any) -> bool:
+        return isinstance(leaf, Tensor) and leaf.ndim > 0 and leaf.shape[0] == self.size
+
+
+class Batches:
+    """The batches of one `attribute` call, the first one looked at ahead of time.
+
+    Attributes:
+        first: the first batch.
+        n_inputs: how many of the model's arguments are inputs; the others are additional ones.
+        n_samples: how many samples there are in all, as far as is known beforehand.
+
+    Args:
+        inputs: a tensor, a tuple of tensors (several inputs of one batch), a dict with the keys `inputs` and `target`,
+            or an iterable of such dicts or of `(inputs, target)`.
+        target: the target of a single batch; None with an iterable.
+        additional_forward_args: further arguments of the model, after the inputs.
+    """
+
+    def __init__(self, inputs: Any, target: Target, additional_forward_args: Any) -> None:
+        if isinstance(inputs, Mapping) and target is None:
+            inputs = [inputs]  # one batch
+        self._given = (inputs, target, additional_forward_args)
+        extra = additional_forward_args
+        self._extra = () if extra is None else extra if isinstance(extra, tuple) else (extra,)
+        if isinstance(inputs, np.ndarray):
+            raise InputError("inputs is a NumPy array: convert it with torch.from_numpy")
+        if isinstance(inputs, Tensor) or (isinstance(inputs, tuple) and _all_tensors(inputs)):
+            batches: Iterator[Batch] = iter([self._batch(inputs, target)])
+        elif isinstance(inputs, Iterable) and not isinstance(inputs, str | bytes):
+            if target is not None and isinstance(inputs, list) and inputs and _all_tensors(tuple(inputs)):
+                raise InputError(
+                    "inputs is a list of tensors, which is read as batches, and a target was given: pass several "
+                    "inputs of one batch as a tuple of tensors, or batches as (inputs, target) pairs without target"
+                )
+            is_one = isinstance(inputs, Mapping)
+            if is_one and (target is not None or "inputs" not in inputs):
+                keys = ", ".join(map(repr, inputs))
+                raise InputError(
+                    f"inputs is a dict of {keys}: pass the model's inputs as a tuple of tensors, in order, or one "
+                    "batch as a dict of 'inputs' and 'target'"
+                )
+            if target is not None:
+                raise InputError("with an iterable of batches the targets come from it: leave target out")
+            batches = (self._batch(*_pair(item)) for item in ([inputs] if is_one else inputs))
+        else:
+            raise InputError(
+                "inputs must be a tensor, a tuple of tensors, or an iterable of (inputs, target) batches such as a "
+                f"DataLoader, not {type(inputs).__name__}"
+            )
+        first = next(batches, None)
+        if first is None:
+            raise InputError("the iterable of batches is empty: nothing to study (is a one-shot iterator used up?)")
+        self.first = first
+        self.n_inputs = len(pytree.tree_leaves(first.args)) - len(pytree.tree_leaves(self._extra))
+        self.n_samples: int | None = first.size if isinstance(inputs, Tensor | tuple) else _count(inputs)
+        self._rest = batches
+        self._whole: frozenset[int] = frozenset()
+        self._warned: set[type[Warning]] = set()  # shared with those of `again`
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in chain([self.first], self._rest):
+            self._warn_of_non_finite(batch)
+            yield replace(batch, whole=self._whole)
+
+    def _warn_of_non_finite(self, batch: Batch) -> None:
+        """Warn once of inputs with NaN or infinity; further arguments, such as masks, may well have it."""
+        if NonFiniteInputWarning in self._warned:
+            return
+        odd = sum(_non_finite(leaf) for leaf in pytree.tree_leaves(batch.args)[: self.n_inputs])
+        if odd:
+            self._warned.add(NonFiniteInputWarning)
+            warnings.warn(
+                f"inputs hold NaN or infinity ({odd} numbers in the first batch that has such): scores and gradients "
+                "of their samples mean little. Look at how the inputs were prepared",
+                NonFiniteInputWarning,
+                stacklevel=2,
+            )
+
+    def keep_whole(self, positions: Iterable[int]) -> None:
+        """Cut no rows off some arguments, given by their positions among the flattened ones."""
+        self._whole = frozenset(positions)
+        self.first = replace(self.first, whole=self._whole)
+
+    @property
+    def additional(self) -> list[int]:
+        """Positions of the tensors among the additional arguments, flattened, that have as many rows as samples."""
+        leaves = pytree.tree_leaves(self.first.args)
+        return [
+            at
+            for at, leaf in enumerate(leaves)
+            if at >= self.n_inputs and isinstance(leaf, Tensor) and leaf.ndim and leaf.shape[0] == self.first.size
+        ]
+
+    def again(self, reference: Any = None) -> "Batches":
+        """Return the batches once more, or those of a reference instead, with the same further arguments.
+
+        The targets of a reference are not looked at.
+        """
+        inputs, target, extra = self._given
+        if reference is None:
+            found = Batches(inputs, target, extra)
+            found._warned = self._warned
+        elif isinstance(reference, Tensor | tuple):
+            found = Batches(reference, None, extra)
+        else:
+            found = Batches(((_pair(item)[0], None) for item in reference), None, extra)
+        found.keep_whole(self._whole)
+        return found
+
+    def check_again(self, reference: Any = None) -> None:
+        """Check, without reading anything, that `again` gives batches any number of times.
+
+        Raises:
+            InputError: if they come from an iterator, which can be read once only, or if a reference would be paired
+                with further arguments that belong to the samples of the inputs.
+        """
+        source, name = (self._given[0], "inputs") if reference is None else (reference, "reference")
+        if isinstance(source, Iterator):
+            raise InputError(
+                f"this takes several passes over the {name}, and a one-shot iterator allows one: pass a list of "
+                f"batches or a DataLoader{'' if reference is not None else ', or give a reference'}"
+            )
+        if reference is not None and not self._whole.issuperset(self.additional):
+            raise InputError(
+                "additional_forward_args hold a value for each sample of the inputs, and a reference has other "
+                "samples: pass them as further inputs instead, inputs=(x, more) and reference=(other_x, other_more)"
+            )
+
+    def _batch(self, inputs: Any, target: Target) -> Batch:
+        args = outside_inference_mode((*inputs, *self._extra) if isinstance(inputs, tuple) else (inputs, *self._extra))
+        size = batch_size(args)
+        for leaf in pytree.tree_leaves(target):
+            check_dense(leaf, "the target")
+        if any(isinstance(leaf, Tensor) and leaf.is_meta for leaf in pytree.tree_leaves((args, target))):
+            raise InputError(
+                "inputs or targets are on the meta device, where tensors have no values, and a study needs some: pass "
+                "tensors of another device"
+            )
+        return Batch(args, _normalised(target, size), size)
+
+
+def check_target(batch: Batch, sizes: Sequence[int]) -> None:
+    """Check that every target of a batch names one number of each sample's outputs, which have these sizes.
+
+    Raises:
+        InputError: if a target names no output, is out of range, or has another number of indices than the outputs.
+    """
+    if not batch.names_outputs:
+        raise InputError(
+            f"{_misread(batch.target)}; anything else needs measures (or an objective) of your own that read it"
+        )
+    if batch.target is None:
+        return
+    for one in batch.target if isinstance(batch.target, list | Tensor) else [batch.target]:
+        index = one if isinstance(one, tuple) else (int(one),)
+        if len(index) != len(sizes):
+            raise InputError(f"target {one!r} must be {_indices(len(sizes))} after the batch")
+        if not all(0 <= place < size for place, size in zip(index, sizes, strict=True)):
+            told = f"{sizes[0]} outputs, 0..{sizes[0] - 1}" if len(sizes) == 1 else f"outputs of shape {(*sizes,)}"
+            told_index = index[0] if len(index) == 1 else index
+            raise InputError(f"target {told_index} is out of range: the model has {told}")
+
+
+def _indices(count: int) -> str:
+    if count == 1:
+        return "one index: the model's outputs have one dimension"
+    return f"a tuple of {count} indices: the model's outputs have {count} dimensions"
+
+
+def _count(inputs: Any) -> int | None:
+    """Return the number of samples of a DataLoader over a dataset of known size; None where it is not known."""
+    dataset = getattr(inputs, "dataset", None)
+    return len(dataset) if isinstance(dataset, Sized) else None
+
+
+def _non_finite(leaf: Any) -> int:
+    """Return how many of a tensor's numbers are NaN or infinite; 0 where it has none that can be looked at."""
+    if not isinstance(leaf, Tensor) or leaf.is_meta or leaf.is_nested or leaf.layout != torch.strided:
+        return 0
+    if not (leaf.is_floating_point() or leaf.is_complex()):
+        return 0
+    return int((~torch.isfinite(leaf.detach())).sum())
+
+
+def _all_tensors(values: tuple[Any, ...]) -> bool:
+    return bool(values) and all(isinstance(value, Tensor) for value in values)
+
+
+def _pair(item: Any) -> tuple[Any, Target]:
+    if isinstance(item, list | tuple) and len(item) == 2:
+        inputs, target = item
+        return (tuple(inputs) if isinstance(inputs, list) else inputs), target
+    if isinstance(item, Tensor):
+        return item, None
+    if isinstance(item, list | tuple) and len(item) == 1:
+        return item[0], None
+    if isinstance(item, Mapping):
+        if "inputs" in item and set(item) <= {"inputs", "target"}:
+            return _pair((item["inputs"], item.get("target")))
+        keys = ", ".join(map(repr, item))
+        raise InputError(
+            f"inputs is a dict of {keys}: give it the keys 'inputs' and 'target', or pass a tuple of tensors; map the "
+            "batches of a loader to (inputs, target), such as ((d['x'], d['y']) for d in loader)"
+        )
+    form = f"a {type(item).__name__} of {len(item)}" if isinstance(item, Sized) else repr(item)
+    raise InputError(
+        f"a batch must be (inputs, target), a dict of 'inputs' and 'target', or a tensor, not {form}: map each batch "
+        "to that, such as ((x, y) for x, y, _ in loader)"
+    )
+
+
+def _normalised(target: Target, size: int) -> Target:
+    if target is None or (isinstance(target, int) and not isinstance(target, bool)):
+        return target
+    if isinstance(target, dict | tuple):
+        return _with_parts(target, size) if any(map(_is_structure, pytree.tree_leaves(target))) else target
+    if isinstance(target, list) and target and _is_structure(target[0]):
+        return _of_length(target, size)
+    try:
+        labels = torch.as_tensor(target).detach()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(
+            "target must be None, an int, a tuple, B integers or a list of B tuples, or for measures of your own a "
+            "tensor with first dimension B, a dict of such tensors or a list of B things, not "
+            f"{type(target).__name__} ({error})"
+        ) from error
+    counts = not (labels.is_floating_point() or labels.is_complex() or labels.dtype is torch.bool)
+    if not counts and labels.ndim == 0:
+        raise InputError(_misread(labels))
+    labels = labels.to(torch.int64) if counts else labels
+    if counts and labels.numel() == 1:
+        return int(labels) if size != 1 else labels.reshape(1)
+    return _of_length(labels, size)
+
+
+def _is_structure(part: object) -> bool:
+    return isinstance(part, Tensor | tuple | list | dict)
+
+
+def _with_parts(target: Target, size: int) -> Target:
+    """Return a structure of tensors after checking that each has a part for every sample."""
+    for leaf in pytree.tree_leaves(target):
+        shape = tuple(leaf.shape) if isinstance(leaf, Tensor) else None
+        if not shape or shape[0] != size:
+            what = f"a tensor of shape {shape}" if shape is not None else type(leaf).__name__
+            raise InputError(
+                f"target holds {what} and the batch has {size} samples: a {type(target).__name__} of tensors needs "
+                "the samples along the first dimension of each"
+            )
+    return target
+
+
+def _misread(target: Target) -> str:
+    """Say why a target names no outputs."""
+    if isinstance(target, Tensor) and (target.is_floating_point() or target.dtype is torch.bool or target.is_complex()):
+        return f"target must hold integers (indices of outputs), not {target.dtype}"
+    shape = f"has shape {tuple(target.shape)}" if isinstance(target, Tensor) else f"is a {type(target).__name__}"
+    return f"target {shape}, and the model's outputs take one index for each sample"
+
+
+def _of_length(target: Any, size: int) -> Any:
+    shape = tuple(target.shape) if isinstance(target, Tensor) else (len(target),)
+    if shape[0] != size:
+        raise InputError(f"target has shape {shape} and the batch has {size} samples: pass one target per sample")
+    return target

@@ -1,0 +1,1 @@
+"""A captured network: views, sampling, its check against the model, families of schedules."""

@@ -1,0 +1,1 @@
+"""Results: what a dataset holds, where it comes from, its way to a file and back."""

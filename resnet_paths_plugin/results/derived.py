@@ -1,0 +1,158 @@
+"""What is derived over samples, computed again from the samples that a result holds; runs no model."""
+
+import warnings
+
+import numpy as np
+import numpy.typing as npt
+import scipy
+import xarray as xr
+
+from resnet_paths_plugin import paths
+from resnet_paths_plugin.errors import InputError, StaleResultWarning
+from resnet_paths_plugin.results.schema import QUANTITIES
+
+Array = npt.NDArray[np.float64]
+
+PER_SAMPLE = frozenset({
+    "sample", "target_score", "target_score_drop", "loss", "kl_divergence", "correct", "prediction",
+    "prediction_changed", "label", "branch_to_source_norm", "source_sum_cosine", "block_influence", "angular_distance",
+    "branch_descent_cosine", "lesion_estimate", "gate_openness", "gradient", "input", "gradient_norm",
+    "tail_gradient_norm", "completeness_error", "path_gradient_rms",
+})  # fmt: skip
+"""Variables of the schema that have a value for each sample; no other one has."""
+
+FROM_SAMPLES = {
+    "error": "correct",
+    "intact_error": "intact_correct",
+    "rank_correlation": "proxy",
+    "effective_length_low": "gradient_norm",
+    "effective_length_high": "gradient_norm",
+}
+"""Variables that are computed again, each with what it is computed from."""
+
+OVER_SAMPLES = (
+    "path_gradient_norm", "path_gradient_norm_stderr", "total_path_gradient", "log10_total_path_gradient",
+)  # fmt: skip
+"""Means over samples whose values for each sample are not kept."""
+
+_FEWEST_RANKED = 3
+_ENDS = ("effective_length_low", "effective_length_high")
+
+
+def refreshed(ds: xr.Dataset) -> xr.Dataset:
+    """Return a result in which every value describes the samples that it holds.
+
+    After a selection or concatenation along `sample` errors, rank correlations and effective ranges are computed again,
+    and means over other samples are left out with a `StaleResultWarning`.
+
+    Raises:
+        InputError: if the result holds no sample, or is joined from studies that differ.
+    """
+    if ds.sizes.get("sample", 1) == 0:
+        raise InputError("this dataset holds no sample any more: select at least one")
+    ds = _with_errors(_with_a_sample_dim(ds))
+    stale = _stale(ds)
+    if stale:
+        warnings.warn(
+            f"{', '.join(stale)}: means over other samples than those of this dataset, left out. Run the study on "
+            "these samples to have theirs",
+            StaleResultWarning,
+            stacklevel=2,
+        )
+        ds = ds.drop_vars(stale)
+        if "measure" in ds.coords:
+            ds = ds.sel(measure=ds["measure"] != "total_path_gradient")
+    return _with_correlations(_with_ranges(_shared_once(ds)))
+
+
+def rank_correlation(one: Array, other: Array) -> float | None:
+    """Return Spearman's rank correlation; None where it is not defined: too few finite pairs, or all values equal."""
+    finite = np.isfinite(one) & np.isfinite(other)
+    one, other = one[finite], other[finite]
+    if len(one) < _FEWEST_RANKED or np.ptp(one) == 0 or np.ptp(other) == 0:
+        return None
+    return float(scipy.stats.spearmanr(one, other).statistic)
+
+
+def _schema_name(name: object) -> str:
+    return str(name).removeprefix("intact_")
+
+
+def _with_a_sample_dim(ds: xr.Dataset) -> xr.Dataset:
+    """Return a result of one sample that was picked by its number with the dimension that it had."""
+    if "sample" in ds.dims:
+        return ds
+    if "sample" not in ds.coords:  # nor the number of the sample, unless what is held are means over samples
+        if not any(name in ds and ds[name].dtype == bool for name in ("correct", "intact_correct")):
+            return ds
+        ds = ds.assign_coords(sample=0)
+    one = [ds["sample"].item()]
+    names = [name for name in ds.data_vars if _schema_name(name) in PER_SAMPLE]
+    found = {name: ds[name].expand_dims(sample=one, axis=-1) for name in names}
+    return ds.drop_vars([*names, "sample"]).assign(found)
+
+
+def _with_errors(ds: xr.Dataset) -> xr.Dataset:
+    return ds.assign(
+        {
+            name: (1 - ds[source].astype(np.float64).mean("sample")).assign_attrs(ds[name].attrs)
+            for name, source in FROM_SAMPLES.items()
+            if name.endswith("error") and name in ds and source in ds and "sample" in ds[source].dims
+        }
+    )
+
+
+def _stale(ds: xr.Dataset) -> list[str]:
+    """Return the means over samples that are not the samples of the result."""
+    held = [name for name in OVER_SAMPLES if name in ds]
+    if not held or "sample" not in ds.dims:
+        return []
+    size = ds.sizes["sample"]
+    whole = "n_samples" not in ds or bool((ds["n_samples"] == size).all())
+    numbered = "sample" not in ds.coords or np.array_equal(ds["sample"].values, np.arange(size))
+    return [] if whole and numbered else held
+
+
+def _shared_once(ds: xr.Dataset) -> xr.Dataset:
+    """Return a result in which what all samples share has no dimension `sample`, as `xarray.concat` gives it."""
+    found: dict[str, xr.DataArray] = {}
+    for name, values in ds.data_vars.items():
+        known = _schema_name(name) in QUANTITIES and _schema_name(name) not in PER_SAMPLE
+        if not known or "sample" not in values.dims:
+            continue
+        first = values.isel(sample=0, drop=True)
+        same = bool(values.variable.broadcast_equals(first.variable))  # type: ignore[no-untyped-call]  # xarray's
+        if not (same or name in FROM_SAMPLES or name == "n_samples"):
+            raise InputError(
+                f"the results that were joined along 'sample' differ in {name!r}, which is said of all samples "
+                "together: join results of one study, or run it once on all samples"
+            )
+        found[str(name)] = first
+    return ds.assign(found)
+
+
+def _with_ranges(ds: xr.Dataset) -> xr.Dataset:
+    """Return the result with the effective range of `gradient_norm` over its own samples."""
+    if not {*_ENDS} <= set(ds.data_vars) or "gradient_norm" not in ds or "measure" not in ds.coords:
+        return ds
+    norm = ds["gradient_norm"]
+    if set(norm.dims) != {"path_length", "sample"}:
+        return ds
+    bounds = paths.effective_range(norm.mean("sample").values)
+    own = ds["measure"] == "gradient_norm"
+    return ds.assign(
+        {end: ds[end].where(~own, bound).assign_attrs(ds[end].attrs) for end, bound in zip(_ENDS, bounds, strict=True)}
+    )
+
+
+def _with_correlations(ds: xr.Dataset) -> xr.Dataset:
+    """Return the result with the rank correlations of its own blocks and samples with the effects of deletions."""
+    if not {"rank_correlation", "lesion_effect"} <= set(ds.data_vars) or "proxy" not in ds.coords:
+        return ds
+    effect = ds["lesion_effect"]
+    found = ds["rank_correlation"].values.astype(np.float64)
+    for at, name in enumerate(ds["proxy"].values):
+        if name in ds and set(ds[name].dims) == {"block", "sample"} and effect.dims == ("block",):
+            own = rank_correlation(ds[name].mean("sample").values, effect.values)
+            found[at] = np.nan if own is None else own
+    return ds.assign(rank_correlation=ds["rank_correlation"].copy(data=found))

@@ -1,0 +1,180 @@
+"""Attributes of a result: its provenance, and how any value becomes one that netCDF gives back unchanged."""
+
+import os
+import platform
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from datetime import UTC, date, datetime
+from functools import partial, singledispatch
+from importlib import metadata
+
+import numpy as np
+
+from resnet_paths_plugin.graph.blocks import ResidualBlock
+from resnet_paths_plugin.plugins.model_description import ModelDescription
+from resnet_paths_plugin.results.schema import SCHEMA_VERSION
+
+PAPER = (
+    "Veit, Wilber, Belongie: Residual Networks Behave Like Ensembles of Relatively Shallow Networks, "
+    "NIPS 2016, https://arxiv.org/abs/1605.06431"
+)
+
+Attribute = str | int | float | np.number
+"""What a netCDF attribute gives back exactly as it was: text or one number."""
+
+_INT64 = np.iinfo(np.int64)
+_LONGEST_TEXT = 10_000
+
+
+def provenance(
+    *,
+    title: str,
+    summary: str,
+    analyzer: str,
+    model_class: type,
+    description: ModelDescription | None,
+    weights_digest: str,
+    plugins: Sequence[str],
+    device: object,
+    dtype: object,
+    seed: int | None,
+    arguments: Mapping[str, object],
+) -> dict[str, Attribute]:
+    """Return the global attributes of a result: what it is, and everything needed to make it again.
+
+    Args:
+        title: the study in a phrase.
+        summary: what was done and how to read it, in a few sentences.
+        analyzer: name of the analyzer, such as `"BlockLesion"`.
+        model_class: class of the model.
+        description: what plugins know of the model; None where none knows it.
+        weights_digest: digest of parameters and buffers.
+        plugins: the plugins that were asked, with their versions.
+        device: device that the model ran on.
+        dtype: type of the model's parameters.
+        seed: seed of every random draw; None where nothing is drawn.
+        arguments: every argument of `attribute` by name; stored as `argument_<name>`.
+    """
+    created = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    package = f"resnet_paths_plugin {_version('resnet-paths-plugin')}"
+    identity: dict[str, str] = {}
+    if description is not None:
+        identity = {
+            "model_library": description.library,
+            "model_library_version": description.library_version,
+            "model_architecture": description.architecture,
+        }
+    facts: dict[str, object] = {
+        # Not CF: its units are those of UDUNITS, which has no nat.
+        "Conventions": "ACDD-1.3",
+        "schema_version": SCHEMA_VERSION,
+        "title": title,
+        "summary": summary,
+        "source": package,
+        "references": PAPER,
+        "date_created": created,
+        "history": f"{created} {analyzer}.attribute, {package}",
+        **identity,
+        "model_class": _notation(model_class),
+        "weights_digest": weights_digest,
+        "plugins": ", ".join(plugins) or "none",
+        "device": str(device),
+        "dtype": str(dtype),
+        "seed": seed,
+        "python_version": platform.python_version(),
+        **{f"{name}_version": _version(name) for name in ("torch", "captum", "timm", "torchvision", "xarray")},
+        **{f"argument_{name}": value for name, value in arguments.items()},
+    }
+    return {name: netcdf_safe(value) for name, value in facts.items()}
+
+
+def netcdf_safe(value: object) -> Attribute:
+    """Return the value as text or number that a netCDF attribute gives back unchanged.
+
+    Text and numbers stay what they are, paths and dates become text; None, flags, collections, ranges and
+    dataclasses become text in Python's notation, cut after 10,000 characters; blocks, functions and classes
+    become their names, arrays and tensors their shape and dtype. Iterators and loaders are not read.
+    """
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    elif isinstance(value, date):
+        value = value.isoformat()
+    if isinstance(value, str):
+        # netCDF ends a text at NUL and cannot encode a lone surrogate.
+        return value.encode("utf-8", "backslashreplace").decode().replace("\0", r"\x00")
+    if isinstance(value, np.number) and fits_netcdf(value.dtype):
+        return value
+    if isinstance(value, float | np.float16):
+        return float(value)
+    if isinstance(value, int) and not isinstance(value, bool) and _INT64.min <= value <= _INT64.max:
+        return int(value)
+    text = _notation(value)
+    return text if len(text) <= _LONGEST_TEXT else f"{text[:_LONGEST_TEXT]} ... ({len(text)} characters in all)"
+
+
+def fits_netcdf(dtype: np.dtype[np.generic]) -> bool:
+    """Whether netCDF has this type of number."""
+    return dtype.kind in "iu" or (dtype.kind == "f" and dtype.itemsize in (4, 8))
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+@singledispatch
+def _notation(value: object) -> str:
+    """Return a value in Python's notation, in one line; what has none is named by its class."""
+    if hasattr(value, "__qualname__"):
+        module = getattr(value, "__module__", None)
+        return value.__qualname__ if module in {None, "builtins"} else f"{module}.{value.__qualname__}"
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"{type(value).__name__} of shape {tuple(value.shape)}, dtype {value.dtype}"
+    if is_dataclass(value):
+        stated = (f"{field.name}={_notation(getattr(value, field.name))}" for field in fields(value) if field.repr)
+        return f"{type(value).__qualname__}({', '.join(stated)})"
+    text = repr(value)
+    # An address or a whole model tells a reader nothing.
+    return _notation(type(value)) if " at 0x" in text or "\n" in text else text
+
+
+_notation.register(str, repr)
+
+
+@_notation.register
+def _(value: ResidualBlock) -> str:
+    return repr(value.name)
+
+
+@_notation.register
+def _(value: np.generic) -> str:
+    item = value.item()
+    # A longdouble is its own item, and the item of a time in nanoseconds is a bare number.
+    return repr(str(value)) if isinstance(item, np.generic) or value.dtype.kind in "mM" else _notation(item)
+
+
+@_notation.register
+def _(value: partial) -> str:  # type: ignore[type-arg]  # a class to dispatch on
+    given = [
+        *map(_notation, value.args),
+        *(f"{name}={_notation(item)}" for name, item in value.keywords.items()),
+    ]
+    return f"partial({', '.join([_notation(value.func), *given])})"
+
+
+@_notation.register
+def _(value: Mapping) -> str:  # type: ignore[type-arg]  # a class to dispatch on
+    return "{" + ", ".join(f"{_notation(key)}: {_notation(item)}" for key, item in value.items()) + "}"
+
+
+@_notation.register(list | tuple | set | frozenset)
+def _(value: Collection[object]) -> str:
+    items = [_notation(item) for item in value]
+    if isinstance(value, list):
+        return f"[{', '.join(items)}]"
+    if isinstance(value, tuple):
+        return f"({', '.join(items)}{',' if len(items) == 1 else ''})"
+    # Sorted, since the order of a set of text changes from run to run.
+    return f"{{{', '.join(sorted(items))}}}" if items else "set()"

@@ -1,0 +1,267 @@
+"""The schema: every variable that a result can have, with its meaning, stored type and units. Data only."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+SCHEMA_VERSION = 1
+"""Counts changes of the schema that an older `load` would misread."""
+
+
+@dataclass(frozen=True, slots=True)
+class Quantity:
+    """A variable's meaning in a phrase, stored type and units ("1" for none)."""
+
+    long_name: str
+    dtype: type[np.generic]
+    units: str = "1"
+
+
+@dataclass(frozen=True, slots=True)
+class StudyVariable:
+    """The dims of a variable in a study's result (`"*"`: those of one input), and what it takes to be there."""
+
+    dims: tuple[str, ...]
+    needs: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StudySchema:
+    """What a study's result holds: variables and coordinates by name."""
+
+    variables: Mapping[str, StudyVariable]
+    coords: Mapping[str, StudyVariable]
+
+
+_PATHS = "the gradient norms of single paths of this length"
+_RANGE = "of the shortest interval of path lengths that holds 95 % of the measure's total"
+
+QUANTITIES: Mapping[str, Quantity] = {
+    # what a changed network does, sample by sample
+    "target_score": Quantity("score of the target", np.float32),
+    "target_score_drop": Quantity("score of the target: intact network minus changed network", np.float32),
+    "loss": Quantity("cross-entropy loss", np.float32, "nat"),
+    "kl_divergence": Quantity("Kullback-Leibler divergence from intact to changed output", np.float32, "nat"),
+    "correct": Quantity("whether the predicted class is the target", np.bool_),
+    "prediction": Quantity("predicted class; -1 where outputs are not finite", np.int32),
+    "prediction_changed": Quantity("whether the predicted class differs from the intact network's", np.bool_),
+    "error": Quantity("fraction of samples whose predicted class is not the target", np.float64),
+    "label": Quantity("class that the sample is labelled with", np.int32),
+    # lesions
+    "lesion": Quantity("blocks whose branches are deleted, joined by '+'", np.str_),
+    "deleted": Quantity("whether the lesion deletes the block's branch", np.bool_),
+    "n_deleted": Quantity("number of deleted blocks", np.int32),
+    "n_deleted_units": Quantity("number of deleted blocks, or groups at level 'group'", np.int32),
+    "draw": Quantity("number of the random draw among changes of the same size, from 0", np.int32),
+    # reorderings
+    "reordering": Quantity("order of the blocks", np.str_),
+    "position": Quantity("place in the network, from 0", np.int32),
+    "order": Quantity("index of the block whose branch runs at this place", np.int32),
+    "kendall_tau": Quantity("Kendall's tau of old and new order, over the movable blocks", np.float64),
+    "kendall_tau_all_blocks": Quantity("Kendall's tau of old and new order, over all blocks", np.float64),
+    "n_swaps": Quantity("number of swaps that made the order", np.int32),
+    # schedules; the weights of the changed sums are stored as a list of those that are not 0
+    "schedule": Quantity("which branches are added where", np.str_),
+    "family": Quantity("kind of change that the schedule makes", np.str_),
+    "changed": Quantity("whether the schedule changes what is added at the block's sum", np.bool_),
+    "n_changed": Quantity("number of blocks whose sums the schedule changes", np.int32),
+    "constant_added": Quantity("whether the schedule adds a constant at the block's sum", np.bool_),
+    "entry": Quantity("number of the weight in the list of weights, from 0", np.int32),
+    "entry_schedule": Quantity("place of the weight's schedule along dimension schedule", np.int32),
+    "entry_place": Quantity("index of the block at whose sum the branch is added", np.int32),
+    "entry_branch": Quantity("index of the block whose branch is added", np.int32),
+    "entry_weight": Quantity("weight that the branch is multiplied by", np.float64),
+    # influence of blocks, without lesions
+    "branch_to_source_norm": Quantity("norm of the branch over norm of the source", np.float64),
+    "source_sum_cosine": Quantity("cosine of source and sum", np.float64),
+    "block_influence": Quantity("1 minus the cosine of source and sum", np.float64),
+    "angular_distance": Quantity("angle between source and sum, as a fraction of half a turn", np.float64),
+    "branch_descent_cosine": Quantity("cosine of branch and negative gradient of the objective at the sum", np.float64),
+    "lesion_estimate": Quantity("first-order estimate of the objective's rise when the branch is deleted", np.float64),
+    "gate_openness": Quantity("mean of the gate that multiplies the branch, over positions", np.float64),
+    "lesion_effect": Quantity("mean rise of the measure over samples when the block alone is deleted", np.float64),
+    "proxy": Quantity("variable that predicts the effect of deleting a block", np.str_),
+    "rank_correlation": Quantity("Spearman's rank correlation over blocks of proxy and effect of deletion", np.float64),
+    # networks trained in different ways
+    "training": Quantity("how the network was trained", np.str_),
+    # path lengths
+    "path_length": Quantity("number of branches taken on a path", np.int32),
+    "gradient": Quantity("sum of the gradients of all paths of this length", np.float32),
+    "input": Quantity("input of the network", np.float32),
+    "gradient_norm": Quantity("norm of the sum of the gradients of all paths of this length", np.float64),
+    "tail_gradient_norm": Quantity("norm of the sum of the gradients of all longer paths", np.float64),
+    "completeness_error": Quantity(
+        "norm of the sum over path lengths minus the ordinary gradient, relative to the latter's", np.float64
+    ),
+    "path_count": Quantity("number of paths of this length", np.float64),
+    "log10_path_count": Quantity("decimal logarithm of path_count", np.float64),
+    "path_gradient_norm": Quantity(f"mean of {_PATHS}, over sampled paths", np.float64),
+    "path_gradient_norm_stderr": Quantity("standard error of path_gradient_norm", np.float64),
+    "path_gradient_rms": Quantity(f"root mean square of {_PATHS}, over all of them", np.float64),
+    "total_path_gradient": Quantity(f"sum of {_PATHS}: path_count * path_gradient_norm", np.float64),
+    "log10_total_path_gradient": Quantity("decimal logarithm of total_path_gradient", np.float64),
+    "n_samples": Quantity("number of samples that means over samples are of", np.int64),
+    "n_draws": Quantity("number of sampled paths", np.int64),
+    "measure": Quantity("variable that the value summarises", np.str_),
+    "effective_length_low": Quantity(f"lower end {_RANGE}", np.float64),
+    "effective_length_high": Quantity(f"upper end {_RANGE}", np.float64),
+    # samples and blocks
+    "sample": Quantity("number of the sample in the order given, from 0", np.int64),
+    "block": Quantity("residual block", np.str_),
+    "block_index": Quantity("place of the block in execution order, from 0", np.int32),
+    "stage": Quantity("stage of the network that the block belongs to, from 0", np.int32),
+    "skip_kind": Quantity("what the skip does: identity, scaled, projection or gated", np.str_),
+    "branch_type": Quantity("what the branch is made of", np.str_),
+    "group": Quantity("module that is handled as one at level 'group'", np.str_),
+    "module": Quantity("module that owns the block's sum", np.str_),
+    "depth": Quantity("longest chain of weighted operations in the branch", np.int32),
+}
+"""The variables of every result; norms are Euclidean."""
+
+_TARGETS = "targets"
+_CLASSES = "outputs `[B, classes]`"
+_SAMPLED = "estimator `sampled`"
+_RANGED = "estimator `exact` or `sampled`, one grade, no `max_length`"
+_BLOCKS: Mapping[str, StudyVariable] = {
+    name: StudyVariable(("block",))
+    for name in ("block", "block_index", "stage", "skip_kind", "branch_type", "group", "module", "depth")
+}
+_SAMPLES: Mapping[str, StudyVariable] = {"sample": StudyVariable(("sample",))}
+
+
+def _effects(dim: str) -> dict[str, StudyVariable]:
+    """Return what every study of changed networks measures, along its own dim."""
+    return {
+        "target_score": StudyVariable((dim, "sample"), _TARGETS),
+        "target_score_drop": StudyVariable((dim, "sample"), _TARGETS),
+        "loss": StudyVariable((dim, "sample"), f"{_TARGETS}, {_CLASSES}"),
+        "correct": StudyVariable((dim, "sample"), f"{_TARGETS}, {_CLASSES}"),
+        "error": StudyVariable((dim,), f"{_TARGETS}, {_CLASSES}"),
+        "prediction": StudyVariable((dim, "sample"), _CLASSES),
+        "prediction_changed": StudyVariable((dim, "sample"), _CLASSES),
+        "kl_divergence": StudyVariable((dim, "sample"), _CLASSES),
+        "intact_target_score": StudyVariable(("sample",), _TARGETS),
+        "intact_loss": StudyVariable(("sample",), f"{_TARGETS}, {_CLASSES}"),
+        "intact_correct": StudyVariable(("sample",), f"{_TARGETS}, {_CLASSES}"),
+        "intact_error": StudyVariable((), f"{_TARGETS}, {_CLASSES}"),
+        "intact_prediction": StudyVariable(("sample",), _CLASSES),
+        "label": StudyVariable(("sample",), f"{_TARGETS}, {_CLASSES}"),
+    }
+
+
+STUDIES: Mapping[str, StudySchema] = {
+    "BlockLesion": StudySchema(
+        {
+            "deleted": StudyVariable(("lesion", "block")),
+            "n_deleted": StudyVariable(("lesion",)),
+            "n_deleted_units": StudyVariable(("lesion",)),
+            "draw": StudyVariable(("lesion",)),
+            **_effects("lesion"),
+        },
+        {"lesion": StudyVariable(("lesion",)), **_SAMPLES, **_BLOCKS},
+    ),
+    "BlockReordering": StudySchema(
+        {
+            "order": StudyVariable(("reordering", "position")),
+            "kendall_tau": StudyVariable(("reordering",)),
+            "kendall_tau_all_blocks": StudyVariable(("reordering",)),
+            "n_swaps": StudyVariable(("reordering",)),
+            "draw": StudyVariable(("reordering",)),
+            **_effects("reordering"),
+        },
+        {
+            "reordering": StudyVariable(("reordering",)),
+            "position": StudyVariable(("position",)),
+            **_SAMPLES,
+            **_BLOCKS,
+        },
+    ),
+    "BlockSchedules": StudySchema(
+        {
+            "family": StudyVariable(("schedule",)),
+            "changed": StudyVariable(("schedule", "block")),
+            "n_changed": StudyVariable(("schedule",)),
+            "constant_added": StudyVariable(("schedule", "block")),
+            **{
+                name: StudyVariable(("entry",))
+                for name in ("entry_schedule", "entry_place", "entry_branch", "entry_weight")
+            },
+            **_effects("schedule"),
+        },
+        {"schedule": StudyVariable(("schedule",)), **_SAMPLES, **_BLOCKS},
+    ),
+    "BlockInfluence": StudySchema(
+        {
+            "branch_to_source_norm": StudyVariable(("block", "sample")),
+            "source_sum_cosine": StudyVariable(("block", "sample")),
+            "block_influence": StudyVariable(("block", "sample")),
+            "angular_distance": StudyVariable(("block", "sample")),
+            "branch_descent_cosine": StudyVariable(("block", "sample"), "an objective with a gradient"),
+            "lesion_estimate": StudyVariable(("block", "sample"), "an objective with a gradient"),
+            "gate_openness": StudyVariable(("block", "sample"), "gated blocks"),
+            "lesion_effect": StudyVariable(("block",), "`lesions`"),
+            "rank_correlation": StudyVariable(("proxy",), "`lesions`"),
+        },
+        {"proxy": StudyVariable(("proxy",), "`lesions`"), **_SAMPLES, **_BLOCKS},
+    ),
+    "PathLengthGradient": StudySchema(
+        {
+            "path_count": StudyVariable(("path_length",)),
+            "log10_path_count": StudyVariable(("path_length",)),
+            "gradient_norm": StudyVariable(("path_length", "sample"), "estimator `exact`"),
+            "completeness_error": StudyVariable(("sample",), "estimator `exact`"),
+            "tail_gradient_norm": StudyVariable(("sample",), "estimator `exact`, `max_length`"),
+            "path_gradient_norm": StudyVariable(("path_length",), _SAMPLED),
+            "path_gradient_norm_stderr": StudyVariable(("path_length",), _SAMPLED),
+            "total_path_gradient": StudyVariable(("path_length",), _SAMPLED),
+            "log10_total_path_gradient": StudyVariable(("path_length",), _SAMPLED),
+            "n_draws": StudyVariable((), _SAMPLED),
+            "n_samples": StudyVariable((), _SAMPLED),
+            "path_gradient_rms": StudyVariable(("path_length", "sample"), "estimator `signs`"),
+            "effective_length_low": StudyVariable(("measure",), _RANGED),
+            "effective_length_high": StudyVariable(("measure",), _RANGED),
+            "gradient": StudyVariable(("path_length", "sample", "*"), "`keep_maps`"),
+            "input": StudyVariable(("sample", "*"), '`keep_maps`, `tap="input"`'),
+        },
+        {
+            "path_length": StudyVariable(("path_length",)),
+            "measure": StudyVariable(("measure",), _RANGED),
+            **_SAMPLES,
+            **_BLOCKS,
+        },
+    ),
+}
+"""What each analyzer's result holds. A grade with several axes puts one dim for each in place of `path_length`."""
+
+ATTRIBUTES: Mapping[str, str] = {
+    "Conventions": "convention that the attributes follow",
+    "schema_version": "version of this schema; `load` refuses newer ones",
+    "title": "the study in a phrase",
+    "summary": "what was done and how to read it",
+    "source": "this package and its version",
+    "references": "the papers that the study follows",
+    "date_created": "when the study ended, in UTC",
+    "history": "what made and changed the result, one line each",
+    "model_library": "library of the model, where a plugin knows it",
+    "model_library_version": "version of that library",
+    "model_architecture": "the library's name of the model",
+    "model_class": "class of the model",
+    "weights_digest": "SHA-256 of all parameters and buffers",
+    "plugins": "the plugins that were asked, with their versions",
+    "device": "device that the model ran on",
+    "dtype": "type of the model's parameters",
+    "seed": "seed of every random draw; `None` where nothing is drawn",
+    "python_version": "version of Python",
+    "torch_version": "version of torch",
+    "captum_version": "version of captum",
+    "timm_version": "version of timm",
+    "torchvision_version": "version of torchvision",
+    "xarray_version": "version of xarray",
+    "units": "what was changed: residual `blocks`, or `layers` of any network",
+    "optimize": "what was done for speed, where it gives up the last digits",
+    "verified": "what of the network was compared with the model",
+    "n_classes": "number of classes, for outputs `[B, classes]`",
+    "class_names": "their names, where a plugin knows them",
+}
+"""Global attributes of every result; each argument `NAME` of `attribute` stands beside them as `argument_NAME`."""

@@ -1,0 +1,441 @@
+"""Every rule for one operator's vector-Jacobian product, against torch's autograd, one row at a time.
+
+An operator is called by itself, as a node of a graph of its own; the bank has several rows.
+"""
+
+import operator
+
+import pytest
+import torch
+from torch import fx
+
+from resnet_paths_plugin.engine.calls import Call
+from resnet_paths_plugin.engine.vjp import linearise
+from resnet_paths_plugin.engine.vjp_rules import RULES
+from resnet_paths_plugin.graph import operators as ops
+
+aten = torch.ops.aten
+ROWS = 3
+
+
+class Data:
+    """An operand that a gradient is wanted for."""
+
+    def __init__(self, *shape, dtype=torch.float64):
+        self.value = torch.randn(*shape, dtype=dtype)
+
+
+def constant(*shape):
+    return torch.randn(*shape, dtype=torch.float64)
+
+
+def call_of(target, args, kwargs, dtype=torch.float64):
+    """Return the call of an operator on some data, and the data in the order of the call's operands."""
+    graph = fx.Graph()
+    nodes, values, data = {}, {}, {}
+
+    def placed(argument):
+        if isinstance(argument, list | tuple) and not isinstance(argument, torch.Size):
+            return type(argument)(map(placed, argument))
+        if not isinstance(argument, Data | torch.Tensor):
+            return argument
+        if id(argument) not in nodes:
+            node = nodes[id(argument)] = graph.placeholder(f"x{len(nodes)}")
+            values[node] = argument.value if isinstance(argument, Data) else argument
+            if isinstance(argument, Data):
+                data[node] = argument
+        return nodes[id(argument)]
+
+    args, kwargs = placed(args), {key: placed(value) for key, value in kwargs.items()}
+    node = graph.call_function(target, args, kwargs)
+    actual = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
+    value = target(*actual[0], **actual[1])
+    operands = [other for other in node.all_input_nodes if other in data]
+    return Call(node, values.__getitem__, value, operands, dtype), [data[operand] for operand in operands]
+
+
+def by_autograd(target, args, kwargs, data, bank, dtype=torch.float64):
+    """Return autograd's gradients of each row of a bank, for each operand; None where there is none."""
+
+    def plain(argument):
+        if isinstance(argument, list | tuple) and not isinstance(argument, torch.Size):
+            return type(argument)(map(plain, argument))
+        if isinstance(argument, torch.Tensor) and argument.is_floating_point():
+            return argument.to(dtype)
+        return leaves[id(argument)] if isinstance(argument, Data) else argument
+
+    leaves = {
+        id(d): d.value.to(dtype if d.value.is_floating_point() else d.value.dtype).detach().requires_grad_()
+        for d in data
+    }
+    value = target(*plain(args), **{key: plain(value) for key, value in kwargs.items()})
+    parts = {None: value} if isinstance(value, torch.Tensor) else dict(enumerate(value))
+    banks = bank if isinstance(bank, dict) else {None: bank}
+    found = []
+    for row in range(ROWS):
+        outputs, seeds = [parts[part] for part in banks], [rows[row] for rows in banks.values()]
+        found.append(torch.autograd.grad(outputs, list(leaves.values()), seeds, retain_graph=True, allow_unused=True))
+    return [None if column[0] is None else torch.stack(column) for column in zip(*found, strict=True)]
+
+
+def check(target, *args, rule=True, dtype=torch.float64, tolerance=1e-12, **kwargs):
+    """Compare the pullback of a call with autograd; `rule` says whether an own rule is expected to serve."""
+    call, data = call_of(target, args, kwargs, dtype)
+    found = RULES.get(target)
+    served = found is not None and found(call) is not None
+    assert served == rule
+    if isinstance(call.value, torch.Tensor):
+        bank = torch.randn(ROWS, *call.value.shape, dtype=call.value.dtype)
+    else:
+        floating = {at: part for at, part in enumerate(call.value) if part.is_floating_point()}
+        bank = {at: torch.randn(ROWS, *part.shape, dtype=part.dtype) for at, part in floating.items()}
+    ours = linearise(call)(bank)
+    theirs = by_autograd(target, args, kwargs, data, bank, dtype)
+    assert any(gradient is not None for gradient in theirs)
+    for one, other in zip(ours, theirs, strict=True):
+        if other is None:
+            assert one is None
+        else:
+            torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
+
+
+# Convolutions
+
+
+@pytest.mark.parametrize(
+    ("channels", "out", "options"),
+    [
+        (3, 4, ()),
+        (3, 4, ([1, 1], [1, 1])),
+        (3, 4, ([2, 2], [1, 1])),
+        (3, 4, ([2, 1], [0, 2])),
+        (4, 6, ([1, 1], [1, 1], [1, 1], 2)),
+        (4, 4, ([2, 2], [1, 1], [1, 1], 4)),
+        (3, 4, ([1, 1], [2, 2], [2, 2])),
+        (4, 8, ([3, 2], [2, 3], [2, 3], 2)),
+        (3, 4, ([2], [1], [1], 1)),
+    ],
+)
+@pytest.mark.parametrize("bias", [True, False])
+def test_two_dimensional_convolution(channels, out, options, bias):
+    groups = options[3] if len(options) > 3 else 1
+    weight = constant(out, channels // groups, 3, 3)
+    check(aten.conv2d.default, Data(2, channels, 9, 8), weight, constant(out) if bias else None, *options)
+
+
+def test_convolutions_of_one_and_three_dimensions():
+    check(aten.conv1d.default, Data(2, 4, 9), constant(6, 2, 3), None, [2], [1], [1], 2)
+    check(aten.conv3d.default, Data(2, 2, 5, 4, 5), constant(3, 2, 3, 2, 3), constant(3), [2, 1, 1], [1, 0, 1])
+
+
+@pytest.mark.parametrize("options", [([1, 1], [1, 1]), ([1, 1], [3, 0]), ([2, 1], [1, 1]), ([1, 1], [0, 0], [2, 2], 2)])
+def test_slopes_of_channels_are_worked_into_a_convolutions_weight(options):
+    """The oracle multiplies the rows; a second slope must not find the first one's weight."""
+    call, data = call_of(
+        aten.conv2d.default, (Data(2, 4, 9, 8), constant(6, 4 // (options[3:] or [1])[0], 3, 3), None, *options), {}
+    )
+    pullback = linearise(call)
+    bank = torch.randn(ROWS, *call.value.shape, dtype=torch.float64)
+    before = bank.clone()
+    for slope in (constant(6, 1, 1), constant(6, 1, 1)):
+        assert pullback.absorbs(slope)
+        (expected,) = by_autograd(call.node.target, (data[0], *call.args[1:]), {}, data, bank * slope)
+        torch.testing.assert_close(pullback.pull(bank, (slope,)), expected, rtol=1e-12, atol=1e-12)
+    assert not pullback.absorbs(constant(1, 6, 1))
+    assert not pullback.absorbs(constant(2, 6, 7, 6))
+    assert torch.equal(bank, before)
+
+
+def test_convolutions_without_a_rule_go_through_autograd():
+    weight = constant(4, 3, 3, 3)
+    check(aten.conv2d.padding, Data(2, 3, 6, 6), weight, None, [1, 1], "same", rule=False)
+    check(aten.conv2d.default, Data(3, 6, 6), weight, rule=False)
+    check(aten.conv2d.default, Data(2, 3, 6, 6), Data(4, 3, 3, 3), rule=False)
+    check(aten.conv_transpose2d.input, Data(2, 4, 5, 5), weight, None, [2, 2], [1, 1], rule=False)
+
+
+# Linear maps and products
+
+
+def test_linear():
+    check(aten.linear.default, Data(2, 4), constant(5, 4), constant(5))
+    check(aten.linear.default, Data(2, 3, 4), constant(5, 4))
+    check(aten.linear.default, Data(2, 3, 4), Data(5, 4), rule=False)
+
+
+def test_linear_with_a_vector_for_weight():
+    check(aten.linear.default, Data(2, 3, 4), constant(4), rule=False)
+
+
+@pytest.mark.parametrize("batch", [(), (2,), (2, 3)])
+def test_matrix_products_with_any_batch(batch):
+    left, right = Data(*batch, 4, 5), Data(*batch, 5, 3)
+    check(aten.matmul.default, left, right)
+    check(aten.matmul.default, left, constant(*batch, 5, 3))
+    check(aten.matmul.default, constant(*batch, 4, 5), right)
+    if len(batch) == 1:
+        check(aten.bmm.default, left, right)
+
+
+@pytest.mark.parametrize(
+    ("left", "right"), [((4, 5), (5,)), ((5,), (5,)), ((5,), (5, 4)), ((2, 3, 4, 5), (5, 3)), ((2, 1, 4, 5), (3, 5, 4))]
+)
+def test_products_of_vectors_and_of_unequal_batches_go_through_autograd(left, right):
+    check(aten.matmul.default, Data(*left), Data(*right), rule=False)
+
+
+def test_product_of_a_value_with_itself():
+    x = Data(2, 4, 4)
+    check(aten.matmul.default, x, x, rule=False)
+    check(aten.mul.Tensor, x, x, rule=False)
+    check(aten.add.Tensor, x, x, rule=False)
+    check(aten.einsum.default, "bij,bkj->bik", [x, Data(2, 3, 4)], rule=False)
+
+
+# Norms
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (3, 4, 5), (3, 4, 5, 2)])
+@pytest.mark.parametrize("affine", [True, False])
+def test_batch_norm_in_eval_mode(shape, affine):
+    weight, bias = (constant(4), constant(4)) if affine else (None, None)
+    mean, variance = constant(4), constant(4).square() + 0.3
+    check(aten.batch_norm.default, Data(*shape), weight, bias, mean, variance, False, 0.1, 1e-3, True)
+    packed = (aten._native_batch_norm_legit_no_training.default, Data(*shape), weight, bias, mean, variance, 0.1, 1e-3)
+    call, data = call_of(packed[0], packed[1:], {})
+    bank = torch.randn(ROWS, *shape, dtype=torch.float64)
+    (ours,) = linearise(call)({0: bank})
+    (theirs,) = by_autograd(packed[0], packed[1:], {}, data, {0: bank})
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+def test_batch_norm_with_the_statistics_of_the_batch_goes_through_autograd():
+    args = (constant(4), constant(4), None, None, True, 0.1, 1e-3, True)
+    check(aten.batch_norm.default, Data(5, 4, 3), *args, rule=False, tolerance=1e-10)
+
+
+@pytest.mark.parametrize("over", [[4], [3, 4]])
+@pytest.mark.parametrize("affine", [True, False])
+def test_layer_norm(over, affine):
+    weight, bias = (constant(*over), constant(*over)) if affine else (None, None)
+    check(aten.layer_norm.default, Data(2, 3, 4), over, weight, bias, 1e-2)
+    check(aten.layer_norm.default, Data(2, 3, 4), over, weight, None)
+    check(aten.layer_norm.default, Data(2, 3, 4), over)
+
+
+def test_layer_norm_whose_weight_is_data_goes_through_autograd():
+    check(aten.layer_norm.default, Data(2, 3, 4), [4], Data(4), rule=False)
+
+
+def test_group_norm_goes_through_autograd():
+    check(aten.group_norm.default, Data(2, 4, 3, 3), 2, constant(4), constant(4), rule=False)
+
+
+# Functions of each element
+
+OPTIONS = {
+    "leaky_relu": (0.2,), "elu": (1.3,), "celu": (1.3,), "hardtanh": (-0.4, 0.7), "softplus": (1.5, 3.0),
+    "clamp": (-0.5, 0.6), "clamp_min": (0.1,),
+}  # fmt: skip
+POINTWISE = sorted({target._opname for target in ops.POINTWISE})
+
+
+@pytest.mark.parametrize("name", POINTWISE)
+def test_functions_of_each_element(name):
+    check(getattr(aten, name).default, Data(2, 3, 40), *OPTIONS.get(name, ()))
+
+
+def test_approximate_gelu():
+    check(aten.gelu.default, Data(2, 30), approximate="tanh")
+
+
+def test_bounds_that_are_tensors():
+    low, high = -constant(2, 5).abs(), constant(2, 5).abs()
+    check(aten.clamp.Tensor, Data(2, 5), low, high)
+    check(aten.clamp.Tensor, Data(2, 1), low, high, rule=False)
+    check(aten.clamp.Tensor, Data(2, 5), Data(2, 5), rule=False)
+
+
+# Arithmetic with broadcasting
+
+BROADCAST = [((2, 3, 4), (2, 3, 4)), ((2, 3, 4), (3, 1)), ((2, 3, 4), (1, 3, 4)), ((4,), (2, 3, 4)), ((2, 1), (1, 5))]
+
+
+@pytest.mark.parametrize(("left", "right"), BROADCAST)
+@pytest.mark.parametrize("target", [aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor])
+def test_arithmetic_sums_over_what_was_broadcast(target, left, right):
+    division = target is aten.div.Tensor
+    check(target, Data(*left), Data(*right), rule=not division)
+    check(target, Data(*left), constant(*right))
+    check(target, constant(*left), Data(*right), rule=not division)
+
+
+def test_arithmetic_with_numbers_and_factors():
+    for target in (aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor):
+        check(target, Data(2, 3), 1.7)
+    for target in (aten.add.Tensor, aten.sub.Tensor):
+        check(target, Data(2, 3), Data(3), alpha=2.5)
+    check(aten.mul.Tensor, Data(2, 3), torch.tensor([True, False, True]))
+
+
+# Shapes
+
+
+def test_shapes():
+    check(aten.view.default, Data(2, 3, 4), [2, 12])
+    check(aten.reshape.default, Data(2, 3, 4), [-1, 4])
+    check(aten.flatten.using_ints, Data(2, 3, 4), 1)
+    check(aten.unsqueeze.default, Data(2, 3), 1)
+    check(aten.squeeze.dim, Data(2, 1, 3), 1)
+    check(aten.permute.default, Data(2, 3, 4, 5), [0, -1, 1, 2])
+    check(aten.transpose.int, Data(2, 3, 4, 5), -2, 1)
+    check(aten.clone.default, Data(2, 3))
+    check(aten.dropout.default, Data(2, 3), 0.5, False)
+
+
+def test_shape_taken_from_another_value():
+    check(aten.view_as.default, Data(2, 6), Data(2, 3, 2), rule=False)
+    check(aten.reshape_as.default, Data(2, 6), Data(2, 3, 2), rule=False)
+    check(aten.view_as.default, Data(2, 6), constant(2, 3, 2))
+
+
+@pytest.mark.parametrize("dim", [0, 1, -1])
+def test_concatenation(dim):
+    x, y = Data(2, 3, 4), Data(2, 3, 4)
+    check(aten.cat.default, [x, y], dim)
+    check(aten.cat.default, [x, constant(2, 3, 4), y], dim)
+    check(aten.cat.default, [x, y, x], dim)
+    check(aten.cat.default, [x, y])
+    check(aten.cat.default, [constant(0), x, y], dim, rule=False)
+
+
+@pytest.mark.parametrize(
+    ("target", "args"),
+    [
+        (aten.split.Tensor, (2, 1)),
+        (aten.split_with_sizes.default, ([1, 4], 1)),
+        (aten.chunk.default, (2, 1)),
+        (aten.unbind.int, (1,)),
+        (aten.max_pool2d_with_indices.default, ([2, 2], [2, 2])),
+    ],
+)
+def test_values_that_are_several_tensors(target, args):
+    shape = (2, 5, 4, 4)
+    check(target, Data(*shape), *args, rule=False)
+    call, data = call_of(target, (Data(*shape), *args), {})
+    bank = {0: torch.randn(ROWS, *call.value[0].shape, dtype=torch.float64)}
+    (ours,) = linearise(call)(bank)
+    (theirs,) = by_autograd(target, (data[0], *args), {}, data, bank)
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+def test_one_part_of_several_tensors():
+    graph = fx.Graph()
+    source = graph.placeholder("x")
+    node = graph.call_function(operator.getitem, (source, 1))
+    parts = (torch.randn(2, 3), torch.randn(2, 4))
+    call = Call(node, lambda _: parts, parts[1], [source], torch.float64)
+    bank = torch.randn(ROWS, 2, 4, dtype=torch.float64)
+    (found,) = linearise(call)(bank)
+    assert found.keys() == {1}
+    assert torch.equal(found[1], bank)
+
+
+@pytest.mark.parametrize(
+    ("target", "args"),
+    [
+        (aten.mean.dim, ([2, 3],)),
+        (aten.sum.dim_IntList, ([1], True)),
+        (aten.softmax.int, (1,)),
+        (aten.slice.Tensor, (1, 1, 5, 2)),
+        (aten.select.int, (2, -1)),
+        (aten.expand.default, ([2, 5, 4, 4],)),
+        (aten.pad.default, ([1, 0, 2, 1],)),
+        (aten.roll.default, ([1, -1], [2, 3])),
+        (aten.max_pool2d.default, ([3, 3], [2, 2], [1, 1])),
+        (aten.avg_pool2d.default, ([3, 3], [2, 2], [1, 1], False, False)),
+        (aten.adaptive_avg_pool2d.default, ([1, 1],)),
+        (aten.upsample_bilinear2d.default, ([7, 6], False)),
+        (aten.pow.Tensor_Scalar, (3,)),
+        (aten.exp.default, ()),
+        (aten.glu.default, (2,)),
+        (aten.cumsum.default, (1,)),
+        (aten.amax.default, ([2],)),
+        (aten.linalg_vector_norm.default, (2, [1])),
+    ],
+)
+def test_operators_without_a_rule_go_through_autograd(target, args):
+    check(target, Data(2, 5, 4, 4), *args, rule=False)
+
+
+def test_operators_of_several_operands_go_through_autograd():
+    q, k, v = (Data(2, 2, 5, 3) for _ in range(3))
+    check(aten.scaled_dot_product_attention.default, q, k, v, rule=False)
+    check(aten.scaled_dot_product_attention.default, q, q, k, constant(5, 5), rule=False)
+    mask = torch.ones(5, 5, dtype=torch.bool).tril()
+    check(aten.scaled_dot_product_attention.default, q, k, v, mask, 0.0, False, scale=0.3, rule=False)
+    check(aten.scaled_dot_product_attention.default, q, k, v, None, 0.0, True, rule=False)
+    check(aten.stack.default, [q, k, q], 1, rule=False)
+    check(aten.where.self, constant(2, 2, 5, 3) > 0, q, k, rule=False)
+    check(aten.prelu.default, Data(2, 3, 4), constant(3), rule=False)
+    check(aten.index.Tensor, q, [None, None, torch.tensor([3, 0, 0])], rule=False)
+
+
+# Dtypes
+
+
+def test_float32_bank_of_a_bfloat16_model():
+    """Values are converted before the operator is linearised: the oracle is autograd in float32."""
+
+    def check_short(target, *args):
+        call, data = call_of(target, args, {}, torch.float32)
+        bank = torch.randn(ROWS, *call.value.shape)
+        ours = linearise(call)(bank)
+        theirs = by_autograd(target, args, {}, data, bank, torch.float32)
+        for one, other in zip(ours, theirs, strict=True):
+            assert one.dtype == torch.float32
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+    def short(*shape):
+        return Data(*shape, dtype=torch.bfloat16)
+
+    def parameter(*shape):
+        return constant(*shape).bfloat16()
+
+    check_short(aten.conv2d.default, short(2, 3, 6, 6), parameter(4, 3, 3, 3), parameter(4))
+    check_short(aten.linear.default, short(2, 3), parameter(4, 3), parameter(4))
+    check_short(aten.gelu.default, short(2, 30))
+    check_short(aten.layer_norm.default, short(2, 3, 4), [4], parameter(4), parameter(4))
+    check_short(aten.matmul.default, short(2, 3, 4), short(2, 4, 3))
+    check_short(aten.scaled_dot_product_attention.default, *(short(1, 2, 4, 3) for _ in range(3)))
+    check_short(aten.to.dtype, short(2, 3), torch.float32)
+
+
+def test_no_gradient_passes_through_integers():
+    bank = torch.ones(ROWS, 2, 3, dtype=torch.float64)
+    for target, args in ((aten.to.dtype, (torch.int64,)), (aten.gt.Scalar, (0,)), (aten.argmax.default, (1, True))):
+        call, _ = call_of(target, (Data(2, 3), *args), {})
+        assert linearise(call)(bank) == [None]
+    integers = Data(2, 3)
+    integers.value = integers.value.long()
+    call, _ = call_of(aten.clamp.default, (integers, 0, 1), {})
+    assert linearise(call)(bank) == [None]
+
+
+@pytest.mark.parametrize("target", [aten.mul.Tensor, aten.matmul.default, aten.add.Tensor])
+def test_gradients_of_complex_products_are_conjugated_as_torchs(target):
+    left, right = (Data(2, 4, 4, dtype=torch.complex128) for _ in range(2))
+    call, data = call_of(target, (left, right), {})
+    bank = torch.randn(ROWS, 2, 4, 4, dtype=torch.complex128)
+    for one, other in zip(linearise(call)(bank), by_autograd(target, (left, right), {}, data, bank), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+def test_every_rule_is_tested_here():
+    tested = {
+        aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.linear.default, aten.batch_norm.default,
+        aten._native_batch_norm_legit_no_training.default, aten.permute.default, aten.transpose.int, aten.add.Tensor,
+        aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor, aten.matmul.default, aten.bmm.default, aten.cat.default,
+        aten.layer_norm.default, operator.getitem,
+    }  # fmt: skip
+    assert set(RULES) - ops.POINTWISE - ops.RESHAPING - ops.COPYING == tested

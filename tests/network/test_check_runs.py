@@ -1,0 +1,123 @@
+"""The check in runs of every kind: once per study, wherever it runs, also where it goes on from a checkpoint."""
+
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import nullcontext
+from multiprocessing import get_context
+
+import pytest
+from small_studies import STUDIES, batches, network
+
+import resnet_paths_plugin as rpp
+from resnet_paths_plugin.network.model_check import ModelCheck
+
+EXECUTORS = {
+    "here": nullcontext,
+    "threads": lambda: ThreadPoolExecutor(2),
+    "processes": lambda: ProcessPoolExecutor(2, mp_context=get_context("spawn")),
+}
+ANALYZERS = {"lesions": rpp.BlockLesion, "paths": rpp.PathLengthGradient, "influence": rpp.BlockInfluence}
+FOUND = {"lesions": "outputs", "paths": "outputs and gradients", "influence": "outputs and gradients"}
+
+
+@pytest.fixture
+def checks(monkeypatch):
+    """Count the checks of studies in this process."""
+    made = []
+    original = ModelCheck.study
+
+    def study(self, *args, **options):
+        made.append(self)
+        return original(self, *args, **options)
+
+    monkeypatch.setattr(ModelCheck, "study", study)
+    return made
+
+
+@pytest.mark.parametrize("where", EXECUTORS)
+def test_the_check_is_made_once_per_study_wherever_it_runs(where, checks):
+    net = rpp.unravel(network(), batches()[0][0])
+    with EXECUTORS[where]() as executor:
+        for name, analyzer in ANALYZERS.items():
+            checks.clear()
+            run = rpp.RunOptions(executor=executor)
+            found = analyzer(net).attribute(batches(), internal_batch_size=2, run=run)
+            assert len(checks) == 1
+            assert found.attrs["verified"] == FOUND[name]
+
+
+@pytest.mark.parametrize("where", ["threads", "processes"])
+@pytest.mark.parametrize("name", ANALYZERS)
+def test_workers_find_the_same_with_and_without_the_check(where, name):
+    net = rpp.unravel(network(), batches()[0][0])
+    with EXECUTORS[where]() as executor:
+        one, other = (
+            ANALYZERS[name](net).attribute(
+                batches(), internal_batch_size=2, run=rpp.RunOptions(executor=executor, verify=verify)
+            )
+            for verify in (True, False)
+        )
+    assert one.drop_attrs().identical(other.drop_attrs())
+
+
+class Breaking:
+    """Batches, of which the second one cannot be read while `armed`."""
+
+    def __init__(self):
+        self.armed = True
+
+    def __iter__(self):
+        for number, batch in enumerate(batches()):
+            if number and self.armed:
+                raise KeyboardInterrupt
+            yield batch
+
+
+@pytest.mark.parametrize("name", ANALYZERS)
+@pytest.mark.parametrize(("first", "then"), [(True, True), (False, True), (True, False)])
+def test_a_result_that_went_on_from_a_checkpoint_says_what_was_verified_then(name, first, then, tmp_path, checks):
+    net, data, path = rpp.unravel(network(), batches()[0][0]), Breaking(), tmp_path / "a.nc"
+
+    def run(verify):
+        options = rpp.RunOptions(checkpoint=path, verify=verify)
+        return ANALYZERS[name](net).attribute(data, internal_batch_size=2, run=options)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(first)
+    assert list((tmp_path / "a.nc.partial").rglob("*.task"))
+    data.armed = False
+    checks.clear()
+    found = run(then)
+    assert found.attrs["verified"] == (FOUND[name] if then else "no")
+    assert len(checks) == then
+    whole = ANALYZERS[name](net).attribute(data, internal_batch_size=2)
+    assert found.load().drop_attrs().equals(whole.drop_attrs())
+
+
+@pytest.mark.parametrize("name", ANALYZERS)
+def test_a_model_that_was_changed_is_refused_before_a_checkpoint_goes_on(name, tmp_path):
+    model, data, path = network(), Breaking(), tmp_path / "a.nc"
+    net = rpp.unravel(model, batches()[0][0])
+    run = rpp.RunOptions(checkpoint=path)
+    with pytest.raises(KeyboardInterrupt):
+        ANALYZERS[name](net).attribute(data, internal_batch_size=2, run=run)
+    data.armed = False
+    model.register_forward_hook(lambda _m, _i, y: 2 * y)
+    with pytest.raises(rpp.CaptureMismatchError, match="a forward hook of the model was added"):
+        ANALYZERS[name](net).attribute(data, internal_batch_size=2, run=run)
+    assert list((tmp_path / "a.nc.partial").rglob("*.task"))
+
+
+def test_every_small_study_is_verified():
+    for study in STUDIES.values():
+        assert study(network(), batches(), None).attrs["verified"].startswith("outputs")
+
+
+def test_what_one_thread_has_verified_is_not_what_another_says():
+    inputs = batches()[0][0]
+    net = rpp.unravel(network(), inputs)
+    net.check.study((inputs,))
+    with ThreadPoolExecutor(1) as pool:
+        unverified = rpp.RunOptions(verify=False)
+        found = pool.submit(rpp.BlockLesion(net).attribute, batches(), run=unverified).result()
+        assert pool.submit(lambda: net.check.verified).result() == found.attrs["verified"] == "no"
+    assert net.check.verified == "outputs"

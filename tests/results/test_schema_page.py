@@ -1,0 +1,88 @@
+"""The page of the schema is what the schema says, and the schema lists what studies hold: no more, no less."""
+
+import numpy as np
+import pytest
+import schema_page
+import torch
+from networks import Highway, randomised
+
+import resnet_paths_plugin as rpp
+from resnet_paths_plugin import demo
+from resnet_paths_plugin.results import schema
+
+ESTIMATORS = ("exact", "sampled", "signs")
+
+
+def images():
+    return torch.randn(4, 1, 8, 8), torch.tensor([0, 1, 2, 3])
+
+
+def digits(**options):
+    data, _ = images()
+    return rpp.unravel(demo.DigitsResNet(blocks_per_stage=2).eval(), data, **options)
+
+
+def studies():
+    """Return results of each analyzer which hold, together, all that it can compute."""
+    data, labels = images()
+    net = digits()
+    lesions = rpp.BlockLesion(net).attribute(data, target=labels)
+    gated = randomised(Highway()).eval()
+    lengths = rpp.PathLengthGradient(net)
+    return {
+        "BlockLesion": [lesions],
+        "BlockReordering": [rpp.BlockReordering(net).attribute(data, target=labels)],
+        "BlockSchedules": [
+            rpp.BlockSchedules(digits(optimize="fold_batch_norm")).attribute(
+                data, target=labels, schedules=rpp.schedules.adjacent_swaps
+            )
+        ],
+        "BlockInfluence": [
+            rpp.BlockInfluence(net).attribute(data, target=labels, lesions=lesions),
+            rpp.BlockInfluence(gated).attribute(torch.randn(4, 3, 6, 6), target=(0, 0, 0), objective="score"),
+        ],
+        "PathLengthGradient": [
+            lengths.attribute(data, target=labels, estimator=ESTIMATORS, draws=2, keep_maps=True),
+            lengths.attribute(data, target=labels, max_length=2),
+        ],
+    }
+
+
+@pytest.fixture(scope="module")
+def results():
+    torch.manual_seed(0)
+    return studies()
+
+
+def test_the_page_is_what_the_schema_says():
+    assert schema_page.PAGE.read_text(encoding="utf-8") == schema_page.page(), "run python -m tests.support.schema_page"
+
+
+@pytest.mark.parametrize("study", schema.STUDIES)
+def test_a_study_holds_the_variables_of_the_schema(study, results):
+    found = {name: values for ds in results[study] for name, values in ds.data_vars.items()}
+    coords = {name: values for ds in results[study] for name, values in ds.coords.items()}
+    listed = schema.STUDIES[study]
+    assert found.keys() == listed.variables.keys()
+    assert coords.keys() == listed.coords.keys()
+    for name, where in {**listed.variables, **listed.coords}.items():
+        values = {**found, **coords}[name]
+        assert values.dims == tuple(
+            dim for one in where.dims for dim in (("channel", "height", "width") if one == "*" else (one,))
+        ), name
+        quantity = schema.QUANTITIES[name.removeprefix("intact_")]
+        assert np.issubdtype(values.dtype, quantity.dtype), name
+        assert values.attrs["units"] in (quantity.units, "nat"), name
+
+
+def test_what_a_study_without_targets_lacks_is_said():
+    data, _ = images()
+    for study, options in {"BlockLesion": {}, "BlockSchedules": {"schedules": rpp.schedules.adjacent_swaps}}.items():
+        ds = getattr(rpp, study)(digits()).attribute(data, **options)
+        listed = schema.STUDIES[study].variables
+        assert {*ds.data_vars} == {name for name, where in listed.items() if "targets" not in where.needs}
+
+
+def test_the_attributes_are_those_of_the_schema(results):
+    found = {name for group in results.values() for ds in group for name in ds.attrs}
+    assert {name for name in found if not name.startswith("argument_")} == schema.ATTRIBUTES.keys()
