@@ -4,6 +4,7 @@ from . import hookspecs as hookspecs
 from . import paths as paths
 from . import plotting as plotting
 from . import schedules as schedules
+from . import statistics as statistics
 from .analyzers.base import Analyzer as Analyzer
 from .analyzers.coalitions.game import BlockGame as BlockGame
 from .analyzers.gradients.influence import BlockInfluence as BlockInfluence
