@@ -14,6 +14,7 @@ from .analyzers.rewiring.reordering import BlockReordering as BlockReordering
 from .analyzers.rewiring.schedules import BlockSchedules as BlockSchedules
 from .analyzers.study import Study as Study
 from .analyzers.study import StudyResult as StudyResult
+from .engine.linear_map import LinearMap as LinearMap
 from .engine.schedule import Schedule as Schedule
 from .errors import CaptureMismatchError as CaptureMismatchError
 from .errors import CheckpointError as CheckpointError
