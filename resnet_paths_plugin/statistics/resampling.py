@@ -31,7 +31,7 @@ class Resampling:
     groups: Sequence[NDArray[np.intp]] = field(default_factory=tuple)
 
     def means(self, values: Values) -> Values:
-        """Return the mean of each resample, `[n_resamples, rows]`, or with groups `[n_resamples, rows / changes * groups]`.
+        """Return the mean of each resample, `[n_resamples, rows]`; with groups, these stand for the changes.
 
         Args:
             values: float64 `[rows, n_samples]`; with groups, the changes are the innermost part of the rows.
