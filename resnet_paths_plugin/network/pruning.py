@@ -4,7 +4,8 @@ It is written from the graph and knows nothing of the model's classes; which blo
 """
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any, NoReturn
 
 import torch
@@ -16,11 +17,11 @@ from resnet_paths_plugin.engine.rewired_graph import RewiredGraph
 from resnet_paths_plugin.engine.schedule import Schedule
 from resnet_paths_plugin.errors import InputError, UnsupportedMethodError
 from resnet_paths_plugin.graph.capture import CapturedGraph
+from resnet_paths_plugin.graph.process_state import kept_autocast
 from resnet_paths_plugin.network.captured_network import CapturedNetwork
 
 _EVAL, _TRAIN = "eval_graph", "training_graph"
 _TAKEN = {_EVAL, _TRAIN, "kept_blocks", "deleted_blocks"}
-_AUTOCAST_DEVICES = ("cpu", "cuda")
 
 
 class PrunedNetwork(nn.Module):
@@ -84,9 +85,8 @@ class PrunedNetwork(nn.Module):
         leaves = self._inputs[mode].checked((inputs, *additional_forward_args), self._float_dtype())
         tensors = [getattr(self._holder(path), name) for path, name in self._reads[mode]]
         graph = getattr(self, mode)
-        if mode in self._autocast and not torch.compiler.is_compiling():
-            found = _with_autocast_restored(graph, [*tensors, *leaves])
-        else:
+        leaves_open = mode in self._autocast and not torch.compiler.is_compiling()  # after an error within autocast
+        with kept_autocast() if leaves_open else nullcontext():
             found = graph(*tensors, *leaves)
         return pytree.tree_unflatten(found, self._out_spec)
 
@@ -170,26 +170,6 @@ class _Holder(nn.Module):
     register_forward_pre_hook = _refuse
     register_full_backward_hook = _refuse
     register_full_backward_pre_hook = _refuse
-
-
-def _with_autocast_restored(graph: nn.Module, args: Sequence[Any]) -> Any:
-    """Run a graph that enters autocast, and leave autocast as it was if that fails."""
-    before = [
-        (device, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)) for device in _AUTOCAST_DEVICES
-    ]
-    keeps, depth = torch.is_autocast_cache_enabled(), torch.autocast_increment_nesting()
-    torch.autocast_decrement_nesting()
-    try:
-        return graph(*args)
-    except BaseException:
-        for device, enabled, dtype in before:
-            torch.set_autocast_enabled(device, enabled)
-            torch.set_autocast_dtype(device, dtype)
-        torch.set_autocast_cache_enabled(keeps)
-        torch.autocast_increment_nesting()
-        while torch.autocast_decrement_nesting() >= depth:
-            pass
-        raise
 
 
 class _Inputs:
