@@ -62,7 +62,7 @@ class BlockSelection(Analyzer, PerturbationAttribution):  # type: ignore[misc]  
         population: int = 16,
         generations: int = 16,
         halving: int = 1,
-        n_random: int = 10,
+        n_random: int = 5,
         latency: bool = True,
         latency_batch_size: int = 1,
         level: Level = "block",
