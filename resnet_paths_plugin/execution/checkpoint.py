@@ -3,6 +3,7 @@
 Every file is written whole or not at all, and through to the disk; a damaged one is told by its checksum.
 """
 
+import glob
 import hashlib
 import io
 import json
@@ -221,6 +222,19 @@ class TaskFolder:
         made = {_DATA: np.array(data), _WORK: np.array(work), _PLACE: np.array(self._place(name))}
         np.savez(content, allow_pickle=False, **made, **named)
         self._write(f"{name}{_SUFFIX}", content.getvalue() + hashlib.sha256(content.getvalue()).digest())
+
+    def forget(self, stage: str) -> None:
+        """Remove the tasks of a stage, whose results are kept elsewhere by now.
+
+        Raises:
+            FileError: if they cannot be removed.
+        """
+        try:
+            for one in self.path.glob(f"{glob.escape(stage)}-*{_SUFFIX}"):
+                one.unlink()
+            (self.path / f"{stage}{WORK}").unlink(missing_ok=True)
+        except OSError as error:
+            raise self._unwritable(error) from error
 
     def __len__(self) -> int:
         found = self.path.glob(f"*/*{_SUFFIX}" if self._nested else f"*{_SUFFIX}")
