@@ -6,6 +6,7 @@ from . import plotting as plotting
 from . import schedules as schedules
 from .analyzers.base import Analyzer as Analyzer
 from .analyzers.coalitions.game import BlockGame as BlockGame
+from .analyzers.coalitions.selection import BlockSelection as BlockSelection
 from .analyzers.gradients.influence import BlockInfluence as BlockInfluence
 from .analyzers.gradients.path_length import PathLengthGradient as PathLengthGradient
 from .analyzers.rewiring.lesion import BlockLesion as BlockLesion

@@ -11,7 +11,6 @@ from torch.utils.benchmark import Measurement, Timer
 from torch.utils.flop_counter import FlopCounterMode
 
 from resnet_paths_plugin.engine.schedule import Schedule
-from resnet_paths_plugin.errors import ResnetPathsError
 from resnet_paths_plugin.graph.export import batch_size
 from resnet_paths_plugin.network.captured_network import CapturedNetwork
 from resnet_paths_plugin.network.pruning import PrunedNetwork

@@ -133,17 +133,17 @@ def describe_selection(ds: xr.Dataset) -> str:
     )
     measure = spoken(str(ds.attrs.get("measure", "the measure")))
     error = f" \N{PLUS-MINUS SIGN} {number(float(chosen['held_out_effect_stderr']))}" if is_held_out else ""
-    told = [
-        f"{where}, the {size} of {n_blocks} blocks that the {methods[0]} search deletes do harm of "
-        f"{number(float(chosen[effect]))}{error} ({measure})"
-    ]
+    harm = f"{number(float(chosen[effect]))}{error} ({measure})"
+    told = [f"{where}, the {size} of {n_blocks} blocks that the {methods[0]} search deletes do harm of {harm}"]
     ranked = np.flatnonzero((methods == "influence") & (sizes == size))
     if len(ranked) and methods[0] != "influence":
         told.append(f"the ranking by influence {number(float(ds[effect].values[ranked[0]]))}")
     if "random_n_deleted" in ds:
         same = ds["random_n_deleted"].values == size
         if same.any():
-            told.append(f"random sets of that size {number(float(ds[f'random_{effect}'].values[same].mean()))} on average")
+            told.append(
+                f"random sets of that size {number(float(ds[f'random_{effect}'].values[same].mean()))} on average"
+            )
     axis = _cost(ds, None)
     before, after = float(ds[f"intact_{axis.name}"]), float(chosen[axis.name])
     return f"{', '.join(told)}. {spoken(axis.name).capitalize()}: {after / before:.0%} of the intact network's."

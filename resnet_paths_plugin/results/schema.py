@@ -38,7 +38,6 @@ _PATHS = "the gradient norms of single paths of this length"
 _RANGE = "of the shortest interval of path lengths that holds 95 % of the measure's total"
 
 
-
 def _of_sets(prefix: str, which: str) -> dict[str, Quantity]:
     """Return what is known of sets of blocks to delete, chosen or random."""
     own = {

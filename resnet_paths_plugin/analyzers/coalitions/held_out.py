@@ -109,7 +109,7 @@ def _share(holdout: Holdout) -> tuple[float, Any]:
     if holdout is None:
         return 0.0, None
     if isinstance(holdout, Real) and not isinstance(holdout, bool):
-        if not 0 < holdout < 1:
+        if not 0 < float(holdout) < 1:
             raise InputError(
                 f"holdout={holdout} must be a share of the samples between 0 and 1, None, or samples: (inputs, target)"
             )

@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from resnet_paths_plugin.analyzers.arguments import check_draws
 from resnet_paths_plugin.analyzers.coalitions.searches import Method
 from resnet_paths_plugin.analyzers.coalitions.set_space import SetSpace
 from resnet_paths_plugin.analyzers.gradients.influence import PROXIES
@@ -17,6 +18,12 @@ from resnet_paths_plugin.errors import InputError
 from resnet_paths_plugin.graph.blocks import BlockLike, listed
 from resnet_paths_plugin.network.levels import Level, Units, unit_names, units_of
 from resnet_paths_plugin.network.unraveled import UnraveledNetwork
+
+PLANNED = (
+    "k", "method", "keep", "only_movable", "per_stage", "level", "proxy", "halving", "ablation", "n_random", "latency",
+    "seed", "beam_width", "population", "generations", "latency_batch_size",
+)  # fmt: skip
+"""Arguments of `attribute` that a plan is made of."""
 
 MOST_SETS = 100_000
 """Most sets that an exhaustive search measures."""
@@ -75,6 +82,10 @@ class SearchPlan:
         level: Level,
         proxy: Proxy,
         halving: int,
+        ablation: str,
+        n_random: int,
+        latency: bool,
+        seed: int,
         **numbers: Any,
     ) -> "SearchPlan":
         """Return the plan for a network.
@@ -83,6 +94,11 @@ class SearchPlan:
             InputError: if an option does not fit, or there is no such set.
             UnknownBlockError: if `keep` names a block or group that the network does not have.
         """
+        if ablation == "resample":
+            raise InputError("ablation='resample' makes no network of its own: leave 'zero', or take 'mean'")
+        if not isinstance(latency, bool):
+            raise InputError(f"latency must be True or False, not {latency!r}")
+        check_draws(1, seed)
         units = units_of(network, level)
         space = _space(network, units, level, keep, only_movable=only_movable, per_stage=per_stage)
         methods = _methods(method)
@@ -106,7 +122,10 @@ class SearchPlan:
             members=members,
             proxy=_proxy(proxy, network),
             rounds=whole("halving", halving, 1, MOST_ROUNDS),
-            **numbers,
+            n_random=whole("n_random", n_random, 0),
+            latency=latency,
+            seed=seed,
+            **{name: whole(name, value) for name, value in numbers.items()},
         )
 
     def blocks(self, sets: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -129,10 +148,11 @@ def whole(name: str, value: object, least: int = 1, most: int | None = None) -> 
     Raises:
         InputError: for anything else.
     """
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < least or (most and value > most):
+    found = int(value) if isinstance(value, Integral) and not isinstance(value, bool) else None
+    if found is None or found < least or (most is not None and found > most):
         upper = f" and at most {most}" if most else ""
         raise InputError(f"{name} must be a whole number of at least {least}{upper}, not {value!r}")
-    return int(value)
+    return found
 
 
 def _sizes(k: int | Iterable[int]) -> tuple[int, ...]:

@@ -1,10 +1,10 @@
 """SelectedCosts: what the networks of a selection cost, each made as small as it gets."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from resnet_paths_plugin.analyzers.coalitions.search_plan import SearchPlan
@@ -41,17 +41,17 @@ class SelectedCosts:
         chunk = next(first.chunks(size))
         self._chunk = chunk
         self._args = on_device(chunk.args, self._device)
-        self._is_pruned = True
 
     def variables(self, sets: Sets) -> dict[str, tuple[dict[bytes, Any], Any, dict[str, object]]]:
         """Return each cost of each set by the set's key, the intact network's, and attributes."""
         rows = np.concatenate([np.zeros_like(sets[:1]), sets])
-        modules = [self._module(schedule) for schedule in schedules_of(self._plan.blocks(rows))]
-        of = {"of": "pruned network" if self._is_pruned else "network with lesions, which keeps all parameters"}
+        modules, is_pruned = self._modules(schedules_of(self._plan.blocks(rows)))
         found = [costs_of(module, self._args) for module in modules]
+        counts = [one.parameters for one in found] if is_pruned else [self._model_parameters()] * len(found)
+        of: dict[str, object] = {"of": "the pruned network" if is_pruned else "the model under lesions"}
         costs: dict[str, tuple[list[Any], dict[str, object]]] = {
-            "parameters": ([self._parameters(module, cost.parameters) for module, cost in zip(modules, found)], of),
-            "multiply_adds": ([cost.multiply_adds for cost in found], of),
+            "parameters": (counts, of),
+            "multiply_adds": ([one.multiply_adds for one in found], of),
         }
         if self._plan.latency:
             how = {
@@ -67,17 +67,13 @@ class SelectedCosts:
             for name, (values, attrs) in costs.items()
         }
 
-    def _parameters(self, module: nn.Module, count: int) -> int:
-        """Return the number of a module's parameters; a view of the network has those of the model."""
-        if self._is_pruned:
-            return count
+    def _model_parameters(self) -> int:
         return sum(parameter.numel() for parameter in self._network.model.parameters())
 
-    def _module(self, schedule: Schedule) -> nn.Module:
-        whole = self._substitution.of(self._network, [schedule], (self._chunk,))[0]
-        if self._is_pruned:
-            try:
-                return measured_module(self._network, whole, self._device)
-            except ResnetPathsError:
-                self._is_pruned = False
-        return self._network.scheduled(whole)
+    def _modules(self, schedules: Sequence[Schedule]) -> tuple[list[nn.Module], bool]:
+        """Return modules to measure, and whether they are networks of their own; else they are views of the model."""
+        whole = self._substitution.of(self._network, schedules, (self._chunk,))
+        try:
+            return [measured_module(self._network, schedule, self._device) for schedule in whole], True
+        except ResnetPathsError:
+            return [self._network.scheduled(schedule) for schedule in whole], False

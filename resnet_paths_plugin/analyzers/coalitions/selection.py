@@ -7,10 +7,10 @@ import xarray as xr
 from captum.attr import PerturbationAttribution
 from captum.log import log_usage
 
-from resnet_paths_plugin.analyzers.arguments import check_draws, read_once
+from resnet_paths_plugin.analyzers.arguments import read_once
 from resnet_paths_plugin.analyzers.base import Analyzer
 from resnet_paths_plugin.analyzers.coalitions.held_out import Holdout
-from resnet_paths_plugin.analyzers.coalitions.search_plan import Proxy, SearchPlan, whole
+from resnet_paths_plugin.analyzers.coalitions.search_plan import PLANNED, Proxy, SearchPlan
 from resnet_paths_plugin.analyzers.coalitions.searches import Method
 from resnet_paths_plugin.analyzers.coalitions.selection_study import SelectionStudy
 from resnet_paths_plugin.analyzers.rewiring.conditions import Conditions
@@ -109,7 +109,8 @@ class BlockSelection(Analyzer, PerturbationAttribution):  # type: ignore[misc]  
             latency: whether to measure latency; it takes about a second for each set.
             latency_batch_size: samples of the forward pass that is timed.
             level: delete single blocks, or groups: all blocks of one owning module, such as a transformer layer.
-            ablation: what stands in for a deleted branch, as in `BlockLesion`.
+            ablation: what stands in for a deleted branch, as in `BlockLesion`; what depends on other samples of a batch
+                (`"resample"`) makes no network of its own.
             reference: data for branch means, as `inputs`; None takes the inputs themselves.
             measures: measures of your own by name, `function(outputs, target) -> [B]`.
             higher_is_better: whether more of the measure is better; None knows it of the measures above, and asks
@@ -137,22 +138,14 @@ class BlockSelection(Analyzer, PerturbationAttribution):  # type: ignore[misc]  
         """
         k, method, keep = read_once(k, "k"), read_once(method, "method"), read_once(keep, "keep")
         arguments = dict(locals())
-        numbers = {name: whole(name, arguments[name]) for name in ("beam_width", "population", "generations")}
-        numbers |= {"n_random": whole("n_random", n_random, 0), "seed": seed, "latency": latency}
-        numbers["latency_batch_size"] = whole("latency_batch_size", latency_batch_size)
-        check_draws(1, seed)
-        chosen = {name: arguments[name] for name in _PLANNED} | numbers
+        chosen = {name: arguments[name] for name in PLANNED}
 
         def study(network: UnraveledNetwork, batches: Batches) -> SelectionStudy:
             plan = SearchPlan.of(network, **chosen)
             conditions = Conditions(network, batches, ablation, "frozen", reference, seed)
-            study = SelectionStudy(
+            return SelectionStudy(
                 network, batches, plan, holdout=holdout, measure=measure, measures=measures, better=higher_is_better,
                 conditions=conditions, extra=additional_forward_args,
             )  # fmt: skip
-            return study
 
         return self.run_study(study, arguments)
-
-
-_PLANNED = ("k", "method", "keep", "only_movable", "per_stage", "level", "proxy", "halving")

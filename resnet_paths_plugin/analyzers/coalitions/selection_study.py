@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from resnet_paths_plugin.analyzers.coalitions import searches
 from resnet_paths_plugin.analyzers.coalitions.held_out import HeldOut, Holdout
+from resnet_paths_plugin.analyzers.coalitions.reported_effects import ReportedEffects
 from resnet_paths_plugin.analyzers.coalitions.search_plan import SearchPlan
 from resnet_paths_plugin.analyzers.coalitions.searches import Found, Judge, KnownEffects, Step
 from resnet_paths_plugin.analyzers.coalitions.selected_costs import SelectedCosts
@@ -26,6 +27,7 @@ from resnet_paths_plugin.errors import InputError
 from resnet_paths_plugin.execution import RunOptions, Samples, Stage, StudyRun
 from resnet_paths_plugin.execution.batches import Batch, Batches
 from resnet_paths_plugin.network.unraveled import UnraveledNetwork
+from resnet_paths_plugin.results.datasets import Entry
 
 _AT_ONCE = 2048
 """Sets that are measured in one pass over the samples."""
@@ -34,6 +36,12 @@ _INFLUENCE_SAMPLES = "samples of influence"
 _GRADIENT_PROXIES = frozenset({"branch_descent_cosine", "lesion_estimate"})
 _RANDOM_SETS, _EVOLUTION = 3, 4
 """Begin streams of random numbers of their own."""
+
+_SUMMARY = (
+    "The sets of blocks of each size whose deletion does least harm, among those that each search measured; random "
+    "sets and a ranking by influence beside them. Effects are a measure minus the intact network's, means over "
+    "samples, signed so that positive means harm."
+)
 
 _TRIES = 20
 """Times that a random set is drawn again that is there already."""
@@ -93,10 +101,8 @@ class SelectionStudy(Study):
     ) -> None:
         super().__init__(
             network,
-            title=f"Sets of blocks to delete from {network.name}",
-            summary="The sets of blocks of each size whose deletion does least harm, among those that each search "
-            "measured; random sets and a ranking by influence beside them. Effects are a measure minus the intact "
-            "network's, means over samples, signed so that positive means harm.",
+            title=f"Selection of blocks of {network.name}",
+            summary=_SUMMARY,
             seed=plan.seed,
         )
         self.plan = plan
@@ -177,7 +183,7 @@ class SelectionStudy(Study):
 
     def results(self, chunks: Iterable[Chunk]) -> Iterator[StudyResult]:
         """Yield the sets with their effects on the samples held out, and their costs."""
-        reported = _Reported(self.measure, self._sign, len(self._reported))
+        reported = ReportedEffects(self.measure, self._sign, len(self._reported))
         for samples, groups in chunks:
             reported.add(samples[0].size, groups)
         if self._samples.is_held_out and not reported.n_samples:
@@ -198,9 +204,8 @@ class SelectionStudy(Study):
             costs=costs.variables(unique(np.concatenate([chosen, searched.random_sets]))),
         )
         measured = {"measure": self.measure, "units": self._units()}
-        described = {
-            name: (dims, values, measured) if "effect" in name else (dims, values, *attrs)
-            for name, (dims, values, *attrs) in variables.items()
+        described: dict[str, Entry] = {
+            name: (entry[0], entry[1], measured) if "effect" in name else entry for name, entry in variables.items()
         }
         described["n_searched_samples"] = ((), searched.n_samples)
         described["n_held_out_samples"] = ((), reported.n_samples)
@@ -278,7 +283,8 @@ class SelectionStudy(Study):
         for _, (values,) in run.pieces(Stage("influence", study.work(run)), samples, self._n_searched()):
             if self.plan.proxy not in values:
                 raise InputError(
-                    f"proxy={self.plan.proxy!r} takes the gradient of the loss: give targets, or proxy='block_influence'"
+                    f"proxy={self.plan.proxy!r} takes the gradient of the loss: give targets, or take "
+                    "proxy='block_influence'"
                 )
             found = values[str(self.plan.proxy)]
             total += np.nansum(found, axis=1)
@@ -347,47 +353,6 @@ class SelectionStudy(Study):
             first_size=self._first.size,
             name=name,
         )
-
-
-class _Reported:
-    """The effects of sets on the samples held out, added up as they come.
-
-    Args:
-        measure: the measure.
-        sign: 1 where more of it means harm, -1 where less does.
-        n_sets: the number of sets.
-    """
-
-    def __init__(self, measure: str, sign: float, n_sets: int) -> None:
-        self._measure, self._sign = measure, sign
-        self.n_samples = 0
-        self._total, self._squares = np.zeros(n_sets), np.zeros(n_sets)
-        self._correct: NDArray[np.float64] | None = None
-        self._intact_correct = 0.0
-
-    def add(self, n_samples: int, groups: Iterable[Mapping[str, NDArray[Any]]]) -> None:
-        """Add some samples."""
-        parts = list(groups)
-        values = np.concatenate([part[self._measure] for part in parts]).astype(np.float64)
-        intact = parts[0].get(f"intact_{self._measure}")
-        effect = self._sign * (values - (0.0 if intact is None else intact.astype(np.float64)))
-        self.n_samples += n_samples
-        self._total += effect.sum(axis=1)
-        self._squares += (effect**2).sum(axis=1)
-        if "correct" in parts[0]:
-            correct = np.concatenate([part["correct"] for part in parts]).sum(axis=1).astype(np.float64)
-            self._correct = correct if self._correct is None else self._correct + correct
-            self._intact_correct += float(parts[0]["intact_correct"].sum())
-
-    def variables(self) -> dict[str, NDArray[np.float64]]:
-        """Return what is reported of each set; what is of the intact network begins with `intact_`."""
-        mean = self._total / self.n_samples
-        spread = np.maximum(self._squares / self.n_samples - mean**2, 0.0) / max(self.n_samples - 1, 1)
-        found = {"held_out_effect": mean, "held_out_effect_stderr": np.sqrt(spread)}
-        if self._correct is not None:
-            found["held_out_error"] = 1 - self._correct / self.n_samples
-            found["intact_held_out_error"] = np.asarray(1 - self._intact_correct / self.n_samples)
-        return found
 
 
 def _default_measure(measures: Measures, first: Batch) -> str:

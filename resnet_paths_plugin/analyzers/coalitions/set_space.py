@@ -45,7 +45,9 @@ class SetSpace:
         """
         n_units = len(self.names)
         if size < 1:
-            raise InputError(f"k must be at least 1, the number of units to delete, not {size}: deleting none is no choice")
+            raise InputError(
+                f"k must be at least 1, the number of units to delete, not {size}: deleting none is no choice"
+            )
         if size > n_units:
             raise InputError(f"k={size} is more than the network has: choose at most {n_units - 1} of its {n_units}")
         if size == n_units:
@@ -54,7 +56,9 @@ class SetSpace:
                 f"at most {n_units - 1}"
             )
         if size > self.most:
-            raise InputError(f"k={size} is more than keep, only_movable and per_stage leave: choose at most {self.most}")
+            raise InputError(
+                f"k={size} is more than keep, only_movable and per_stage leave: choose at most {self.most}"
+            )
 
     def count(self, size: int) -> int:
         """Return how many sets of a size there are, those that `per_stage` rules out included."""
@@ -62,11 +66,11 @@ class SetSpace:
 
     def allowed(self, sets: Sets) -> NDArray[np.bool_]:
         """Return whether each set may be deleted, `[m]`."""
-        fits: NDArray[np.bool_] = ~(sets & ~self.free).any(axis=1)
+        fits = [~(sets & ~self.free).any(axis=1)]
         if self.per_stage is not None:
-            for stage in np.unique(self.stages):
-                fits &= sets[:, self.stages == stage].sum(axis=1) <= self.per_stage
-        return fits
+            fits += [sets[:, self.stages == one].sum(axis=1) <= self.per_stage for one in np.unique(self.stages)]
+        allowed: NDArray[np.bool_] = np.all(fits, axis=0)
+        return allowed
 
     def of_size(self, size: int, at_once: int) -> Iterator[Sets]:
         """Yield all sets of a size, so many at once, those that begin alike one after the other."""
