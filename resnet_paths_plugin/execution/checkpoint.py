@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 
@@ -21,7 +22,7 @@ from resnet_paths_plugin.errors import CheckpointError, FileError
 from resnet_paths_plugin.execution.tasks import Arrays
 from resnet_paths_plugin.files.file_locks import Lock, lock_file
 from resnet_paths_plugin.files.input_files import read_file
-from resnet_paths_plugin.files.output_files import put, why
+from resnet_paths_plugin.files.output_files import put, why, writable_netcdf
 
 CALL = "call.json"
 """Name of the file that says what a folder was made for."""
@@ -61,6 +62,15 @@ class TaskFolder:
         self._nested = nested
         self._lock: Lock | None = None
         self._study = ""
+
+    @classmethod
+    def beside(cls, result: str | os.PathLike[str]) -> Self:
+        """Return the folder for the tasks of a netCDF file that is to be written.
+
+        Raises:
+            FileError: if the file cannot be written.
+        """
+        return cls(f"{writable_netcdf(result)}.partial")
 
     def open(self, call: Facts) -> None:
         """Make the folder for a call, or check that it was made for the same, and hold it.

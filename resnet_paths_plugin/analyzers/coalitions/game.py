@@ -27,7 +27,6 @@ from resnet_paths_plugin.errors import InputError, NonFiniteOutputWarning
 from resnet_paths_plugin.execution import RunOptions, Stage, StudyRun, TaskFolder
 from resnet_paths_plugin.execution.batches import Batch, Batches, Target
 from resnet_paths_plugin.execution.fingerprints import fingerprint
-from resnet_paths_plugin.files.output_files import writable_netcdf
 from resnet_paths_plugin.network.levels import Level, units_of
 from resnet_paths_plugin.network.unraveled import UnraveledNetwork
 
@@ -78,6 +77,7 @@ class BlockGame:
         InputError: if inputs, target, value or options do not fit.
 
     Examples:
+        >>> import numpy as np
         >>> game = rpp.BlockGame(net, images, labels, value="loss")
         >>> game.players
         ('layer1.0', 'layer1.1', 'layer2.0', 'layer2.1', 'layer3.0', 'layer3.1')
@@ -185,9 +185,10 @@ class BlockGame:
             CheckpointError: if the checkpoint is that of another game.
 
         Examples:
+            >>> import numpy as np
             >>> game = rpp.BlockGame(net, images, labels)
             >>> intact, nothing = game(np.array([[True] * 6, [False] * 6]))
-            >>> float(intact) == float(game(np.ones(6, dtype=bool)))
+            >>> float(intact) == game(np.ones(6, dtype=bool)).item()
             True
         """
         given = self._checked(coalitions)
@@ -198,6 +199,7 @@ class BlockGame:
         """Return the measure of each coalition on each sample, float64 `[m, B]`; as a call otherwise.
 
         Examples:
+            >>> import numpy as np
             >>> game = rpp.BlockGame(net, images, labels, value="correct")
             >>> game.per_sample(np.ones((1, 6), dtype=bool)).shape == (1, len(images))
             True
@@ -222,6 +224,7 @@ class BlockGame:
             InputError: as a call, and if it is not known whether more of the measure is better.
 
         Examples:
+            >>> import numpy as np
             >>> game = rpp.BlockGame(net, images, labels, value="loss")
             >>> game.effects(np.eye(6, dtype=bool)).shape
             (6,)
@@ -359,4 +362,4 @@ def _folder(options: RunOptions) -> TaskFolder | None:
     checkpoint = options.checkpoint
     if checkpoint is None or isinstance(checkpoint, TaskFolder):
         return checkpoint
-    return TaskFolder(f"{writable_netcdf(checkpoint)}.partial")
+    return TaskFolder.beside(checkpoint)
