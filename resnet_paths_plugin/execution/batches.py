@@ -273,9 +273,9 @@ def check_target(batch: Batch, sizes: Sequence[int]) -> None:
         if len(index) != len(sizes):
             raise InputError(f"target {one!r} must be {_indices(len(sizes))} after the batch")
         if not all(0 <= place < size for place, size in zip(index, sizes, strict=True)):
-            told = f"{sizes[0]} outputs, 0..{sizes[0] - 1}" if len(sizes) == 1 else f"outputs of shape {(*sizes,)}"
-            told_index = index[0] if len(index) == 1 else index
-            raise InputError(f"target {told_index} is out of range: the model has {told}")
+            expected = f"{sizes[0]} outputs, 0..{sizes[0] - 1}" if len(sizes) == 1 else f"outputs of shape {(*sizes,)}"
+            given = index[0] if len(index) == 1 else index
+            raise InputError(f"target {given} is out of range: the model has {expected}")
 
 
 def _indices(count: int) -> str:
