@@ -234,6 +234,7 @@ STUDIES: Mapping[str, StudySchema] = {
             "intact_parameters": StudyVariable(()),
             "intact_multiply_adds": StudyVariable(()),
             "intact_latency": StudyVariable((), "`latency`"),
+            "explained_variance": StudyVariable(("block",), '`ablation="linear"`'),
             "n_searched_samples": StudyVariable(()),
             "n_held_out_samples": StudyVariable(()),
         },

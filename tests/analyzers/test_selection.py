@@ -194,6 +194,39 @@ def test_costs_are_those_of_the_pruned_network(net):
     assert ds.latency.attrs["threads"] == torch.get_num_threads()
 
 
+def test_stand_ins_are_fitted_on_the_samples_searched(net):
+    images, labels = data()
+    searched, held_out = images[:16], images[16:]
+    ds = rpp.BlockSelection(net).attribute(
+        searched, labels[:16], k=2, holdout=(held_out, labels[16:]), ablation="mean", **FAST
+    )
+    gone = indices(ds.isel(selection=0))
+    original = model()
+    values = {}
+    hooks = [
+        original.get_submodule(f"blocks.{index}.branch").register_forward_hook(
+            lambda _, __, out, index=index: values.update({index: out})
+        )
+        for index in gone
+    ]
+    with torch.no_grad():
+        before = functional.cross_entropy(original(searched), labels[:16])
+        for hook in hooks:
+            hook.remove()
+        means = {index: value.mean(0, keepdim=True) for index, value in values.items()}
+        for index in gone:
+            original.get_submodule(f"blocks.{index}.branch").register_forward_hook(
+                lambda _, __, out, index=index: means[index].expand_as(out)
+            )
+        rise = functional.cross_entropy(original(searched), labels[:16]) - before
+        rise_held_out = functional.cross_entropy(original(held_out), labels[16:])
+        rise_held_out -= functional.cross_entropy(model()(held_out), labels[16:])
+    assert float(ds.searched_effect[0]) == pytest.approx(float(rise), abs=1e-10)
+    assert float(ds.held_out_effect[0]) == pytest.approx(float(rise_held_out), abs=1e-10)
+    small = net.pruned(list(gone), ablation="mean", reference=searched)
+    assert int(ds.parameters[0]) == sum(one.numel() for one in small.parameters())
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [

@@ -45,6 +45,7 @@ class HeldOut:
         self._batches = _Again(batches, check)
         self._given = None if given is None else _Again(_given_batches(given, extra, batches), check)
         self._rounds = rounds
+        self._n_extra = 0 if extra is None else len(extra) if isinstance(extra, tuple) else 1
         searched = [(1 - share) * part for part in _shares(rounds)]
         self._parts = SampleParts([*searched, share], seed, unit)
         self._sizes = None if batches.n_samples is None else self._parts.sizes(batches.n_samples)
@@ -71,6 +72,10 @@ class HeldOut:
         """Yield the samples of all rounds."""
         return self._parts.of(self._batches, range(self._rounds))
 
+    def inputs_searched(self) -> "_Inputs":
+        """Return the inputs of the samples of all rounds, to be read any number of times."""
+        return _Inputs(self.all_searched, self._n_extra)
+
     def n_searched(self, part: int) -> int | None:
         """Return the number of samples of a round, where it is known beforehand."""
         return None if self._sizes is None else int(self._sizes[part])
@@ -80,6 +85,22 @@ class HeldOut:
         if self._given is not None:
             return iter(self._given)
         return self._parts.of(self._batches, [self._rounds]) if self.is_held_out else iter(())
+
+
+class _Inputs:
+    """Inputs of batches, without further arguments and targets, that can be read any number of times.
+
+    Args:
+        batches: returns the batches.
+        n_extra: the number of further arguments, at the end of all.
+    """
+
+    def __init__(self, batches: Callable[[], Iterator[Batch]], n_extra: int) -> None:
+        self._batches, self._n_extra = batches, n_extra
+
+    def __iter__(self) -> Iterator[tuple[Any, None]]:
+        for batch in self._batches():
+            yield batch.args[: len(batch.args) - self._n_extra], None
 
 
 class _Again:

@@ -95,7 +95,9 @@ class SearchPlan:
             UnknownBlockError: if `keep` names a block or group that the network does not have.
         """
         if ablation == "resample":
-            raise InputError("ablation='resample' makes no network of its own: leave 'zero', or take 'mean'")
+            raise InputError(
+                "ablation='resample' makes no network of its own: leave 'zero', or take 'mean' or 'linear'"
+            )
         if not isinstance(latency, bool):
             raise InputError(f"latency must be True or False, not {latency!r}")
         check_draws(1, seed)

@@ -12,8 +12,7 @@ from resnet_paths_plugin.analyzers.base import Analyzer
 from resnet_paths_plugin.analyzers.coalitions.held_out import Holdout
 from resnet_paths_plugin.analyzers.coalitions.search_plan import PLANNED, Proxy, SearchPlan
 from resnet_paths_plugin.analyzers.coalitions.searches import Method
-from resnet_paths_plugin.analyzers.coalitions.selection_study import SelectionStudy
-from resnet_paths_plugin.analyzers.rewiring.conditions import Conditions
+from resnet_paths_plugin.analyzers.coalitions.selection_study import SelectionStudy, StandInOptions
 from resnet_paths_plugin.analyzers.rewiring.measures import Measure
 from resnet_paths_plugin.analyzers.rewiring.tasks import Ablation
 from resnet_paths_plugin.execution import RunOptions
@@ -68,6 +67,7 @@ class BlockSelection(Analyzer, PerturbationAttribution):  # type: ignore[misc]  
         level: Level = "block",
         ablation: Ablation = "zero",
         reference: Any = None,
+        ridge: float | None = None,
         measures: Mapping[str, Measure] | None = None,
         higher_is_better: bool | None = None,
         internal_batch_size: int | None = None,
@@ -111,7 +111,8 @@ class BlockSelection(Analyzer, PerturbationAttribution):  # type: ignore[misc]  
             level: delete single blocks, or groups: all blocks of one owning module, such as a transformer layer.
             ablation: what stands in for a deleted branch, as in `BlockLesion`; what depends on other samples of a batch
                 (`"resample"`) makes no network of its own.
-            reference: data for branch means, as `inputs`; None takes the inputs themselves.
+            reference: data for branch means and linear maps, as `inputs`; None takes the samples searched.
+            ridge: of linear maps, the ridge parameter, as in `BlockLesion`.
             measures: measures of your own by name, `function(outputs, target) -> [B]`.
             higher_is_better: whether more of the measure is better; None knows it of the measures above, and asks
                 others for an attribute of this name.
@@ -142,10 +143,9 @@ class BlockSelection(Analyzer, PerturbationAttribution):  # type: ignore[misc]  
 
         def study(network: UnraveledNetwork, batches: Batches) -> SelectionStudy:
             plan = SearchPlan.of(network, **chosen)
-            conditions = Conditions(network, batches, ablation, "frozen", reference, seed)
             return SelectionStudy(
                 network, batches, plan, holdout=holdout, measure=measure, measures=measures, better=higher_is_better,
-                conditions=conditions, extra=additional_forward_args,
+                stand_ins=StandInOptions(ablation, reference, ridge), extra=additional_forward_args,
             )  # fmt: skip
 
         return self.run_study(study, arguments)

@@ -1,9 +1,10 @@
 """The study of a selection: search on some samples, report on others, and say what each network costs."""
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,11 +22,12 @@ from resnet_paths_plugin.analyzers.coalitions.tasks import VALUE, schedules_of
 from resnet_paths_plugin.analyzers.gradients.influence import InfluenceStudy
 from resnet_paths_plugin.analyzers.rewiring.conditions import Conditions
 from resnet_paths_plugin.analyzers.rewiring.measures import Measure, Measures, higher_is_better, offered_measures
-from resnet_paths_plugin.analyzers.rewiring.tasks import ScheduleWork
+from resnet_paths_plugin.analyzers.rewiring.tasks import Ablation, ScheduleWork
 from resnet_paths_plugin.analyzers.study import Chunk, Study, StudyResult
-from resnet_paths_plugin.errors import InputError
+from resnet_paths_plugin.errors import InputError, NonFiniteOutputWarning
 from resnet_paths_plugin.execution import RunOptions, Samples, Stage, StudyRun
 from resnet_paths_plugin.execution.batches import Batch, Batches
+from resnet_paths_plugin.network.stand_ins import Fitted
 from resnet_paths_plugin.network.unraveled import UnraveledNetwork
 from resnet_paths_plugin.results.datasets import Entry
 
@@ -45,6 +47,28 @@ _SUMMARY = (
 
 _TRIES = 20
 """Times that a random set is drawn again that is there already."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StandInOptions:
+    """What stands in for deleted branches.
+
+    Attributes:
+        ablation: the kind of it.
+        reference: data that means and linear maps are fitted on; None takes the samples searched.
+        ridge: the ridge parameter of linear maps; None for the default.
+    """
+
+    ablation: Ablation
+    reference: Any
+    ridge: float | None
+
+    def conditions(self, network: UnraveledNetwork, batches: Batches, samples: HeldOut, seed: int) -> Conditions:
+        """Return what holds for all sets; nothing in it was fitted on samples held out."""
+        reference = self.reference
+        if reference is None and self.ablation in get_args(Fitted):
+            reference = samples.inputs_searched()
+        return Conditions(network, batches, self.ablation, "frozen", reference, seed, self.ridge)
 
 
 @dataclass(eq=False)
@@ -77,7 +101,7 @@ class SelectionStudy(Study):
         measure: the measure; None takes the loss where there are labels, else the divergence from the intact outputs.
         measures: the user's measures.
         better: whether more of the measure is better; None knows it of the measure.
-        conditions: what stands in for deleted branches.
+        stand_ins: what stands in for deleted branches.
         extra: further arguments of the model.
 
     Raises:
@@ -96,7 +120,7 @@ class SelectionStudy(Study):
         measure: str | None,
         measures: Mapping[str, Measure] | None,
         better: bool | None,
-        conditions: Conditions,
+        stand_ins: StandInOptions,
         extra: Any,
     ) -> None:
         super().__init__(
@@ -106,7 +130,6 @@ class SelectionStudy(Study):
             seed=plan.seed,
         )
         self.plan = plan
-        self._conditions = conditions
         self._measures = Measures(network, measures, offered_measures(network))
         self.measure = measure or _default_measure(self._measures, batches.first)
         known = {**self._measures.offered, **self._measures.user}
@@ -116,6 +139,7 @@ class SelectionStudy(Study):
             batches, holdout, plan.rounds, extra, seed=plan.seed, unit=network.frozen_batch or 1, check=self.check
         )
         self.check(batches.first)
+        self._conditions = stand_ins.conditions(network, batches, self._samples, plan.seed)
         if better or (better is None and higher_is_better(self.measure, known.get(self.measure))):
             self._sign = -1.0
         self._base = self._coalitions(np.zeros((1, len(network.blocks)), dtype=bool), "sizes")
@@ -138,8 +162,8 @@ class SelectionStudy(Study):
 
     @property
     def attrs(self) -> Mapping[str, object]:
-        """The measure that the effects are of."""
-        return {"measure": self.measure}
+        """The measure that the effects are of, and the ridge parameter of linear maps."""
+        return {"measure": self.measure, **self._conditions.attrs}
 
     def check(self, batch: Batch) -> None:
         """Check a batch's targets.
@@ -164,7 +188,7 @@ class SelectionStudy(Study):
     def work(self, run: StudyRun) -> ScheduleWork:
         """Search, and return what measures the sets that were found."""
         self._device = run.options.device
-        self._conditions.prepare(schedules_of(np.ones((1, len(self.network.blocks)), dtype=bool)), run)
+        self._conditions.prepare(schedules_of(self.plan.blocks(self.plan.space.free[np.newaxis])), run)
         self._searched = self._search(run)
         chosen = [one.chosen for one in self._searched.found]
         self._reported = unique(np.concatenate([np.stack(chosen), self._searched.random_sets]))
@@ -207,6 +231,7 @@ class SelectionStudy(Study):
         described: dict[str, Entry] = {
             name: (entry[0], entry[1], measured) if "effect" in name else entry for name, entry in variables.items()
         }
+        described |= self._conditions.variables
         described["n_searched_samples"] = ((), searched.n_samples)
         described["n_held_out_samples"] = ((), reported.n_samples)
         labels = ["+".join(np.array(plan.space.names)[one.chosen]) for one in searched.found]
@@ -227,7 +252,18 @@ class SelectionStudy(Study):
         if len(searched.random_sets):
             searched.random_effects = effects(searched.random_sets, plan.rounds)
         searched.n_samples = effects.n_samples(plan.rounds)
+        self._warn_of_non_finite(searched.steps)
         return searched
+
+    def _warn_of_non_finite(self, steps: list[Step]) -> None:
+        odd = sum(not np.isfinite(step.effect) for step in steps)
+        if odd:
+            warnings.warn(
+                f"{self.measure!r} is NaN or infinite under {odd} of {len(steps)} sets that were measured: they count "
+                "as the worst. Look at the model's outputs there, or take a bounded measure",
+                NonFiniteOutputWarning,
+                stacklevel=2,
+            )
 
     def _ranks(self) -> bool:
         return self._influence is not None or not isinstance(self.plan.proxy, str)
