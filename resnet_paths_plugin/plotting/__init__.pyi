@@ -10,5 +10,6 @@ from .lesions import plot_random_lesions as plot_random_lesions
 from .lesions import plot_single_lesions as plot_single_lesions
 from .reorderings import plot_reorderings as plot_reorderings
 from .schedules import plot_schedules as plot_schedules
+from .selection import plot_selection as plot_selection
 from .survival import plot_path_survival as plot_path_survival
 from .trainings import plot_training_lesions as plot_training_lesions

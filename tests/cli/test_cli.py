@@ -16,6 +16,7 @@ from PIL import Image
 
 import resnet_paths_plugin as rpp
 import resnet_paths_plugin.cli.analyze
+import resnet_paths_plugin.cli.subject
 from resnet_paths_plugin import cli
 from resnet_paths_plugin.cli.studies import STUDIES, Study
 
@@ -160,7 +161,7 @@ def test_progress_is_shown_on_demand_only(tmp_path, monkeypatch):
 
 def test_the_embedded_network_needs_no_arguments(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    images, labels = cli.analyze._held_out_digits().images[:6], cli.analyze._held_out_digits().labels[:6]
+    images, labels = cli.subject.held_out_digits().images[:6], cli.subject.held_out_digits().labels[:6]
     monkeypatch.setattr(cli.analyze.demo, "load_digit_images", lambda: (images, labels))
     options = ("--draws", 1, "--max-deleted", 2, "--max-swaps", 1, "--path-images", 2, "--path-draws", 2)
     result = invoke("analyze", *options)

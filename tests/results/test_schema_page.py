@@ -41,6 +41,9 @@ def studies():
             rpp.BlockInfluence(net).attribute(data, target=labels, lesions=lesions),
             rpp.BlockInfluence(gated).attribute(torch.randn(4, 3, 6, 6), target=(0, 0, 0), objective="score"),
         ],
+        "BlockSelection": [
+            rpp.BlockSelection(net).attribute(data, labels, n_random=1, latency_batch_size=2, ablation="linear")
+        ],
         "PathLengthGradient": [
             lengths.attribute(data, target=labels, estimator=ESTIMATORS, draws=2, keep_maps=True),
             lengths.attribute(data, target=labels, max_length=2),
