@@ -6,6 +6,8 @@ from . import plotting as plotting
 from . import schedules as schedules
 from .analyzers.base import Analyzer as Analyzer
 from .analyzers.coalitions.game import BlockGame as BlockGame
+from .analyzers.coalitions.interaction import BlockInteraction as BlockInteraction
+from .analyzers.coalitions.shapley import BlockShapley as BlockShapley
 from .analyzers.gradients.influence import BlockInfluence as BlockInfluence
 from .analyzers.gradients.path_length import PathLengthGradient as PathLengthGradient
 from .analyzers.rewiring.lesion import BlockLesion as BlockLesion

@@ -11,11 +11,13 @@ from resnet_paths_plugin.errors import InputError
 from resnet_paths_plugin.plotting.attribution import PathMaps
 from resnet_paths_plugin.plotting.figure import Figure, drawn_figure
 from resnet_paths_plugin.plotting.influence import Gates, Influence
+from resnet_paths_plugin.plotting.interactions import Interactions
 from resnet_paths_plugin.plotting.lengths import PathLengths
 from resnet_paths_plugin.plotting.lesions import RandomLesions, SingleLesions
 from resnet_paths_plugin.plotting.plugin_figures import guarded
 from resnet_paths_plugin.plotting.reorderings import Reorderings
 from resnet_paths_plugin.plotting.schedules import Schedules
+from resnet_paths_plugin.plotting.shares import Shares
 from resnet_paths_plugin.plotting.trainings import Trainings
 from resnet_paths_plugin.results.derived import refreshed
 
@@ -27,6 +29,8 @@ FIGURES: tuple[Figure, ...] = (
     Schedules(),
     Influence(),
     Gates(),
+    Shares(),
+    Interactions(),
     PathMaps(),
     PathLengths(),
 )
@@ -34,7 +38,8 @@ FIGURES: tuple[Figure, ...] = (
 
 _KNOWN = (
     "lesions of blocks (BlockLesion), reorderings (BlockReordering), schedules (BlockSchedules), influence with lesion "
-    "results or gates (BlockInfluence), gradients by path length and their maps (PathLengthGradient), comparisons of "
+    "results or gates (BlockInfluence), Shapley values (BlockShapley), interactions (BlockInteraction), gradients by "
+    "path length and their maps (PathLengthGradient), comparisons of "
     "trainings, and what installed plugins draw"
 )
 
