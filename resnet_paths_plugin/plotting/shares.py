@@ -73,7 +73,7 @@ def plot_shapley_values(ds: xr.Dataset, ax: Axes | None = None) -> Axes:
     ax.bar(position, share, WIDTH, color=style.SKY, edgecolor=style.BLUE, linewidth=0.8, label="Shapley value")
     reach = _reach(ds)
     if reach is not None:
-        look = {"linestyle": "none", "color": style.BLACK, "linewidth": 1, "capsize": 2.5}
+        look: dict[str, Any] = {"linestyle": "none", "color": style.BLACK, "linewidth": 1, "capsize": 2.5}
         ax.errorbar(position, share, reach, label="its 95 % interval", **look)
     if "single_effect" in ds:
         ax.plot(position, ds["single_effect"].values, label="deleted alone", zorder=3, **_ALONE)
