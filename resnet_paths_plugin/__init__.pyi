@@ -4,6 +4,7 @@ from . import hookspecs as hookspecs
 from . import paths as paths
 from . import plotting as plotting
 from . import schedules as schedules
+from . import statistics as statistics
 from .analyzers.base import Analyzer as Analyzer
 from .analyzers.coalitions.game import BlockGame as BlockGame
 from .analyzers.coalitions.interaction import BlockInteraction as BlockInteraction
@@ -15,6 +16,7 @@ from .analyzers.rewiring.reordering import BlockReordering as BlockReordering
 from .analyzers.rewiring.schedules import BlockSchedules as BlockSchedules
 from .analyzers.study import Study as Study
 from .analyzers.study import StudyResult as StudyResult
+from .engine.linear_map import LinearMap as LinearMap
 from .engine.schedule import Schedule as Schedule
 from .errors import CaptureMismatchError as CaptureMismatchError
 from .errors import CheckpointError as CheckpointError

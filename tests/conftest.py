@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import settings
 from searching import SEARCH
+from torch_state import global_hooks, thread_modes
 
 settings.register_profile(SEARCH, deadline=None, print_blob=True)
 
@@ -36,16 +37,15 @@ def seeded():
     torch.manual_seed(0)
 
 
-def global_hooks():
-    """Return what torch keeps of hooks on all modules, by the name of its registry."""
-    registries = vars(torch.nn.modules.module)
-    return {
-        name: dict(held) for name, held in registries.items() if name.startswith("_global_") and isinstance(held, dict)
-    }
-
-
 @pytest.fixture(autouse=True)
 def no_hook_is_left_on_all_modules():
     before = global_hooks()
     yield
     assert global_hooks() == before
+
+
+@pytest.fixture(autouse=True)
+def no_mode_is_left_on():
+    before = thread_modes()
+    yield
+    assert thread_modes() == before

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from torchvision.datasets.folder import make_dataset
 
 from resnet_paths_plugin.cli import npz
 from resnet_paths_plugin.errors import FileError, InputError
@@ -115,16 +116,15 @@ class ImageFolder(LabelledImages):
     """
 
     def __init__(self, folder: Path) -> None:
-        folders = sorted(item for item in folder.iterdir() if item.is_dir() and not item.name.startswith("."))
-        if not folders:
+        names = sorted(item.name for item in folder.iterdir() if item.is_dir() and not item.name.startswith("."))
+        if not names:
             raise FileError(f"{folder} has no class folders: put the images of each class into a folder of its own")
-        found = [_image_files(item) for item in folders]
-        for item, files in zip(folders, found, strict=True):
-            if not files:
-                raise FileError(f"the class folder {item} holds no images ({', '.join(sorted(SUFFIXES))})")
-        labels = np.repeat(np.arange(len(folders), dtype=np.int64), [len(files) for files in found])
-        super().__init__(str(folder), labels, [item.name for item in folders])
-        self.files = [file for files in found for file in files]
+        places = {name: place for place, name in enumerate(names)}
+        found = make_dataset(str(folder), places, is_valid_file=_is_image_file, allow_empty=True)
+        for empty in sorted(set(places.values()) - {label for _, label in found}):
+            raise FileError(f"the class folder {folder / names[empty]} holds no images ({', '.join(sorted(SUFFIXES))})")
+        super().__init__(str(folder), np.array([label for _, label in found], dtype=np.int64), names)
+        self.files = [Path(file) for file, _ in found]
         self._here = Path.cwd()  # which the code of a model may change
 
     def name(self, index: int) -> str:  # noqa: D102 - as LabelledImages
@@ -149,7 +149,7 @@ class ImageFolder(LabelledImages):
         except FileError:
             raise
         except Exception as error:  # on damaged files, Pillow's decoders raise nearly anything
-            raise FileError(f"{file} cannot be read as an image: {_told(error)}") from error
+            raise FileError(f"{file} cannot be read as an image: {_message(error)}") from error
         if mode.startswith(("I", "F")):  # Pillow would clip it to 255
             raise FileError(f"{file} has more than 8 bits per channel ({mode}): convert it to 8 bits")
         return np.atleast_3d(pixels)
@@ -230,9 +230,9 @@ def check_targets(images: LabelledImages, targets: NDArray[np.int64], n_classes:
         )
 
 
-def _image_files(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+def _is_image_file(file: str) -> bool:
+    return Path(file).suffix.lower() in SUFFIXES and Path(file).is_file()
 
 
-def _told(error: Exception) -> str:
+def _message(error: Exception) -> str:
     return str(error) or type(error).__name__

@@ -4,7 +4,7 @@ It converts pixels and runs no model; which size and statistics a model expects 
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -12,11 +12,13 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional
 
 from resnet_paths_plugin.cli.images import LabelledImages, UInt8Image
 from resnet_paths_plugin.errors import InputError
 from resnet_paths_plugin.files import limits
-from resnet_paths_plugin.plugins.model_description import Interpolation, ModelDescription, Preprocessing
+from resnet_paths_plugin.plugins.model_description import ModelDescription, Preprocessing
 
 GREY, COLOUR = 1, 3
 """Numbers of channels between which images are converted."""
@@ -25,12 +27,6 @@ BATCH_BYTES = 64 * 2**20
 """Size of the inputs that are held at once where the caller does not choose."""
 
 _INPUT_DIMS = 3  # C, H, W
-_FILTERS: Mapping[Interpolation, Image.Resampling] = {
-    "nearest": Image.Resampling.NEAREST,
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-}
 
 
 class InputBatches:
@@ -76,14 +72,11 @@ class InputBatches:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         # Half precision has too few digits to normalise in.
         working = torch.promote_types(self.dtype, torch.float32)
-        mean, std = (
-            torch.tensor(values, dtype=working).view(-1, 1, 1)
-            for values in (self.preprocessing.mean, self.preprocessing.std)
-        )
         for start in range(0, len(self.targets), self.batch_size):
             indices = range(start, min(start + self.batch_size, len(self.targets)))
             pixels = np.stack([self._pixels(index).transpose(2, 0, 1) for index in indices])
-            inputs = torch.from_numpy(pixels).to(working).div_(255).sub_(mean).div_(std)
+            inputs = functional.to_dtype(torch.from_numpy(pixels), working, scale=True)
+            inputs = functional.normalize(inputs, self.preprocessing.mean, self.preprocessing.std, inplace=True)
             yield inputs.to(self.dtype), torch.from_numpy(self.targets[indices.start : indices.stop])
 
     def __repr__(self) -> str:
@@ -185,10 +178,7 @@ def _in_channels(image: UInt8Image, channels: int, name: str) -> UInt8Image:
 
 
 def _resized(image: UInt8Image, wanted: Preprocessing, name: str) -> UInt8Image:
-    """Resize until the wanted crop is the wanted share of the shorter side, and crop the centre.
-
-    Rounds as torchvision's transforms do: the longer side down, half a pixel of the crop's corner to even.
-    """
+    """Resize until the wanted crop is the wanted share of the shorter side, and crop the centre, as torchvision."""
     height, width = image.shape[:2]
     # The fraction may be a quotient such as 224 / 232, which has been rounded.
     covered = [math.floor(side / wanted.crop_fraction + 1e-6) for side in wanted.size]
@@ -201,12 +191,10 @@ def _resized(image: UInt8Image, wanted: Preprocessing, name: str) -> UInt8Image:
             f"{name} is {_size_text(image.shape)} pixels and would be resized to {_size_text(new)}, more than "
             f"{limits.LARGEST_IMAGE:,} in all: crop it first"
         )
-    top, left = (round((side - kept) / 2) for side, kept in zip(new, wanted.size, strict=True))
-    crop = np.s_[top : top + wanted.size[0], left : left + wanted.size[1]]
-    resample = _FILTERS[wanted.interpolation]
     # One by one, since Pillow knows no image of two or of five channels.
     channels = (Image.fromarray(channel) for channel in np.moveaxis(image, 2, 0))
-    return np.stack([np.asarray(channel.resize(new[::-1], resample))[crop] for channel in channels], axis=2)
+    resized = (functional.resize(channel, list(new), InterpolationMode(wanted.interpolation)) for channel in channels)
+    return np.stack([np.asarray(functional.center_crop(channel, list(wanted.size))) for channel in resized], axis=2)
 
 
 def _size_text(shape: Sequence[int]) -> str:

@@ -1,6 +1,6 @@
 """TaskFolder: finished tasks as files of their own, and what they were made for. Nothing in it is ever unpickled.
 
-Every file is written whole or not at all, and through to the disk; a damaged one is told by its checksum.
+Every file is written whole or not at all, and through to the disk; a checksum shows a damaged one.
 """
 
 import glob

@@ -17,6 +17,9 @@ from torch import Tensor
 
 from resnet_paths_plugin.process_lock import uninterrupted
 
+AUTOCAST_DEVICES = ("cpu", "cuda", "xpu", "mps")
+"""Device types that autocast is asked of."""
+
 
 @dataclass(frozen=True, eq=False)
 class _States:
@@ -87,6 +90,34 @@ def without_fast_path() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(value=enabled)
+
+
+@contextmanager
+def kept_autocast() -> Iterator[None]:
+    """Leave this thread's autocast as it was, also where an error left some open that a graph had entered."""
+    before = {device: _autocast_of(device) for device in AUTOCAST_DEVICES}
+    keeps, depth = torch.is_autocast_cache_enabled(), _autocast_depth()
+    try:
+        yield
+    finally:
+        for device, was in before.items():
+            if _autocast_of(device) != was:
+                torch.set_autocast_enabled(device, was[0])
+                torch.set_autocast_dtype(device, was[1])
+        torch.set_autocast_cache_enabled(keeps)
+        for _ in range(_autocast_depth() - depth):
+            if torch.autocast_decrement_nesting() == 0:
+                torch.clear_autocast_cache()
+
+
+def _autocast_of(device: str) -> tuple[bool, torch.dtype]:
+    return torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+
+
+def _autocast_depth() -> int:
+    depth = torch.autocast_increment_nesting() - 1
+    torch.autocast_decrement_nesting()
+    return int(depth)
 
 
 class Forgiving:

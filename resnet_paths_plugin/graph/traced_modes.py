@@ -15,6 +15,8 @@ from torch import fx
 from torch.fx.experimental.proxy_tensor import PreDispatchTorchFunctionMode
 from torch.utils import checkpoint
 
+from resnet_paths_plugin.graph.process_state import AUTOCAST_DEVICES, kept_autocast
+
 STILL = "runs_without_gradients"
 """Key in a node's `meta`: True where its operator ran without gradients, absent elsewhere."""
 AUTOCAST = "autocast"
@@ -22,7 +24,6 @@ AUTOCAST = "autocast"
 device type; absent where it asks nothing and the caller decides."""
 
 Autocast = tuple[tuple[str, torch.dtype, bool, bool], ...]
-_AUTOCAST_DEVICES = ("cpu", "cuda", "xpu", "mps")
 _amp = torch.amp.autocast_mode
 _grad_mode = torch.autograd.grad_mode
 
@@ -39,7 +40,7 @@ def noted_modes(*, strict: bool = False, again: bool = False) -> Iterator[None]:
         again: whether a graph is traced again that has noted its modes, or has them as graphs of their own.
     """
     modes = _Modes(strict)
-    with ExitStack() as stack:
+    with kept_autocast(), ExitStack() as stack:  # which a trace that fails leaves open
         replaced: list[tuple[type, str, Callable[..., Any]]] = [
             (PreDispatchTorchFunctionMode, "__torch_function__", modes.changed),
             (fx.proxy.TracerBase, "create_node", modes.noted),
@@ -49,7 +50,7 @@ def noted_modes(*, strict: bool = False, again: bool = False) -> Iterator[None]:
         ]
         if again:
             replaced.append((fx.Interpreter, "run_node", modes.run))
-        for device in _AUTOCAST_DEVICES:
+        for device in AUTOCAST_DEVICES:
             if torch.is_autocast_enabled(device):  # the caller's: what it asks holds where the graph is run
                 stack.enter_context(torch.autocast(device, enabled=False))
         for owner, name, instead in replaced:

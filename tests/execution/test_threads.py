@@ -181,8 +181,8 @@ def obeyed():
 def interrupted_after(seconds, work):
     """Run some work with Ctrl-C after some time; return whether it was interrupted."""
     timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
     try:
+        timer.start()
         work()
         timer.join(PATIENCE_S)
         time.sleep(0.01)  # where the signal arrives after the work

@@ -11,10 +11,12 @@ import torch
 from torch import nn
 from torch.fx.experimental.proxy_tensor import PreDispatchTorchFunctionMode
 from torch.utils.checkpoint import checkpoint
+from torch_state import thread_modes
 
 import resnet_paths_plugin as rpp
 from resnet_paths_plugin.errors import CaptureError
 from resnet_paths_plugin.execution.payload import packed, unpacked
+from resnet_paths_plugin.graph.export import export
 
 pytestmark = pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # torch's checkpoint
 X = torch.randn(4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -428,3 +430,19 @@ def test_autocast_travels_to_workers():
     net = rpp.unravel(made(Short).float(), X.float())
     there = unpacked(packed(net))
     assert torch.equal(there.intact(X.float()), net.intact(X.float()))
+
+
+class FailingInAutocast(nn.Module):
+    """It fails within autocast where it is traced."""
+
+    def forward(self, x):
+        with torch.autocast("cpu", torch.bfloat16):
+            return x + torch.ones(len(x) + 1, 3) @ x.T
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_capture_that_fails_within_autocast_leaves_it(strict):
+    before = thread_modes()
+    with pytest.raises(Exception, match=r"shape|size|broadcast"):
+        export(FailingInAutocast(), (torch.ones(2, 3),), strict=strict)
+    assert thread_modes() == before

@@ -5,9 +5,11 @@ from contextlib import nullcontext
 from multiprocessing import get_context
 
 import pytest
+import torch
 from small_studies import STUDIES, batches, network
 
 import resnet_paths_plugin as rpp
+from resnet_paths_plugin.errors import WorkerLostError
 from resnet_paths_plugin.network.model_check import ModelCheck
 
 EXECUTORS = {
@@ -121,3 +123,21 @@ def test_what_one_thread_has_verified_is_not_what_another_says():
         found = pool.submit(rpp.BlockLesion(net).attribute, batches(), run=unverified).result()
         assert pool.submit(lambda: net.check.verified).result() == found.attrs["verified"] == "no"
     assert net.check.verified == "outputs"
+
+
+def test_a_study_that_fails_keeps_nothing_for_the_next_one():
+    model, (images, labels) = network(), batches()[0]
+    net = rpp.unravel(model, images)
+    executor = ThreadPoolExecutor(1)
+    executor.shutdown()
+    with pytest.raises(WorkerLostError):
+        rpp.BlockLesion(net).attribute(images, target=labels, run=rpp.RunOptions(executor=executor))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(0.5)
+    unchecked = rpp.RunOptions(verify=False)
+    after, anew = (
+        rpp.BlockLesion(one).attribute(images, target=labels, run=unchecked)
+        for one in (net, rpp.unravel(model, images))
+    )
+    assert after.intact_loss.identical(anew.intact_loss)
