@@ -24,7 +24,7 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish():
-    """Keep what stays from the garbage collector: a capture makes so much that it would look through it again and again."""
+    """Keep what stays from the garbage collector, which a capture makes look through everything again and again."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
