@@ -11,6 +11,8 @@ import pytest
 
 import resnet_paths_plugin as rpp
 
+pytestmark = pytest.mark.slow
+
 METHODS = {
     "Schedule": ("identity", "lesion", "order", "scaled", "repeated", "parallel", "from_weights", "from_rows"),
     "UnraveledNetwork": (

@@ -17,6 +17,8 @@ from resnet_paths_plugin.errors import InputError, PluginError
 from resnet_paths_plugin.plugins import manager as plugins
 from resnet_paths_plugin.results import datasets
 
+pytestmark = pytest.mark.slow
+
 OWN = {"BlockInfluence", "BlockLesion", "BlockReordering", "BlockSchedules", "PathLengthGradient"}
 MODEL = ("resnet_paths_plugin/digits_resnet110", "--pretrained")
 BLOCKS = [f"layer{stage}.{place}" for stage in (1, 2, 3) for place in range(18)]

@@ -21,6 +21,8 @@ import resnet_paths_plugin as rpp
 from resnet_paths_plugin.errors import CheckpointError, FileError, InputError
 from resnet_paths_plugin.execution import TaskFolder
 
+pytestmark = pytest.mark.slow
+
 
 class StoppedError(Exception):
     pass

@@ -23,6 +23,7 @@ distributed = pytest.importorskip("distributed")
 dask = pytest.importorskip("dask")
 
 pytestmark = [
+    pytest.mark.slow,
     # Of closing clusters, and of workers that are killed here on purpose.
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),

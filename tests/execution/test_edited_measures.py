@@ -293,6 +293,7 @@ def check_resume(tmp_path, before, again, after):
     return str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["number", "closure", "wrapped function", "weights", "dataclass method"])
 def test_a_resume_after_an_edit_is_refused(kind, tmp_path):
     assert "another one in this call" in check_resume(tmp_path, *(written(EDITS[kind][at]) for at in (0, 0, 1)))
@@ -304,6 +305,7 @@ def test_a_resume_after_any_edit_is_refused(kind, tmp_path):
     check_resume(tmp_path, *(written(EDITS[kind][at]) for at in (0, 0, 1)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "told"),
     [

@@ -37,6 +37,8 @@ from resnet_paths_plugin.execution.payload import packed, unpacked
 from resnet_paths_plugin.execution.temp_folders import CargoFolder
 from resnet_paths_plugin.execution.torch_settings import Settings
 
+pytestmark = pytest.mark.slow
+
 
 class Backwards(Executor):
     """Runs what it is given in the reverse order, as late as it can: when somebody waits."""

@@ -14,6 +14,8 @@ from torch._subclasses import FakeTensorMode
 import resnet_paths_plugin as rpp
 from resnet_paths_plugin.network.differences import unit_of
 
+pytestmark = pytest.mark.slow
+
 SHORT = [torch.bfloat16, torch.float16]
 ACTIVATIONS = {"tanh": torch.tanh, "sigmoid": torch.sigmoid, "relu": torch.relu, "gelu": nn.functional.gelu}
 

@@ -44,6 +44,7 @@ def assert_equal_outputs(ours, theirs):
 # What a network returns
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_outputs_are_the_models_own_before_during_and_after(name):
     case = CASES[name]
@@ -56,6 +57,7 @@ def test_outputs_are_the_models_own_before_during_and_after(name):
     assert_equal_outputs(after, before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_any_batch_size_runs_whatever_was_captured(name):
     case = CASES[name]

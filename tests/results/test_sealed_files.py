@@ -147,6 +147,7 @@ def test_the_opening_of_a_file_has_an_end(tmp_path, monkeypatch):
     assert time.monotonic() - begun < 60
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STUDIES)
 @pytest.mark.parametrize("odd", [float("nan"), float("inf")])
 @pytest.mark.filterwarnings("ignore")
