@@ -4,7 +4,9 @@ from . import hookspecs as hookspecs
 from . import paths as paths
 from . import plotting as plotting
 from . import schedules as schedules
+from . import statistics as statistics
 from .analyzers.base import Analyzer as Analyzer
+from .analyzers.coalitions.game import BlockGame as BlockGame
 from .analyzers.gradients.influence import BlockInfluence as BlockInfluence
 from .analyzers.gradients.path_length import PathLengthGradient as PathLengthGradient
 from .analyzers.rewiring.lesion import BlockLesion as BlockLesion
@@ -12,6 +14,7 @@ from .analyzers.rewiring.reordering import BlockReordering as BlockReordering
 from .analyzers.rewiring.schedules import BlockSchedules as BlockSchedules
 from .analyzers.study import Study as Study
 from .analyzers.study import StudyResult as StudyResult
+from .engine.linear_map import LinearMap as LinearMap
 from .engine.schedule import Schedule as Schedule
 from .errors import CaptureMismatchError as CaptureMismatchError
 from .errors import CheckpointError as CheckpointError

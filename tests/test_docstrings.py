@@ -14,6 +14,7 @@ import resnet_paths_plugin as rpp
 pytestmark = pytest.mark.slow
 
 METHODS = {
+    "BlockGame": ("__call__", "per_sample", "effects"),
     "Schedule": ("identity", "lesion", "order", "scaled", "repeated", "parallel", "from_weights", "from_rows"),
     "UnraveledNetwork": (
         "lesioned", "pruned", "scheduled", "restricted", "sampling", "outputs", "block", "select", "path_counts",
@@ -29,7 +30,7 @@ PRELUDE = "resnet_paths_plugin"
 def documented():
     """Return each public object that has to show how it is used, by its name."""
     found = {PRELUDE: rpp, **{name: getattr(rpp, name) for name in rpp.__all__ if name not in STANDS_ELSEWHERE}}
-    for room in ("paths", "plotting", "schedules"):
+    for room in ("paths", "plotting", "schedules", "statistics"):
         module = found.pop(room)
         public = {name: getattr(module, name) for name in dir(module) if not name.startswith("_")}
         found |= {f"{room}.{name}": shown for name, shown in public.items() if isinstance(shown, FunctionType)}

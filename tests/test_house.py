@@ -27,7 +27,8 @@ ROOMS = {
         "execution", "network", "engine", "graph", "results", "plugins", "paths", "argument_sizes", "errors",
         "process_lock",
     ),
-    "plotting": ("results", "plugins", "paths", "errors"),
+    "statistics": ("errors",),
+    "plotting": ("statistics", "results", "plugins", "paths", "errors"),
     "report": ("plotting", "results", "paths", "files", "visible_text", "errors", "process_lock"),
     "demo": ("plugins", "errors"),
     "builtin_plugin": ("analyzers", "plotting", "demo", "plugins", "graph"),
@@ -40,7 +41,7 @@ ROOMS = {
     "__main__": ("cli",),
 }  # fmt: skip
 """Each room with those that it may import, from the ground up."""
-SMALL = {"paths", "report", "plotting", "demo"}
+SMALL = {"paths", "report", "plotting", "demo", "statistics"}
 """Rooms that are imported as such: `from resnet_paths_plugin import paths`."""
 
 

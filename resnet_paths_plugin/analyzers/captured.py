@@ -117,13 +117,13 @@ def _read_whole(network: UnraveledNetwork, batches: Batches) -> tuple[int, ...]:
         return ()  # nothing is cut
     whole = read_whole(network.model, batches.first.to(network.device).args, unknown)
     if whole is None or (tied and whole):
-        told = (
+        problem = (
             "which the model reads whole"
             if whole
             else "and the model's outputs do not tell whether they belong to them"
         )
         raise InputError(
-            f"argument {(whole or unknown)[0]} has {batches.first.size} rows, as many as there are samples, {told}. "
+            f"argument {(whole or unknown)[0]} has {batches.first.size} rows, as many as there are samples, {problem}. "
             "Pass it as a further input, inputs=(x, more), if each sample has a row of it; if all samples read all "
             f"rows, pass the model itself, or unravel(model, ..., n_inputs={batches.n_inputs})"
         )

@@ -31,10 +31,10 @@ def form(outputs: Any, batch: int | None = None) -> str:
     if isinstance(outputs, Mapping):
         return f"a dict of {', '.join(f'{key!r}: {form(value, batch)}' for key, value in outputs.items())}"
     if isinstance(outputs, list | tuple):
-        told = [form(value, batch) for value in outputs]
+        forms = [form(value, batch) for value in outputs]
         noun = "list" if isinstance(outputs, list) else "tuple"
-        same = len(told) > 1 and len(set(told)) == 1
-        return f"a {noun} of {f'{len(told)} times {told[0]}' if same else ', '.join(told) or 'nothing'}"
+        same = len(forms) > 1 and len(set(forms)) == 1
+        return f"a {noun} of {f'{len(forms)} times {forms[0]}' if same else ', '.join(forms) or 'nothing'}"
     return f"{type(outputs).__name__}"
 
 

@@ -278,12 +278,12 @@ def _saved(figures: Sequence[report.ReportFigure], output: Path, mode: Mode, wri
 def _tell(figures: Sequence[report.ReportFigure], undrawn: Sequence[str]) -> None:
     """Print what there is to see in each figure, and which results have none."""
     for figure in figures:
-        echo(_told(figure))
+        echo(_described(figure))
     for group in undrawn:
         echo(f"{group}: no figure fits it; the report lists what it holds")
 
 
-def _told(figure: report.ReportFigure) -> str:
+def _described(figure: report.ReportFigure) -> str:
     """Return a figure's title and what there is to see in it, for a terminal."""
     # Terminals that are no UTF-8 do not have the minus sign.
     sentence = figure.sentence.replace("\N{MINUS SIGN}", "-")

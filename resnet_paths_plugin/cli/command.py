@@ -42,8 +42,8 @@ class Command(click.Command):
                 )
                 ctx.exit(_EXIT_ERROR)
             except KeyboardInterrupt as error:
-                told = ["\nInterrupted. Files are written at the end, each whole or not at all.", *last_note(error)]
-                echo("\n".join(told), err=True)
+                lines = ["\nInterrupted. Files are written at the end, each whole or not at all.", *last_note(error)]
+                echo("\n".join(lines), err=True)
                 ctx.exit(_EXIT_INTERRUPTED)
             except (click.ClickException, click.Abort, click.exceptions.Exit, BrokenPipeError):
                 raise
@@ -51,8 +51,8 @@ class Command(click.Command):
                 if debug:
                     echo(traceback.format_exc(), err=True)
                 where = "with what is above" if debug else "with what --debug prints"
-                told = [f"{type(error).__name__}: {error}.", *last_note(error)]
-                echo(f"Error: {' '.join(' '.join(told).split())} This is a bug: please report it, {where}", err=True)
+                lines = [f"{type(error).__name__}: {error}.", *last_note(error)]
+                echo(f"Error: {' '.join(' '.join(lines).split())} This is a bug: please report it, {where}", err=True)
                 ctx.exit(_EXIT_BUG)
 
 

@@ -149,7 +149,7 @@ class ImageFolder(LabelledImages):
         except FileError:
             raise
         except Exception as error:  # on damaged files, Pillow's decoders raise nearly anything
-            raise FileError(f"{file} cannot be read as an image: {_told(error)}") from error
+            raise FileError(f"{file} cannot be read as an image: {_message(error)}") from error
         if mode.startswith(("I", "F")):  # Pillow would clip it to 255
             raise FileError(f"{file} has more than 8 bits per channel ({mode}): convert it to 8 bits")
         return np.atleast_3d(pixels)
@@ -234,5 +234,5 @@ def _is_image_file(file: str) -> bool:
     return Path(file).suffix.lower() in SUFFIXES and Path(file).is_file()
 
 
-def _told(error: Exception) -> str:
+def _message(error: Exception) -> str:
     return str(error) or type(error).__name__

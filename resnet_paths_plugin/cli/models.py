@@ -51,7 +51,7 @@ def build_model(spec: str, *, pretrained: bool, plugin_manager: pluggy.PluginMan
         except ResnetPathsError:
             raise
         except Exception as error:
-            raise ResnetPathsError(f"{spec} could not be built: {_told(error)}") from error
+            raise ResnetPathsError(f"{spec} could not be built: {_first_line(error)}") from error
     if pretrained:
         raise InputError(f"{spec} has no pretrained weights to choose: let the callable load them, or give a file")
     model = _called(_imported(named["module"]), named["name"], spec)
@@ -87,7 +87,7 @@ def check_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.zeros(1, device=device).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise InputError(f"device {name!r} cannot be used here: {_told(error)}") from error
+        raise InputError(f"device {name!r} cannot be used here: {_first_line(error)}") from error
     return device
 
 
@@ -100,9 +100,9 @@ def _imported(module: str) -> object:
     except ModuleNotFoundError as error:
         if error.name is not None and f"{module}.".startswith(f"{error.name}."):
             raise ModelNotFoundError(f"there is no module {module!r} in {folder} or among those installed") from error
-        raise ResnetPathsError(f"module {module!r} cannot be imported: {_told(error)}") from error
+        raise ResnetPathsError(f"module {module!r} cannot be imported: {_first_line(error)}") from error
     except (Exception, SystemExit) as error:
-        raise ResnetPathsError(f"module {module!r} cannot be imported: {_told(error)}") from error
+        raise ResnetPathsError(f"module {module!r} cannot be imported: {_first_line(error)}") from error
 
 
 def _called(module: object, name: str, spec: str) -> Any:
@@ -115,10 +115,10 @@ def _called(module: object, name: str, spec: str) -> Any:
     try:
         return function()
     except (Exception, SystemExit) as error:
-        raise ResnetPathsError(f"calling {spec} without arguments failed: {_told(error)}") from error
+        raise ResnetPathsError(f"calling {spec} without arguments failed: {_first_line(error)}") from error
 
 
-def _told(error: BaseException) -> str:
+def _first_line(error: BaseException) -> str:
     """Return the first line of an error, which some libraries follow by advice for developers."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

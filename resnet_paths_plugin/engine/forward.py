@@ -235,6 +235,7 @@ class _Run:
                 scale = self.program.branches[block].scale
                 result = self._add_weighted(result, operand, [scale * weight for weight in weights], total)
             result = self._add_constants(result, schedules, term.block, total)
+            result = self._add_linear(result, schedules, term.block, values, total)
         return result if result.dtype == total.dtype else result.to(total.dtype)
 
     def branch(
@@ -279,6 +280,13 @@ class _Run:
         for constant in {id(c): c for c in constants if c is not None}.values():
             tiled = self._tiled(constant, result, total)
             result = self._add_weighted(result, tiled, [float(other is constant) for other in constants], total)
+        return result
+
+    def _add_linear(self, result: Any, schedules: Sequence[Schedule], block: int, values: Values, total: Sum) -> Any:
+        maps = [schedule.linear.get(block) for schedule in schedules]
+        for one in {id(applied): applied for applied in maps if applied is not None}.values():
+            operand = one(values[self.program.branches[block].source])
+            result = self._add_weighted(result, operand, [float(other is one) for other in maps], total)
         return result
 
     def _tiled(self, constant: Tensor, like: Tensor, total: Sum) -> Tensor:

@@ -68,8 +68,8 @@ class LivenessAnalysis:
         """Return what decides a sum's value under a schedule, apart from the values it reads."""
         parts: list[Any] = []
         for block in total.blocks:
-            constant = schedule.constants.get(block)
-            parts.append((schedule.row(block), None if constant is None else id(constant)))
+            added = schedule.constants.get(block), schedule.linear.get(block)
+            parts.append((schedule.row(block), *(None if one is None else id(one) for one in added)))
             for other, _ in schedule.row(block):
                 if not self.runs_in_place(other, total):
                     parts.extend(self.key(inner, schedule) for inner in self._nested[other])
@@ -100,6 +100,8 @@ class LivenessAnalysis:
             if term.block is None:
                 mask |= 1 << term.value
                 continue
+            if term.block in schedule.linear:
+                mask |= 1 << self.program.branches[term.block].source
             for block, _ in schedule.row(term.block):
                 branch = self.program.branches[block]
                 if self.runs_in_place(block, total):

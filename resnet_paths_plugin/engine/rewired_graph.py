@@ -5,11 +5,13 @@ The counterpart of `ForwardEngine` for networks that leave the package: same ope
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain, count
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
+from resnet_paths_plugin.engine.linear_map import LinearMap
 from resnet_paths_plugin.engine.liveness import LivenessAnalysis
 from resnet_paths_plugin.engine.program import Program, Sum
 from resnet_paths_plugin.engine.schedule import Schedule
@@ -27,7 +29,7 @@ class RewiredGraph:
     Attributes:
         graph: the graph.
         tensors: what each placeholder before the inputs stands for: a parameter or buffer, by its path in the model,
-            or a constant, of the graph or of the schedule.
+            or a tensor of the graph's or the schedule's own.
         nested: graphs inside it, such as the branches of `torch.cond`, by name.
         runs: the blocks whose branch runs somewhere.
         has_autocast: whether it enters autocast.
@@ -102,6 +104,10 @@ class _Writer:
             constant = schedule.constants.get(term.block)
             if constant is not None:
                 result = self._add(result, self._tensor(constant, "stand_in"), 1.0, total)
+            applied = schedule.linear.get(term.block)
+            if applied is not None:
+                source = values[self.program.branches[term.block].source]
+                result = self._add(result, self._mapped(applied, source, total), 1.0, total)
         assert result is not None  # noqa: S101 - a sum has a skip, or stands for a layer
         if any(dtype != total.dtype for dtype in self._dtypes(total)):
             result = self._call(total.root, aten.to.dtype, (result, total.dtype), {})
@@ -116,6 +122,13 @@ class _Writer:
         for block in total.blocks:
             if block in self.schedule.constants:
                 yield self.schedule.constants[block].dtype
+            if block in self.schedule.linear:
+                yield self.schedule.linear[block].weight.dtype
+
+    def _mapped(self, applied: LinearMap, source: Any, total: Sum) -> Any:
+        """Write what a linear map makes of a source."""
+        weight, bias = self._tensor(applied.weight, "stand_in"), self._tensor(applied.bias, "stand_in")
+        return applied.written(lambda target, *args: self._call(total.root, target, args, {}), source, weight, bias)
 
     def _branch(self, block: int, place: int, total: Sum, values: dict[int, Any]) -> Any:
         """Return a block's branch, without its scale, on the source of the block at a place."""
@@ -198,8 +211,10 @@ class _Writer:
         for known, node in self._tensors:
             if known is tensor or (isinstance(tensor, str) and known == tensor):
                 return node
+        taken = {node.name for node in self.graph.nodes}
+        names = chain([name], (f"{name}_{number}" for number in count(1)))
         with self.graph.inserting_before(next(iter(self._inputs.values()))):
-            node = self.graph.placeholder(name)
+            node = self.graph.placeholder(next(name for name in names if name not in taken))
         self._tensors.append((tensor, node))
         return node
 

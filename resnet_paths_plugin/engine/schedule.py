@@ -1,13 +1,16 @@
 """Schedule: which branches are added where, with which weights. The only way to intervene in a forward pass."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import SymInt, Tensor
 
+from resnet_paths_plugin.engine.linear_map import LinearMap
 from resnet_paths_plugin.engine.program import Program
 from resnet_paths_plugin.errors import ScheduleError
 from resnet_paths_plugin.graph.blocks import BlockLike, ResidualBlock
@@ -39,7 +42,7 @@ class HasBlocks(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Schedule:
-    """The weights `w_ij` and constants `c_i` of `y_i = s_i(x_i) + sum_j w_ij f_j(x_i) + c_i`.
+    """The weights `w_ij`, constants `c_i` and maps `A_i` of `y_i = s_i(x_i) + sum_j w_ij f_j(x_i) + c_i + A_i x_i`.
 
     Only rows that differ from the intact network's (`w_ii = 1`, nothing else) are stored. Lesions, reorderings,
     repetitions, parallel and scaled branches and ablations are all schedules. Build one with the class methods.
@@ -49,6 +52,7 @@ class Schedule:
         n_blocks: number of blocks `n` of the network it is made for.
         rows: for block `i` (from 0), the pairs `(j, w_ij)` with `w_ij != 0`.
         constants: for block `i`, the tensor `c_i`, which broadcasts against the sum.
+        linear: for block `i`, the affine map over channels that is applied to the source `x_i`.
 
     Examples:
         >>> schedule = rpp.Schedule.lesion(net, ["layer1.1"])
@@ -61,6 +65,7 @@ class Schedule:
     n_blocks: int
     rows: Mapping[int, Row] = field(default_factory=dict)
     constants: Mapping[int, Tensor] = field(default_factory=dict)
+    linear: Mapping[int, LinearMap] = field(default_factory=dict)
 
     def row(self, block: int) -> Row:
         """Return the pairs `(j, w_ij)` of block `i`."""
@@ -68,12 +73,16 @@ class Schedule:
 
     def changes(self, block: int) -> bool:
         """Whether block `i` differs from the intact network."""
-        return block in self.rows or block in self.constants
+        return block in self.rows or block in self.constants or block in self.linear
 
-    def substituted(self, constants: Mapping[int, Tensor]) -> "Schedule":
-        """Return this schedule with constants added where a branch is deleted; other constants are not used."""
-        added = {block: constants[block] for block in self.deleted if block in constants}
-        return Schedule(self.n_blocks, self.rows, {**self.constants, **added}) if added else self
+    def substituted(self, constants: Mapping[int, Tensor], linear: Mapping[int, LinearMap] | None = None) -> "Schedule":
+        """Return this schedule with constants or maps added where a branch is deleted; the others are not used."""
+        deleted = set(self.deleted)
+        constants = {block: constant for block, constant in constants.items() if block in deleted}
+        linear = {block: applied for block, applied in (linear or {}).items() if block in deleted}
+        if not constants and not linear:
+            return self
+        return Schedule(self.n_blocks, self.rows, {**self.constants, **constants}, {**self.linear, **linear})
 
     @property
     def deleted(self) -> tuple[int, ...]:
@@ -228,13 +237,17 @@ class Schedule:
 
     @classmethod
     def from_rows(
-        cls, net: HasBlocks, rows: Mapping[int, Row], constants: Mapping[int, Tensor] | None = None
+        cls,
+        net: HasBlocks,
+        rows: Mapping[int, Row],
+        constants: Mapping[int, Tensor] | None = None,
+        linear: Mapping[int, LinearMap] | None = None,
     ) -> "Schedule":
         """Take rows as they are, after checking that each branch fits where it is put.
 
         Raises:
             ScheduleError: if a weight is not finite, a branch does not fit its place (both blocks are named), or a
-                constant does not fit its sum.
+                constant or a map does not fit its sum.
 
         Examples:
             >>> both = rpp.Schedule.from_rows(net, {1: ((0, 0.5), (1, 0.5))})  # at the second sum, half of each branch
@@ -252,14 +265,14 @@ class Schedule:
                 net.program.check_placement(branch, place)
         for place, constant in (constants or {}).items():
             _check_constant(net, place, constant)
+        for place, applied in (linear or {}).items():
+            _check_linear(net, place, applied)
         kept = {place: tuple((j, w) for j, w in row if w != 0) for place, row in rows.items()}
-        return cls(len(net.blocks), kept, dict(constants or {}))
+        return cls(len(net.blocks), kept, dict(constants or {}), dict(linear or {}))
 
 
 def _check_constant(net: HasBlocks, place: int, constant: Tensor) -> None:
-    if not 0 <= place < len(net.blocks):
-        raise ScheduleError(f"constants name block {place}: {net.name} has {len(net.blocks)} blocks, counted from 0")
-    block = net.blocks[place]
+    block = _block_at(net, place, "constants")
     shape = net.program.nodes[net.program.sums[net.program.branches[place].sum].root].meta["val"].shape
     fits = constant.ndim <= len(shape) and all(
         size == 1 or isinstance(want, SymInt) or size == want
@@ -270,3 +283,29 @@ def _check_constant(net: HasBlocks, place: int, constant: Tensor) -> None:
             f"the constant of {block.name!r} has shape {list(constant.shape)}, which does not broadcast to its sum's, "
             f"{list(block.sum_shape)} for each sample"
         )
+
+
+def _check_linear(net: HasBlocks, place: int, applied: LinearMap) -> None:
+    block, program = _block_at(net, place, "linear maps"), net.program
+    branch = program.branches[place]
+    source, root = (program.nodes[at].meta["val"] for at in (branch.source, program.sums[branch.sum].root))
+    if program.sums[branch.sum].is_layer:
+        raise ScheduleError(f"{block.name!r} is a layer, and a linear map stands in for the branch beside a skip")
+    with suppress(Exception):
+        sizes = [2 if isinstance(size, SymInt) else size for size in source.shape]
+        found = applied.to(torch.device("meta"))(torch.empty(sizes, dtype=applied.weight.dtype, device="meta"))
+        if found.ndim == root.ndim and all(
+            isinstance(want, SymInt) or size == want for size, want in zip(found.shape, root.shape, strict=True)
+        ):
+            return
+    raise ScheduleError(
+        f"the linear map of {block.name!r}, {list(applied.weight.shape)} at dimension {applied.dim} with strides "
+        f"{applied.strides}, does not take its source, {list(block.source_shape)}, to its sum, {list(block.sum_shape)} "
+        "for each sample"
+    )
+
+
+def _block_at(net: HasBlocks, place: int, what: str) -> ResidualBlock:
+    if not 0 <= place < len(net.blocks):
+        raise ScheduleError(f"{what} name block {place}: {net.name} has {len(net.blocks)} blocks, counted from 0")
+    return net.blocks[place]

@@ -16,6 +16,7 @@ from resnet_paths_plugin.engine.transfer import moved
 from resnet_paths_plugin.errors import InputError, NonFiniteInputWarning
 from resnet_paths_plugin.graph.export import batch_size, check_dense
 from resnet_paths_plugin.graph.tracing import outside_inference_mode
+from resnet_paths_plugin.network.reference import all_tensors, inputs_and_target
 
 Target = Any
 """As in Captum: None, an int, a tuple, a tensor of B integers, or a list of B ints or tuples.
@@ -141,10 +142,10 @@ class Batches:
         self._extra = () if extra is None else extra if isinstance(extra, tuple) else (extra,)
         if isinstance(inputs, np.ndarray):
             raise InputError("inputs is a NumPy array: convert it with torch.from_numpy")
-        if isinstance(inputs, Tensor) or (isinstance(inputs, tuple) and _all_tensors(inputs)):
+        if isinstance(inputs, Tensor) or (isinstance(inputs, tuple) and all_tensors(inputs)):
             batches: Iterator[Batch] = iter([self._batch(inputs, target)])
         elif isinstance(inputs, Iterable) and not isinstance(inputs, str | bytes):
-            if target is not None and isinstance(inputs, list) and inputs and _all_tensors(tuple(inputs)):
+            if target is not None and isinstance(inputs, list) and inputs and all_tensors(tuple(inputs)):
                 raise InputError(
                     "inputs is a list of tensors, which is read as batches, and a target was given: pass several "
                     "inputs of one batch as a tuple of tensors, or batches as (inputs, target) pairs without target"
@@ -158,7 +159,7 @@ class Batches:
                 )
             if target is not None:
                 raise InputError("with an iterable of batches the targets come from it: leave target out")
-            batches = (self._batch(*_pair(item)) for item in ([inputs] if is_one else inputs))
+            batches = (self._batch(*inputs_and_target(item)) for item in ([inputs] if is_one else inputs))
         else:
             raise InputError(
                 "inputs must be a tensor, a tuple of tensors, or an iterable of (inputs, target) batches such as a "
@@ -220,7 +221,7 @@ class Batches:
         elif isinstance(reference, Tensor | tuple):
             found = Batches(reference, None, extra)
         else:
-            found = Batches(((_pair(item)[0], None) for item in reference), None, extra)
+            found = Batches(((inputs_and_target(item)[0], None) for item in reference), None, extra)
         found.keep_whole(self._whole)
         return found
 
@@ -273,9 +274,9 @@ def check_target(batch: Batch, sizes: Sequence[int]) -> None:
         if len(index) != len(sizes):
             raise InputError(f"target {one!r} must be {_indices(len(sizes))} after the batch")
         if not all(0 <= place < size for place, size in zip(index, sizes, strict=True)):
-            told = f"{sizes[0]} outputs, 0..{sizes[0] - 1}" if len(sizes) == 1 else f"outputs of shape {(*sizes,)}"
-            told_index = index[0] if len(index) == 1 else index
-            raise InputError(f"target {told_index} is out of range: the model has {told}")
+            expected = f"{sizes[0]} outputs, 0..{sizes[0] - 1}" if len(sizes) == 1 else f"outputs of shape {(*sizes,)}"
+            given = index[0] if len(index) == 1 else index
+            raise InputError(f"target {given} is out of range: the model has {expected}")
 
 
 def _indices(count: int) -> str:
@@ -297,33 +298,6 @@ def _non_finite(leaf: Any) -> int:
     if not (leaf.is_floating_point() or leaf.is_complex()):
         return 0
     return int((~torch.isfinite(leaf.detach())).sum())
-
-
-def _all_tensors(values: tuple[Any, ...]) -> bool:
-    return bool(values) and all(isinstance(value, Tensor) for value in values)
-
-
-def _pair(item: Any) -> tuple[Any, Target]:
-    if isinstance(item, list | tuple) and len(item) == 2:
-        inputs, target = item
-        return (tuple(inputs) if isinstance(inputs, list) else inputs), target
-    if isinstance(item, Tensor):
-        return item, None
-    if isinstance(item, list | tuple) and len(item) == 1:
-        return item[0], None
-    if isinstance(item, Mapping):
-        if "inputs" in item and set(item) <= {"inputs", "target"}:
-            return _pair((item["inputs"], item.get("target")))
-        keys = ", ".join(map(repr, item))
-        raise InputError(
-            f"inputs is a dict of {keys}: give it the keys 'inputs' and 'target', or pass a tuple of tensors; map the "
-            "batches of a loader to (inputs, target), such as ((d['x'], d['y']) for d in loader)"
-        )
-    form = f"a {type(item).__name__} of {len(item)}" if isinstance(item, Sized) else repr(item)
-    raise InputError(
-        f"a batch must be (inputs, target), a dict of 'inputs' and 'target', or a tensor, not {form}: map each batch "
-        "to that, such as ((x, y) for x, y, _ in loader)"
-    )
 
 
 def _normalised(target: Target, size: int) -> Target:

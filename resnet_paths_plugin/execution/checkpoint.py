@@ -1,8 +1,9 @@
 """TaskFolder: finished tasks as files of their own, and what they were made for. Nothing in it is ever unpickled.
 
-Every file is written whole or not at all, and through to the disk; a damaged one is told by its checksum.
+Every file is written whole or not at all, and through to the disk; a checksum shows a damaged one.
 """
 
+import glob
 import hashlib
 import io
 import json
@@ -13,6 +14,7 @@ import uuid
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 
@@ -20,7 +22,7 @@ from resnet_paths_plugin.errors import CheckpointError, FileError
 from resnet_paths_plugin.execution.tasks import Arrays
 from resnet_paths_plugin.files.file_locks import Lock, lock_file
 from resnet_paths_plugin.files.input_files import read_file
-from resnet_paths_plugin.files.output_files import put, why
+from resnet_paths_plugin.files.output_files import put, why, writable_netcdf
 
 CALL = "call.json"
 """Name of the file that says what a folder was made for."""
@@ -60,6 +62,15 @@ class TaskFolder:
         self._nested = nested
         self._lock: Lock | None = None
         self._study = ""
+
+    @classmethod
+    def beside(cls, result: str | os.PathLike[str]) -> Self:
+        """Return the folder for the tasks of a netCDF file that is to be written.
+
+        Raises:
+            FileError: if the file cannot be written.
+        """
+        return cls(f"{writable_netcdf(result)}.partial")
 
     def open(self, call: Facts) -> None:
         """Make the folder for a call, or check that it was made for the same, and hold it.
@@ -221,6 +232,19 @@ class TaskFolder:
         made = {_DATA: np.array(data), _WORK: np.array(work), _PLACE: np.array(self._place(name))}
         np.savez(content, allow_pickle=False, **made, **named)
         self._write(f"{name}{_SUFFIX}", content.getvalue() + hashlib.sha256(content.getvalue()).digest())
+
+    def forget(self, stage: str) -> None:
+        """Remove the tasks of a stage, whose results are kept elsewhere by now.
+
+        Raises:
+            FileError: if they cannot be removed.
+        """
+        try:
+            for one in self.path.glob(f"{glob.escape(stage)}-*{_SUFFIX}"):
+                one.unlink()
+            (self.path / f"{stage}{WORK}").unlink(missing_ok=True)
+        except OSError as error:
+            raise self._unwritable(error) from error
 
     def __len__(self) -> int:
         found = self.path.glob(f"*/*{_SUFFIX}" if self._nested else f"*{_SUFFIX}")

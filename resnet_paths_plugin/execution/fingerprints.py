@@ -48,7 +48,7 @@ def fingerprint(value: object) -> str:
     and has a `version`, a text or whole number, counts with its name and that instead.
 
     Raises:
-        InputError: something is reached whose content cannot be told, such as a generator or an open file.
+        InputError: something is reached whose content cannot be read, such as a generator or an open file.
     """
     return value.fingerprint if isinstance(value, Unchanging) else _Reader().digest_of(value)
 
@@ -165,17 +165,17 @@ def _plain(value: object) -> list[bytes] | None:
 
 def _named(value: object) -> list[bytes] | None:
     """Return a value that counts by its name, or by its notation, as bytes; None for others."""
-    told = None
+    notation = None
     version = getattr(value, "version", None) if callable(value) and not isinstance(value, type) else None
     if isinstance(value, _SCALARS):
-        told = f"{type(value).__name__} {value!r};"
+        notation = f"{type(value).__name__} {value!r};"
     elif isinstance(value, _STATELESS):
-        told = f"{type(value).__qualname__};"
+        notation = f"{type(value).__qualname__};"
     elif isinstance(value, type | FunctionType) and reached.is_installed(value.__module__):
-        told = f"{reached.package(value.__module__)} {value.__module__}.{value.__qualname__};"
+        notation = f"{reached.package(value.__module__)} {value.__module__}.{value.__qualname__};"
     elif isinstance(version, str | int):
-        told = f"version {version!r} of {getattr(value, '__qualname__', type(value).__qualname__)};"
-    return None if told is None else [told.encode("utf-8", "surrogatepass")]
+        notation = f"version {version!r} of {getattr(value, '__qualname__', type(value).__qualname__)};"
+    return None if notation is None else [notation.encode("utf-8", "surrogatepass")]
 
 
 def _parts_of_module(module: nn.Module) -> list[object]:
@@ -196,7 +196,7 @@ def _content(value: Any) -> list[object]:
     """Return what an object holds, as its class says to copy it: its attributes, but for those that are computed once.
 
     Raises:
-        InputError: if that cannot be told.
+        InputError: if that cannot be read.
     """
     kind = type(value)
     if is_dataclass(value) and reached.is_installed(kind.__module__):
@@ -217,7 +217,7 @@ def _content(value: Any) -> list[object]:
         return [_lasting(kind, held)]
     if isinstance(made, str):
         return [made]
-    # Its parts in lists and dicts are told by iterators.
+    # Iterators show its parts in lists and dicts.
     return [_lasting(kind, part) if place < 3 else list(part or ()) for place, part in enumerate(made[:5])]
 
 

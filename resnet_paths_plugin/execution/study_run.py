@@ -336,7 +336,7 @@ class StudyRun:
         for one in pending:
             future = one.future
             if future is not None and not future.cancel() and future.done() and future.exception() is None:
-                with suppress(ResnetPathsError):  # a full disk, which is what is being told of
+                with suppress(ResnetPathsError):  # a full disk, which is being reported
                     self._keep(stage, one, future.result())
             with one.writing:
                 one.settled = True  # the folder may soon be another process's
@@ -387,7 +387,7 @@ def _call(network: UnraveledNetwork, attrs: Mapping[str, object], facts: Mapping
         "operators of the graph": network.graph_digest(),
         **Settings.here().facts(),
         **{f"{CONTENT}{name}": fingerprint(value) for name, value in {**own, **facts}.items()},
-        **{f"{CONTENT}{name}": told for name, told in fingerprints_of_code(facts).items()},
+        **{f"{CONTENT}{name}": digest for name, digest in fingerprints_of_code(facts).items()},
     }
 
 

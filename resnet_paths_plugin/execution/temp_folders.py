@@ -94,7 +94,7 @@ def _prefix() -> str:
 
 
 def _remove_left_ones() -> None:
-    """Remove this user's folders whose owner is gone; on Windows, where that is not told simply, none."""
+    """Remove this user's folders whose owner is gone; on Windows, where finding that out is not simple, none."""
     if fcntl is None:
         return
     with suppress(OSError):

@@ -67,9 +67,9 @@ class FileRoles:
             if not written.is_written:
                 continue
             if _are_same(written.place, used.place, both_new=used.is_written):
-                told = "is also written" if used.is_written else "is also read"
+                use = "is also written" if used.is_written else "is also read"
                 raise FileError(
-                    f"{written.path} is to be written ({written.what}) and {told} ({used.what}: {used.path}): choose "
+                    f"{written.path} is to be written ({written.what}) and {use} ({used.what}: {used.path}): choose "
                     "another name"
                 )
             for outer, inner in ((written, used), (used, written)):

@@ -154,13 +154,13 @@ def sync_folder(path: Path) -> None:
 
 def why(error: BaseException, folder: Path) -> str:
     """Return why something could not be written to a folder; a full disk is called so whoever reports it."""
-    told = getattr(error, "strerror", None) or str(error)
+    reason = getattr(error, "strerror", None) or str(error)
     full = os.strerror(errno.ENOSPC)
-    if full not in told:
+    if full not in reason:
         with suppress(OSError):
             if shutil.disk_usage(folder).free < _LITTLE_SPACE:
-                return f"{full} ({told})"
-    return told
+                return f"{full} ({reason})"
+    return reason
 
 
 def _flush(path: Path) -> None:

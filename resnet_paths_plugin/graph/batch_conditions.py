@@ -235,7 +235,7 @@ def parameter_names(model: nn.Module) -> tuple[str, ...]:
     """Return the parameters of a model's forward, a star before the one that takes all further positional arguments."""
     try:
         parameters = inspect.signature(model.forward).parameters.values()
-    except ValueError:  # not to be told, as for a forward that is not written in Python
+    except ValueError:  # not known, as for a forward that is not written in Python
         return ()
     return tuple(f"*{one.name}" if one.kind is one.VAR_POSITIONAL else one.name for one in parameters)
 

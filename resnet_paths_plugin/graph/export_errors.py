@@ -221,7 +221,7 @@ class _Trial:
             with undisturbed(self.model), torch.set_grad_enabled(gradients), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 self.model(*pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, args))
-        except Exception as error:  # noqa: BLE001 - whatever a user's model raises is told
+        except Exception as error:  # noqa: BLE001 - whatever a user's model raises is reported
             return error
         return None
 
@@ -239,7 +239,7 @@ def _misfit(model: nn.Module, args: tuple[Any, ...]) -> str | None:
         )
     try:
         signature = inspect.signature(model.forward)
-    except ValueError:  # not to be told, as for a forward that is not written in Python
+    except ValueError:  # not known, as for a forward that is not written in Python
         return None
     try:
         signature.bind(*args)
@@ -356,14 +356,14 @@ def _size(module: nn.Module) -> int:
 
 
 def _described(args: tuple[Any, ...]) -> str:
-    def told(leaf: Any) -> str:
+    def described(leaf: Any) -> str:
         if isinstance(leaf, Tensor):
             return f"{tuple(leaf.shape)} {str(leaf.dtype).removeprefix('torch.')} on {leaf.device}"
         if isinstance(leaf, list | tuple):
-            return f"{type(leaf).__name__} of {len(leaf)}: {'; '.join(map(told, leaf))}"
+            return f"{type(leaf).__name__} of {len(leaf)}: {'; '.join(map(described, leaf))}"
         return type(leaf).__name__
 
-    return "; ".join(map(told, args)) or "none"
+    return "; ".join(map(described, args)) or "none"
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -378,5 +378,5 @@ def _first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {textwrap.shorten(line, _LONGEST)}"
 
 
-def _lines(headline: str, *told: tuple[str, str]) -> str:
-    return "\n".join([headline, *(f"  {name}: {text}" for name, text in told if text)])
+def _lines(headline: str, *facts: tuple[str, str]) -> str:
+    return "\n".join([headline, *(f"  {name}: {text}" for name, text in facts if text)])

@@ -66,9 +66,10 @@ COPYING = _overloads(
     "contiguous", "clone", "alias", "lift_fresh", "lift_fresh_copy", "to", "_to_copy", "type_as",
     "dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout",
 )  # fmt: skip
-_KEEPING = RESHAPING | COPYING | _overloads(
-    "permute", "transpose", "t", "movedim", "moveaxis", "swapaxes", "swapdims", "expand", "expand_as", "roll", "flip",
-    "rot90", "detach", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "native_dropout",
+PERMUTING = _overloads("permute", "transpose", "t", "movedim", "moveaxis", "swapaxes", "swapdims")
+_KEEPING = RESHAPING | COPYING | PERMUTING | _overloads(
+    "expand", "expand_as", "roll", "flip", "rot90", "detach", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle",
+    "native_dropout",
 )  # fmt: skip
 _REPEATING = _overloads("repeat", "tile", "repeat_interleave")
 _DIVISIONS = _overloads("div", "true_divide", "divide")

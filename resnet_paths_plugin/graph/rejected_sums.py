@@ -81,8 +81,10 @@ def _reason(root: fx.Node, flow: DataFlow) -> str:
     live = [term for term in sum_terms(root) if term.node in flow.data]
     if len(live) < 2:
         return "adds a parameter or constant"
-    told = [told for at, skip in enumerate(live) for told in _refusals(root, skip, live[:at] + live[at + 1 :], flow)]
-    return min(told)[-1]
+    refusals = [
+        refusal for at, skip in enumerate(live) for refusal in _refusals(root, skip, live[:at] + live[at + 1 :], flow)
+    ]
+    return min(refusals)[-1]
 
 
 def _depth(term: Term, flow: DataFlow) -> int:

@@ -244,10 +244,10 @@ class CapturedNetwork(NetworkView):
             )
         if not self.blocks:
             count = len(other_sums(self.graph, ()))
-            told = f" ({count} are listed with their reasons by net.other_sums())" if count else ""
+            hint = f" ({count} are listed with their reasons by net.other_sums())" if count else ""
             raise NoResidualBlocksError(
                 f"{self.name} has no residual blocks: no sum that was read in it adds a value to what was computed "
-                f"from that same value through weighted operations{told}. Study a residual network, teach the "
+                f"from that same value through weighted operations{hint}. Study a residual network, teach the "
                 "detector with a plugin's 'resnet_paths_detect_blocks' hook, or delete layers: unravel(model, ..., "
                 "units='layers')"
             )

@@ -271,7 +271,7 @@ class ModelCheck:
         return ModelSide(network.model, network.name, args, objective, self._draws, self._unit, findings)
 
     def _outputs_alike(self, ours: Sequence[Tensor], theirs: Sequence[Tensor], side: ModelSide) -> str:
-        """Return what is alike; nothing where that cannot be told, since the graph draws random numbers."""
+        """Return what is alike; nothing where that is not known, since the graph draws random numbers."""
         if same_bits(ours, theirs):
             self._bits_held = True
             return OUTPUTS

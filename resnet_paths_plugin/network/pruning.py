@@ -219,8 +219,13 @@ class _Tensors:
     def __init__(self, into: nn.Module, model: nn.Module, schedule: Schedule, *, copies: bool) -> None:
         self._into, self._model, self._copies = into, model, copies
         self._names = _names(model)
-        self._constants: list[tuple[Tensor, str]] = []
-        self._stand_ins = {id(tensor): f"stand_in_{block}" for block, tensor in schedule.constants.items()}
+        self._constants: list[tuple[Tensor, tuple[str, str]]] = []
+        self._stand_ins = {id(tensor): ("", f"stand_in_{block}") for block, tensor in schedule.constants.items()}
+        for block, applied in schedule.linear.items():
+            self._stand_ins[id(applied.weight)] = f"linear_stand_in_{block}", "weight"
+            self._stand_ins[id(applied.bias)] = f"linear_stand_in_{block}", "bias"
+        for path, name in self._stand_ins.values():
+            self._check(model, path or name)
         self._paths: dict[str, None] = {}
 
     def place(self, tensor: str | Tensor, program: Program) -> tuple[str, str]:
@@ -230,7 +235,7 @@ class _Tensors:
             InputError: if the model gives one of its parts a name that is taken.
         """
         if isinstance(tensor, Tensor):
-            return "", self._constant(tensor)
+            return self._constant(tensor)
         path, attribute = _split(tensor)
         owner = self._submodule(path)
         if attribute not in owner._parameters and attribute not in owner._buffers:  # noqa: SLF001 - not its methods
@@ -273,19 +278,24 @@ class _Tensors:
         copied = tensor.detach().clone()
         return nn.Parameter(copied, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else copied
 
-    def _constant(self, tensor: Tensor) -> str:
-        for known, name in self._constants:
+    def _constant(self, tensor: Tensor) -> tuple[str, str]:
+        """Return where a tensor of the graph's own lies from now on, or a stand-in, which is a parameter."""
+        for known, place in self._constants:
             if known is tensor:
-                return name
-        stand_in = self._stand_ins.get(id(tensor))
-        name = stand_in or f"constant_{len(self._constants)}"
-        self._check(self._into, name)
-        self._into.register_buffer(name, tensor.detach().clone(), persistent=stand_in is not None)
-        self._constants.append((tensor, name))
-        return name
+                return place
+        path, name = self._stand_ins.get(id(tensor), ("", f"constant_{len(self._constants)}"))
+        owner = self._submodule(path)
+        self._check(owner, name)
+        made = tensor.detach().clone()
+        if id(tensor) in self._stand_ins and made.is_floating_point():
+            owner.register_parameter(name, nn.Parameter(made))
+        else:
+            owner.register_buffer(name, made, persistent=id(tensor) in self._stand_ins)
+        self._constants.append((tensor, (path, name)))
+        return path, name
 
     def _check(self, owner: nn.Module, name: str) -> None:
-        """Refuse a name that the module has a use of its own for."""
+        """Refuse a name that the module, or for a stand-in the model, has a use of its own for."""
         if hasattr(owner, name) or (owner is self._into and name in _TAKEN):
             raise InputError(
                 f"{type(self._model).__name__} calls a part {name!r}, a name that is taken in a module made from its "

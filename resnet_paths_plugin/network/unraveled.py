@@ -3,7 +3,7 @@
 import html
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 import pluggy
@@ -20,6 +20,7 @@ from resnet_paths_plugin.network.captured_network import CapturedNetwork, Optimi
 from resnet_paths_plugin.network.model_check import ModelCheck
 from resnet_paths_plugin.network.pruning import PrunedNetwork
 from resnet_paths_plugin.network.sampling import SamplingNetwork
+from resnet_paths_plugin.network.stand_ins import Fitted, stand_ins_on
 from resnet_paths_plugin.network.views import RestrictedNetwork, ScheduledNetwork
 from resnet_paths_plugin.plugins.model_description import ModelDescription
 
@@ -77,18 +78,40 @@ class UnraveledNetwork(CapturedNetwork):
         self.check.view(args)
         return self.check.watched(args, self.intact(*args))
 
-    def lesioned(self, blocks: BlockLike | Iterable[BlockLike]) -> ScheduledNetwork:
+    def lesioned(
+        self,
+        blocks: BlockLike | Iterable[BlockLike],
+        *,
+        ablation: Literal["zero"] | Fitted = "zero",
+        reference: Any = None,
+        ridge: float | None = None,
+    ) -> ScheduledNetwork:
         """Return the network without the branches of some blocks, as a module.
+
+        Args:
+            blocks: the blocks to delete, by name, index or object; their skips stay, a projection included.
+            ablation: what stands in for a deleted branch: nothing (`"zero"`), its `"mean"` over the samples of the
+                reference at each position, or with `"linear"` the affine map over channels from its source that is
+                nearest to it on the reference, the same at each position.
+            reference: data for means and linear maps: a tensor, a tuple of tensors, or an iterable of batches.
+            ridge: of a linear map, what is added to the variance of each channel of the source, relative to their mean;
+                None for 1e-6.
 
         Raises:
             UnknownBlockError: if the network does not have one of the blocks.
+            InputError: if an option does not fit, a reference is missing, or a linear map does not fit a block.
 
         Examples:
             >>> without = net.lesioned(["layer2.1"])
             >>> without(images).shape
             torch.Size([8, 10])
+            >>> approximated = net.lesioned(["layer2.1"], ablation="linear", reference=images)
+            >>> approximated.schedule.linear[3].weight.shape
+            torch.Size([16, 16])
         """
-        return self.scheduled(Schedule.lesion(self, blocks))
+        schedule = Schedule.lesion(self, blocks)
+        stand_ins = stand_ins_on(self, schedule.deleted, ablation, reference, ridge)
+        return self.scheduled(schedule.substituted(stand_ins.constants, stand_ins.linear))
 
     def scheduled(self, schedule: Schedule) -> ScheduledNetwork:
         """Return the network under a schedule, as a module.
@@ -101,20 +124,36 @@ class UnraveledNetwork(CapturedNetwork):
         return ScheduledNetwork(self, self.check, schedule)
 
     def pruned(
-        self, blocks: BlockLike | Iterable[BlockLike], *, share_parameters: bool = False, training: bool = True
+        self,
+        blocks: BlockLike | Iterable[BlockLike],
+        *,
+        ablation: Literal["zero"] | Fitted = "zero",
+        reference: Any = None,
+        ridge: float | None = None,
+        share_parameters: bool = False,
+        training: bool = True,
     ) -> PrunedNetwork:
         """Return a module of its own without the branches of some blocks: what only they used is gone.
 
+        Means and linear maps that stand in for branches are parameters of it: `stand_in_I` in the form of the sum,
+        `linear_stand_in_I.weight` and `.bias`, where `I` is the block's index.
+
         Args:
             blocks: the blocks to delete, by name, index or object; their skips stay, a projection included.
+            ablation: what stands in for a deleted branch: nothing (`"zero"`), its `"mean"`, or a `"linear"` map of its
+                source, which is run as a 1x1 convolution or a linear layer; see `lesioned`.
+            reference: data for means and linear maps; see `lesioned`.
+            ridge: the ridge parameter of a linear map; see `lesioned`.
             share_parameters: whether parameters and buffers are the model's own, and no copies.
             training: whether it can be trained; the model is then captured again, in training mode.
 
         Returns:
-            The module, in eval mode: there its outputs equal those of `lesioned(blocks)`, bit for bit on a CPU.
+            The module, in eval mode: there its outputs equal those of `lesioned` with the same arguments, bit for bit
+            on a CPU.
 
         Raises:
             UnknownBlockError: if the network does not have one of the blocks.
+            InputError: if an option does not fit, a reference is missing, or a linear map does not fit a block.
             CaptureError: if the model cannot be captured in training mode.
             CaptureMismatchError: if the model was changed since it was unraveled.
 
@@ -124,8 +163,12 @@ class UnraveledNetwork(CapturedNetwork):
             True
             >>> len(list(small.parameters())) < len(list(model.parameters()))
             True
+            >>> linear = net.pruned("layer1.1", ablation="linear", reference=images)
+            >>> linear.state_dict()["linear_stand_in_1.weight"].shape
+            torch.Size([8, 8])
         """
-        return self.lesioned(blocks).to_module(share_parameters=share_parameters, training=training)
+        lesioned = self.lesioned(blocks, ablation=ablation, reference=reference, ridge=ridge)
+        return lesioned.to_module(share_parameters=share_parameters, training=training)
 
     def restricted(self, lengths: int | Iterable[int]) -> RestrictedNetwork:
         """Return the network with its own outputs, whose input gradient flows only along paths of some lengths.

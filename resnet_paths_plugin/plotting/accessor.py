@@ -1,4 +1,4 @@
-"""`ds.resnet_paths.plot()`: the figure that fits a Dataset; for a DataTree, one figure for each group.
+"""`ds.resnet_paths.plot()` and `.summary()`: the figure that fits a Dataset, and its measures with intervals.
 
 Registered with xarray when `resnet_paths_plugin` is first used; what draws is imported when something is drawn.
 """
@@ -45,6 +45,16 @@ class DatasetFigures:
         from resnet_paths_plugin.plotting.registry import figure_of  # noqa: PLC0415 - takes a second
 
         return figure_of(self._ds, **kwargs)
+
+    def summary(self, *, level: float = 0.95, n_resamples: int = 2000, seed: int = 0) -> xr.Dataset:
+        """Return each measure as its mean over samples with an interval: see `statistics.summary`.
+
+        Raises:
+            InputError: if no measure has a value for each sample, or an option is out of range.
+        """
+        from resnet_paths_plugin.statistics import summary  # noqa: PLC0415 - takes a second
+
+        return summary(self._ds, level=level, n_resamples=n_resamples, seed=seed)
 
 
 class TreeFigures:

@@ -198,8 +198,8 @@ def describe_path_maps(ds: xr.Dataset) -> str:
         sentence.append(f"all longer paths together have one of norm {float(ds['tail_gradient_norm'].mean()):.2g}")
     if "completeness_error" in ds:
         sentence.append(_completeness(ds))
-    told = "; ".join(sentence) or "the gradients are shown without their norms"
-    return f"{told[0].upper()}{told[1:]}."
+    text = "; ".join(sentence) or "the gradients are shown without their norms"
+    return f"{text[0].upper()}{text[1:]}."
 
 
 def _completeness(ds: xr.Dataset) -> str:

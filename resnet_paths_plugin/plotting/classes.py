@@ -130,11 +130,11 @@ def names_of(labels: NDArray[np.int_], class_names: Sequence[str] | None) -> lis
 
 def _name_classes(ax: Axes, names: Sequence[str], samples: NDArray[np.int_]) -> None:
     if len(names) <= MOST_NAMED_CLASSES:
-        told = [
+        ticks = [
             f"{style.shortened(style.plain(name), LONGEST_CLASS_NAME)} ({count})"
             for name, count in zip(names, samples, strict=True)
         ]
-        ax.set_yticks(np.arange(len(names)), told, fontsize=style.LEGEND_SIZE)
+        ax.set_yticks(np.arange(len(names)), ticks, fontsize=style.LEGEND_SIZE)
         ax.set_ylabel("class (samples)")
     else:
         ax.set_ylabel(f"class ({len(names)}, in the order of their numbers)")

@@ -115,7 +115,7 @@ def plot_influence(ds: xr.Dataset, ax: Axes | None = None, *, proxy: str | None 
     if name not in correlations or name not in ds.data_vars:
         raise InputError(f"plot_influence finds no proxy '{name}' in this dataset; it has {', '.join(correlations)}")
     ax = style.own_axes(5.8, 4.2) if ax is None else ax
-    values, effect = _scatter(ax, ds, name, f"one block{_told(correlations[name])}")
+    values, effect = _scatter(ax, ds, name, f"one block{_in_words(correlations[name])}")
     ax.margins(0.14)
     style.leave_room(ax, 0.06)
     style.legend_above(ax)
@@ -162,13 +162,15 @@ def plot_influences(ds: xr.Dataset, axes: Iterable[Axes] | None = None) -> NDArr
         _scatter(ax, ds, name, "one block")
         if axes is None and names.index(name) % columns:
             ax.set_ylabel("")  # the first of the row says it
-        ax.set_title(_told(correlations[name]).removeprefix(", ") or "no rank correlation", fontsize=style.LEGEND_SIZE)
+        ax.set_title(
+            _in_words(correlations[name]).removeprefix(", ") or "no rank correlation", fontsize=style.LEGEND_SIZE
+        )
         if ax.get_xscale() == "linear":
             ax.locator_params(axis="x", nbins=5)
     with_projections = [ax for ax in panels if PROJECTIONS in ax.get_legend_handles_labels()[1]]
     if with_projections:
-        handles, told = with_projections[0].get_legend_handles_labels()
-        shown = [pair for pair in zip(handles, told, strict=True) if pair[1] in {"one block", PROJECTIONS}]
+        handles, labels = with_projections[0].get_legend_handles_labels()
+        shown = [pair for pair in zip(handles, labels, strict=True) if pair[1] in {"one block", PROJECTIONS}]
         with_projections[0].legend(*zip(*shown, strict=True), fontsize=style.LEGEND_SIZE)
     return panels
 
@@ -216,9 +218,9 @@ def plot_gates(ds: xr.Dataset, ax: Axes | None = None) -> Axes:
     if gates.shape[1] > 1:
         low, high = np.nanpercentile(gates[position], PERCENTILES, axis=1)
         # Not error bars: of a skewed gate the mean may lie outside.
-        told = f"{PERCENTILES[0]}th to {PERCENTILES[1]}th percentile of samples"
+        ranks = f"{PERCENTILES[0]}th to {PERCENTILES[1]}th percentile of samples"
         width = 0.75 * style.marker_size(len(mean))
-        ax.vlines(position, low, high, color=style.SKY, linewidth=width, label=told)
+        ax.vlines(position, low, high, color=style.SKY, linewidth=width, label=ranks)
     ax.plot(position, mean, label="mean over samples" if gates.shape[1] > 1 else "one sample", **look)
     ax.set_ylim(0, max(1.0, float(np.nanmax(gates[position]))))
     ax.set_ylabel("openness of the gate\n(0: skip only, 1: branch only)")
@@ -241,20 +243,20 @@ def describe_influence(ds: xr.Dataset) -> str:
     if not known:
         return f"No proxy has a rank correlation over blocks with {of_what}."
     ranked = sorted(known, key=lambda name: -abs(known[name]))
-    told = [f"{spoken(name)} ({signed(known[name])} over {_n_compared(ds, name)} blocks)" for name in ranked]
-    sentence = f"Spearman's rank correlation over blocks with {of_what}: {told[0]}"
-    return sentence + (" is the only one." if len(told) == 1 else f" is farthest from 0, {told[-1]} nearest.")
+    ranks = [f"{spoken(name)} ({signed(known[name])} over {_n_compared(ds, name)} blocks)" for name in ranked]
+    sentence = f"Spearman's rank correlation over blocks with {of_what}: {ranks[0]}"
+    return sentence + (" is the only one." if len(ranks) == 1 else f" is farthest from 0, {ranks[-1]} nearest.")
 
 
 def describe_proxies(ds: xr.Dataset) -> str:
     """Every proxy with its correlation, the farthest from 0 first."""
     values = ds["rank_correlation"].values
     order = np.argsort(-np.abs(np.nan_to_num(values)), kind="stable")
-    told = [
+    ranks = [
         f"{spoken(str(ds['proxy'].values[place]))} {signed(values[place]) if np.isfinite(values[place]) else 'none'}"
         for place in order
     ]
-    return f"Spearman's rank correlations: {', '.join(told)}."
+    return f"Spearman's rank correlations: {', '.join(ranks)}."
 
 
 def describe_gates(ds: xr.Dataset) -> str:
@@ -289,7 +291,7 @@ def _ranked(correlations: dict[str, float]) -> list[str]:
     return sorted(correlations, key=lambda name: -abs(correlations[name]) if np.isfinite(correlations[name]) else 0.0)
 
 
-def _told(correlation: float) -> str:
+def _in_words(correlation: float) -> str:
     if not np.isfinite(correlation):
         return ""
     return f", Spearman's rank correlation {style.signed(correlation)}"

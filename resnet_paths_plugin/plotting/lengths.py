@@ -124,16 +124,16 @@ def describe_path_lengths(ds: xr.Dataset) -> str:
         longest = int(ds["path_length"].values[-1])
         cut = "tail_gradient_norm" in ds
         shares = None if cut else counts / counts.sum()
-        told = f"{10**total:.0f}" if total < 6 else f"about {10 ** (total % 1):.1f} x 10^{int(total)}"
-        sentence.append(f"There are {told} paths of {'up to' if cut else 'lengths 0 to'} {longest} {_grade(ds)}")
-    for measure, told in (("gradient_norm", "exact"), ("total_path_gradient", "sampled paths")):
+        count = f"{10**total:.0f}" if total < 6 else f"about {10 ** (total % 1):.1f} x 10^{int(total)}"
+        sentence.append(f"There are {count} paths of {'up to' if cut else 'lengths 0 to'} {longest} {_grade(ds)}")
+    for measure, estimator in (("gradient_norm", "exact"), ("total_path_gradient", "sampled paths")):
         span = _effective_range(ds, measure)
         if span is not None:
             low, high = span
             inside = (ds["path_length"].values >= low) & (ds["path_length"].values <= high)
             share = "" if shares is None else f", which {share_of(shares[inside].sum())} of all paths have"
             sentence.append(
-                f"95 % of the gradient ({told}, summed over lengths) is in lengths {low:g} to {high:g}{share}"
+                f"95 % of the gradient ({estimator}, summed over lengths) is in lengths {low:g} to {high:g}{share}"
             )
     if not sentence:
         return "This study holds neither counts of paths nor an effective range."

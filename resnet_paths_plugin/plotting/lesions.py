@@ -280,10 +280,10 @@ def describe_random_lesions(ds: xr.Dataset, chance: float | None = None) -> str:
     sizes = ds["n_deleted"].values
     numbers = np.unique(sizes)
     shown = numbers[np.unique(np.linspace(0, len(numbers) - 1, SIZES_SHOWN).round().astype(int))]
-    told = [f"{amount(effect, np.nanmean(effect.values[sizes == size]))} with {size}" for size in shown]
-    told[0] += f" {'random ' if is_random(ds) else ''}{'block' if shown[0] == 1 else 'blocks'} deleted"
+    amounts = [f"{amount(effect, np.nanmean(effect.values[sizes == size]))} with {size}" for size in shown]
+    amounts[0] += f" {'random ' if is_random(ds) else ''}{'block' if shown[0] == 1 else 'blocks'} deleted"
     guess = "" if chance is None else f"; guessing would give {amount(effect, chance)}"
-    return f"The {measure_name(ds, effect)} is {intact(ds, effect)}on average {listed(told)}{guess}."
+    return f"The {measure_name(ds, effect)} is {intact(ds, effect)}on average {listed(amounts)}{guess}."
 
 
 def is_random(ds: xr.Dataset) -> bool:
@@ -295,8 +295,8 @@ def _draw_plain(ax: Axes, effect: Effect, lesions: block_axis.SingleLesions, n_p
     """Draw the lesions of a network without skips, its layers spread over the places of the other's blocks."""
     # A layer stands in the middle of its share of the axis, which begins half a place before the first block.
     position = (lesions.position + 0.5) / lesions.n_places * n_places - 0.5
-    told = f"plain net, one of {lesions.n_places} {lesions.unit}s deleted (spread over the axis)"
-    ax.plot(position, effect.values[lesions.chosen], label=told, **PLAIN)
+    label = f"plain net, one of {lesions.n_places} {lesions.unit}s deleted (spread over the axis)"
+    ax.plot(position, effect.values[lesions.chosen], label=label, **PLAIN)
     if effect.intact is not None:
         look = {"color": PLAIN["color"], "linewidth": 1.2, "linestyle": (0, (1, 1))}
         ax.axhline(effect.intact, label="plain net, intact", **look)

@@ -290,15 +290,15 @@ def _draw_changes(
     ax = style.own_axes(7.2, 3.8) if ax is None else ax
     block_axis.shade_stages(ax, np.arange(n), block_axis.stages(ds))
     name = str(ds["family"].values[chosen[0]])
-    told = f"one schedule: {TITLES.get(name, style.plain(name))}"
+    label = f"one schedule: {TITLES.get(name, style.plain(name))}"
     look: dict[str, Any] = {"linestyle": "none", "color": style.BLUE, "markersize": 5}
     if (last > first).any():
         bars = [((a, value), (b, value)) for a, b, value in zip(first, last, values, strict=True)]
-        ax.add_collection(LineCollection(bars, colors=style.BLUE, linewidths=1.6, alpha=0.7, label=told))
+        ax.add_collection(LineCollection(bars, colors=style.BLUE, linewidths=1.6, alpha=0.7, label=label))
         ax.plot(first, values, marker="|", **look)
         ax.plot(last, values, marker="|", **look)
     else:
-        ax.plot(first, values, marker="o", label=told, **look)
+        ax.plot(first, values, marker="o", label=label, **look)
     mark_levels(ax, effect, chance)
     finish(ax, effect)
     block_axis.fit(ax, block_axis.stages(ds))

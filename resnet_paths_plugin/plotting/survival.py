@@ -69,8 +69,8 @@ def describe_path_survival(n: int, deletions: Sequence[int]) -> str:
     d = deletions[-1]
     left = paths.survival(n, d)
     shown = sorted({min(n, length) for length in (1, max(1, n // 10), max(1, n // 4))})
-    told = [f"{share_of(left[length])} of the paths of length {length}" for length in shown]
-    return f"Deleting {d} of {n} blocks leaves {listed(told)}."
+    shares = [f"{share_of(left[length])} of the paths of length {length}" for length in shown]
+    return f"Deleting {d} of {n} blocks leaves {listed(shares)}."
 
 
 def default_deletions(n: int) -> list[int]:

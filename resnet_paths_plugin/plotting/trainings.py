@@ -97,7 +97,7 @@ def plot_training_lesions(
     for index, (name, own, mean) in enumerate(zip(names, each, means, strict=True)):
         look = TRAININGS[index % len(TRAININGS)]
         seeds = own.sizes.get("seed", 1)
-        told = f"training: {style.shortened(style.plain(name), 40)}" + (
+        label = f"training: {style.shortened(style.plain(name), 40)}" + (
             f" (mean, range of {seeds} seeds)" if seeds > 1 else ""
         )
         if seeds > 1:
@@ -105,7 +105,7 @@ def plot_training_lesions(
             every = every.reshape(len(every), seeds, -1).mean(axis=-1)
             low, high = every.min(axis=1), every.max(axis=1)
             ax.fill_between(lesions.position, low, high, color=look["color"], alpha=0.18, linewidth=0)
-        ax.plot(lesions.position, mean.values[lesions.chosen], label=told, **style.sized(look, lesions.names))
+        ax.plot(lesions.position, mean.values[lesions.chosen], label=label, **style.sized(look, lesions.names))
         if mean.intact is not None:
             level = {"color": look["color"], "linestyle": look["linestyle"], "linewidth": 1}
             ax.axhline(mean.intact, alpha=0.7, zorder=1, **level)
@@ -132,12 +132,14 @@ def describe_trainings(ds: xr.Dataset) -> str:
         for index in range(ds.sizes["training"])
     ]
     names = [str(name) for name in ds["training"].values]
-    told = [
+    amounts = [
         f"{amount(effect, effect.values.mean())} after training '{name}'"
         + ("" if effect.intact is None else f" (intact {amount(effect, effect.intact)})")
         for effect, name in zip(effects, names, strict=True)
     ]
-    sentence = f"The {measure_name(ds, effects[0])} with one block deleted is, on average over blocks, {listed(told)}"
+    sentence = (
+        f"The {measure_name(ds, effects[0])} with one block deleted is, on average over blocks, {listed(amounts)}"
+    )
     if len(effects) == 2:
         lower = int((effects[1].values < effects[0].values).sum())
         sentence += f"; it is lower after '{names[1]}' for {lower} of {len(effects[0].values)} blocks"

@@ -224,12 +224,12 @@ def _lead(found: list[ReportStudy]) -> str:
 
 def _model_facts(found: list[ReportStudy], shared: Mapping[Any, Any]) -> list[tuple[str, str]]:
     facts = {**shared, **{name: value for study in _subjects(found) for name, value in study.dataset.attrs.items()}}
-    return [(told, str(facts[name])) for name, told in _MODEL_FACTS.items() if name in facts]
+    return [(heading, str(facts[name])) for name, heading in _MODEL_FACTS.items() if name in facts]
 
 
 def _block_tables(study: ReportStudy) -> Iterator[BlockTable]:
     """The table of the network's blocks, and that of the plain network beside it."""
-    for told, ds in (("Blocks", study.dataset), ("Layers of the plain network", study.plain)):
+    for heading, ds in (("Blocks", study.dataset), ("Layers of the plain network", study.plain)):
         if ds is None or "block" not in ds.coords:
             continue
         names = [name for name in _BLOCK_FACTS if name in ds.coords]
@@ -243,7 +243,7 @@ def _block_tables(study: ReportStudy) -> Iterator[BlockTable]:
             columns, cells = [*columns, head], [*cells, values]
         projections = block_axis.projections(ds).tolist()
         rows = [(list(row), bool(marked)) for *row, marked in zip(*cells, projections, strict=True)]
-        yield BlockTable(title=told, columns=columns, rows=rows, is_long=len(rows) > FEW_BLOCKS)
+        yield BlockTable(title=heading, columns=columns, rows=rows, is_long=len(rows) > FEW_BLOCKS)
 
 
 def _deletions(ds: xr.Dataset) -> tuple[str, list[str]]:

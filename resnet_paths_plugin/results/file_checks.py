@@ -91,17 +91,17 @@ def check_opening(path: Path) -> None:
             timeout=limits.LONGEST_WAIT,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
-        told = [f"it was still at it after {limits.LONGEST_WAIT} s"]
+        reasons = [f"it was still at it after {limits.LONGEST_WAIT} s"]
     else:
         if ended.returncode == 0:
             return
-        told = [line.strip() for line in ended.stderr.splitlines() if line.strip()]
+        reasons = [line.strip() for line in ended.stderr.splitlines() if line.strip()]
         if ended.returncode < 0:
-            told = [signal.Signals(-ended.returncode).name]
+            reasons = [signal.Signals(-ended.returncode).name]
     raise FileError(
         f"{path} is damaged, or not made by save: opening it and reading its attributes did not succeed within "
         f"{limits.format_bytes(memory)} of memory and {limits.LONGEST_OPENING} s "
-        f"({told[-1] if told else 'no reason given'}). Restore it from a copy or run the study again"
+        f"({reasons[-1] if reasons else 'no reason given'}). Restore it from a copy or run the study again"
     )
 
 

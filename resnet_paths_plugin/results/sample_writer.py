@@ -136,8 +136,8 @@ class SampleFile:
             self._file.close()
 
     def _failed(self, error: Exception) -> FileError:
-        told = why(error, self._path.parent)
-        return FileError(f"cannot write the result: {told}. Fix this and repeat the call")
+        reason = why(error, self._path.parent)
+        return FileError(f"cannot write the result: {reason}. Fix this and repeat the call")
 
 
 def _create(block: xr.Dataset, path: Path, most_samples: int) -> None:

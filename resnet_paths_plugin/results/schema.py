@@ -54,6 +54,9 @@ QUANTITIES: Mapping[str, Quantity] = {
     "n_deleted": Quantity("number of deleted blocks", np.int32),
     "n_deleted_units": Quantity("number of deleted blocks, or groups at level 'group'", np.int32),
     "draw": Quantity("number of the random draw among changes of the same size, from 0", np.int32),
+    "explained_variance": Quantity(
+        "share of the branch's variance over the reference that its linear stand-in explains", np.float64
+    ),
     # reorderings
     "reordering": Quantity("order of the blocks", np.str_),
     "position": Quantity("place in the network, from 0", np.int32),
@@ -67,6 +70,7 @@ QUANTITIES: Mapping[str, Quantity] = {
     "changed": Quantity("whether the schedule changes what is added at the block's sum", np.bool_),
     "n_changed": Quantity("number of blocks whose sums the schedule changes", np.int32),
     "constant_added": Quantity("whether the schedule adds a constant at the block's sum", np.bool_),
+    "linear_added": Quantity("whether the schedule adds a linear map of the source at the block's sum", np.bool_),
     "entry": Quantity("number of the weight in the list of weights, from 0", np.int32),
     "entry_schedule": Quantity("place of the weight's schedule along dimension schedule", np.int32),
     "entry_place": Quantity("index of the block at whose sum the branch is added", np.int32),
@@ -157,6 +161,7 @@ STUDIES: Mapping[str, StudySchema] = {
             "n_deleted": StudyVariable(("lesion",)),
             "n_deleted_units": StudyVariable(("lesion",)),
             "draw": StudyVariable(("lesion",)),
+            "explained_variance": StudyVariable(("block",), '`ablation="linear"`'),
             **_effects("lesion"),
         },
         {"lesion": StudyVariable(("lesion",)), **_SAMPLES, **_BLOCKS},
@@ -183,6 +188,7 @@ STUDIES: Mapping[str, StudySchema] = {
             "changed": StudyVariable(("schedule", "block")),
             "n_changed": StudyVariable(("schedule",)),
             "constant_added": StudyVariable(("schedule", "block")),
+            "linear_added": StudyVariable(("schedule", "block")),
             **{
                 name: StudyVariable(("entry",))
                 for name in ("entry_schedule", "entry_place", "entry_branch", "entry_weight")
@@ -261,6 +267,7 @@ ATTRIBUTES: Mapping[str, str] = {
     "units": "what was changed: residual `blocks`, or `layers` of any network",
     "optimize": "what was done for speed, where it gives up the last digits",
     "verified": "what of the network was compared with the model",
+    "ridge": "ridge parameter of linear stand-ins, relative to the mean variance of the source's channels",
     "n_classes": "number of classes, for outputs `[B, classes]`",
     "class_names": "their names, where a plugin knows them",
 }

@@ -582,28 +582,29 @@ def test_names_of_one_device_mean_the_same(monkeypatch):
     assert not devices.is_same("cuda", "cuda:0")
 
 
-def test_branch_means_are_taken_by_workers_and_kept(monkeypatch, tmp_path):
-    where, original = [], conditions.branches
+@pytest.mark.parametrize("study", ["mean ablation", "linear ablation"])
+def test_stand_ins_are_fitted_by_workers_and_kept(study, monkeypatch, tmp_path):
+    where, original = [], conditions.moments
 
     def counting(*arguments):
         where.append(threading.get_ident())
         return original(*arguments)
 
-    monkeypatch.setattr(conditions, "branches", counting)
-    expected = run("mean ablation")
+    monkeypatch.setattr(conditions, "moments", counting)
+    expected = run(study)
     assert len(where) == 3
     where.clear()
     with ThreadPoolExecutor(2) as pool:
-        assert run("mean ablation", rpp.RunOptions(executor=pool)).identical(expected)
+        assert run(study, rpp.RunOptions(executor=pool)).identical(expected)
     assert threading.get_ident() not in where
     where.clear()
     options = rpp.RunOptions(checkpoint=tmp_path / "run.nc")
     with monkeypatch.context() as patch:
         patch.setattr(conditions.Conditions, "chunks", stopped)
         with pytest.raises(KeyboardInterrupt):
-            run("mean ablation", options)
+            run(study, options)
     assert len(where) == 3
-    assert run("mean ablation", options).identical(expected)
+    assert run(study, options).identical(expected)
     assert len(where) == 3
 
 

@@ -32,7 +32,7 @@ def studies():
     gated = randomised(Highway()).eval()
     lengths = rpp.PathLengthGradient(net)
     return {
-        "BlockLesion": [lesions],
+        "BlockLesion": [lesions, rpp.BlockLesion(net).attribute(data, target=labels, ablation="linear")],
         "BlockReordering": [rpp.BlockReordering(net).attribute(data, target=labels)],
         "BlockSchedules": [
             rpp.BlockSchedules(digits(optimize="fold_batch_norm")).attribute(
@@ -79,7 +79,8 @@ def test_a_study_holds_the_variables_of_the_schema(study, results):
 
 def test_what_a_study_without_targets_lacks_is_said():
     data, _ = images()
-    for study, options in {"BlockLesion": {}, "BlockSchedules": {"schedules": rpp.schedules.adjacent_swaps}}.items():
+    options_of = {"BlockLesion": {"ablation": "linear"}, "BlockSchedules": {"schedules": rpp.schedules.adjacent_swaps}}
+    for study, options in options_of.items():
         ds = getattr(rpp, study)(digits()).attribute(data, **options)
         listed = schema.STUDIES[study].variables
         assert {*ds.data_vars} == {name for name, where in listed.items() if "targets" not in where.needs}

@@ -99,6 +99,7 @@ def _of_other(make):
 STUDIES = {
     "lesions": _lesions,
     "mean ablation": partial(_lesions, ablation="mean"),
+    "linear ablation": partial(_lesions, ablation="linear"),
     "resample ablation": partial(_lesions, ablation="resample"),
     "recalibrated": partial(_lesions, ablation="resample", batch_norm="recalibrated"),
     "orders": _orders,

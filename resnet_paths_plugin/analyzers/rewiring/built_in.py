@@ -104,3 +104,20 @@ CHANGES: Mapping[str, Callable[[Scored, Scored], Tensor | None]] = {
     "kl_divergence": kl_divergence,
 }
 """Of a changed network, beside the intact one."""
+
+NEEDS: Mapping[str, tuple[str, ...]] = {
+    "correct": ("prediction",),
+    "target_score_drop": ("target_score",),
+    "prediction_changed": ("prediction",),
+}
+"""What a measure reads of those before it."""
+
+HIGHER_IS_BETTER: Mapping[str, bool] = {
+    "target_score": True,
+    "loss": False,
+    "correct": True,
+    "target_score_drop": False,
+    "prediction_changed": False,
+    "kl_divergence": False,
+}
+"""Whether more of a measure means a better network: the measures whose means over samples say something."""

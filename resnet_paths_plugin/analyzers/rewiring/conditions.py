@@ -1,21 +1,18 @@
 """What a study's schedules run under: what stands in for deleted branches, which batch-norm statistics hold."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from resnet_paths_plugin.analyzers.rewiring.tasks import (
     Ablation,
     RecalibrationWork,
     Substitution,
-    branches,
     deleted,
-    laid_out,
 )
 from resnet_paths_plugin.engine.program import Values
 from resnet_paths_plugin.engine.recalibration import Recalibration
@@ -23,13 +20,17 @@ from resnet_paths_plugin.engine.schedule import Schedule
 from resnet_paths_plugin.errors import InputError
 from resnet_paths_plugin.execution import Arrays, Samples, Stage, StudyRun
 from resnet_paths_plugin.execution.batches import Batch, Batches
+from resnet_paths_plugin.network.stand_ins import Fitted, StandIns, check_ablation, check_ridge, fitted, layout, moments
 from resnet_paths_plugin.network.unraveled import UnraveledNetwork
+from resnet_paths_plugin.results import datasets
 
 BatchNorm = Literal["frozen", "recalibrated"]
 """Which batch-norm statistics hold: the model's, or those that the changed network has on given data."""
 
 REFERENCE_BATCH = 256
 """Most samples whose batch statistics are taken together."""
+_FITS: Mapping[Fitted, str] = {"mean": "branch_means", "linear": "linear_fits"}
+"""The stages in which stand-ins are fitted."""
 
 
 def beside_intact(batch_norm: BatchNorm) -> str:
@@ -42,6 +43,7 @@ class Conditions:
 
     Attributes:
         substitution: what stands in for deleted branches, once prepared.
+        ridge: the ridge parameter of linear maps.
         statistics: batch-norm statistics of each schedule, once prepared; None for the model's.
 
     Args:
@@ -49,9 +51,11 @@ class Conditions:
         batches: the study's inputs, read again here where a reference is needed and none is given.
         ablation: what stands in for a deleted branch.
         batch_norm: which batch-norm statistics hold.
-        reference: data for branch means and recalibrated statistics, as an analyzer takes inputs; None takes the
-            study's own.
+        reference: data for branch means, linear maps and recalibrated statistics, as an analyzer takes inputs; None
+            takes the study's own.
         seed: seed of the choice of other samples.
+        ridge: of linear maps, the ridge parameter relative to the mean variance of the source's channels; None for
+            1e-6.
 
     Raises:
         InputError: if an option is not known or does not fit the network, or the inputs can be read once only.
@@ -65,19 +69,19 @@ class Conditions:
         batch_norm: BatchNorm = "frozen",
         reference: Any = None,
         seed: int = 0,
+        ridge: float | None = None,
     ) -> None:
-        for name, value, known in (("ablation", ablation, Ablation), ("batch_norm", batch_norm, BatchNorm)):
-            if value not in get_args(known):
-                raise InputError(f"{name} must be one of {', '.join(map(repr, get_args(known)))}, not {value!r}")
-        if ablation != "zero" and network.units == "layers":
+        check_ablation(network, ablation, get_args(Ablation), ridge)
+        if batch_norm not in get_args(BatchNorm):
             raise InputError(
-                f"ablation={ablation!r} replaces the branch beside a skip, and layers have none: leave ablation='zero'"
+                f"batch_norm must be one of {', '.join(map(repr, get_args(BatchNorm)))}, not {batch_norm!r}"
             )
         self._network = network
         self._ablation = ablation
         self._recalibrated = batch_norm == "recalibrated"
         self._seed = seed
         self._batches, self._reference = batches, reference
+        self.ridge = check_ridge(ridge)
         self.substitution = Substitution(ablation)
         self.statistics: list[Values] | None = None
         if self._recalibrated:
@@ -87,18 +91,33 @@ class Conditions:
                     "optimize='fold_batch_norm'"
                 )
             Recalibration(network.program)  # refuses a network without batch norms
-        if ablation == "mean" or self._recalibrated:
+        if ablation in get_args(Fitted) or self._recalibrated:
             batches.check_again(reference)
         elif reference is not None:
             raise InputError(
-                "a reference is for ablation='mean' and batch_norm='recalibrated', and neither was asked for: "
-                "leave it out"
+                "a reference is for ablation='mean' or 'linear' and batch_norm='recalibrated', and none of these was "
+                "asked for: leave it out"
             )
+
+    @property
+    def attrs(self) -> Mapping[str, object]:
+        """Attributes of the result: the ridge parameter of linear maps."""
+        return {"ridge": self.ridge} if self._ablation == "linear" else {}
+
+    @property
+    def variables(self) -> Mapping[str, datasets.Entry]:
+        """Variables of the result, once prepared: how well linear maps fit, NaN for blocks that have none."""
+        if self._ablation != "linear":
+            return {}
+        explained = self.substitution.fitted.explained
+        shares = [explained.get(block.index, np.nan) for block in self._network.blocks]
+        return {"explained_variance": (("block",), np.array(shares))}
 
     def prepare(self, schedules: Sequence[Schedule], run: StudyRun) -> None:
         """Go through the reference for what these schedules need."""
-        if self._ablation == "mean":
-            self.substitution = Substitution("mean", self._branch_means(deleted(schedules), run))
+        if self._ablation == "mean" or self._ablation == "linear":  # noqa: PLR1714 - a type checker reads it
+            fit = self._fitted(self._ablation, tuple(deleted(schedules)), run)
+            self.substitution = Substitution(self._ablation, fit)
         if self._recalibrated:
             self.statistics = self._recalibration(tuple(schedules), run)
 
@@ -145,33 +164,29 @@ class Conditions:
                         sums[place][at] = total + value.to(dtypes[at]), count + 1
         return [{at: total / count for at, (total, count) in found.items()} for found in sums]
 
-    def _branch_means(self, blocks: Sequence[int], run: StudyRun) -> dict[int, Tensor]:
-        """Return the mean over the reference's samples of each branch at each position, with a batch of one."""
+    def _fitted(self, kind: Fitted, blocks: tuple[int, ...], run: StudyRun) -> StandIns:
+        """Fit what stands in for some branches, in one pass over the reference."""
+        if kind == "linear":
+            for block in blocks:
+                layout(self._network, block)  # refuses before anything is run
         batches = self._batches.again(self._reference)
         chunks = ((chunk,) for batch in batches for chunk in self._of_batch(batch, self._at_once(batch)))
-        sums: dict[str, NDArray[Any]] = {}
-        dtypes: dict[str, torch.dtype] = {}
-        count = 0
+        stage = Stage(_FITS[kind], StandInWork(kind, blocks))
         # Added in the order of the samples, whoever has been the first to come.
-        for samples, (found,) in run.pieces(
-            Stage("branch_means", BranchMeanWork(tuple(blocks))), chunks, batches.n_samples
-        ):
-            count += samples[0].size
-            for block in map(str, blocks):
-                sums[block] = sums[block] + found[block] if block in sums else found[block]
-                dtypes[block] = getattr(torch, str(found[f"{block} dtype"]))
-        means = {int(block): torch.from_numpy(total / count).to(dtypes[block]) for block, total in sums.items()}
-        return {block: laid_out(self._network, block, mean) for block, mean in means.items()}
+        found = (arrays for _, (arrays,) in run.pieces(stage, chunks, batches.n_samples))
+        return fitted(self._network, blocks, kind, found, self.ridge)
 
 
 @dataclass(frozen=True, eq=False)
-class BranchMeanWork:
-    """Sum the values of branches of the intact network over samples.
+class StandInWork:
+    """Take from samples what it takes to fit stand-ins for branches.
 
     Attributes:
+        kind: what is fitted.
         blocks: indices of the blocks.
     """
 
+    kind: Fitted
     blocks: tuple[int, ...]
 
     @property
@@ -179,22 +194,9 @@ class BranchMeanWork:
         """All branches share one pass."""
         return 1
 
-    def on(self, network: UnraveledNetwork) -> "_BranchMeanJob":
-        """Return what sums the branches of a network."""
-        return _BranchMeanJob(self, network)
-
-
-class _BranchMeanJob:
-    def __init__(self, work: BranchMeanWork, network: UnraveledNetwork) -> None:
-        self._work, self._network = work, network
-
-    def __call__(self, _: int, samples: Samples) -> Arrays:
-        """Return for each block the sum of its branch over the samples, `[1, *]` float64, and the branch's dtype."""
-        found: dict[str, NDArray[Any]] = {}
-        for block, values in branches(self._network, self._work.blocks, samples[0], "mean").items():
-            found[f"{block}"] = values.double().sum(0, keepdim=True).cpu().numpy()
-            found[f"{block} dtype"] = np.array(str(values.dtype).removeprefix("torch."))
-        return found
+    def on(self, network: UnraveledNetwork) -> Callable[[int, Samples], Arrays]:
+        """Return what takes the moments of the branches of a network."""
+        return lambda _, samples: moments(network, self.blocks, self.kind, samples[0].args)
 
 
 class _Donors:

@@ -57,6 +57,7 @@ class BlockLesion(Analyzer, PerturbationAttribution):  # type: ignore[misc]  # c
         ablation: Ablation = "zero",
         batch_norm: BatchNorm = "frozen",
         reference: Any = None,
+        ridge: float | None = None,
         measures: Mapping[str, Measure] | None = None,
         internal_batch_size: int | None = None,
         perturbations_per_eval: int | None = None,
@@ -78,12 +79,16 @@ class BlockLesion(Analyzer, PerturbationAttribution):  # type: ignore[misc]  # c
             draws: random lesions of each size, drawn independently: two may be the same set.
             level: delete single blocks, or groups: all blocks of one owning module, such as a transformer layer.
             ablation: what stands in for a deleted branch: nothing (`"zero"`); its `"mean"` over the samples of the
-                reference, at each position; or, with `"resample"`, its value on another sample of the same batch,
-                drawn at random.
+                reference, at each position; with `"resample"`, its value on another sample of the same batch, drawn at
+                random; or, with `"linear"`, the affine map over channels from its source that is nearest to it on the
+                reference in the sense of least squares, the same at each position.
             batch_norm: `"frozen"` statistics, as in the paper, or `"recalibrated"` for each lesion: the averages over
                 batches (of at most 256 samples) of the reference's statistics in the lesioned network. The intact
                 network keeps its own.
-            reference: data for means and statistics, as `inputs`; None takes the inputs themselves.
+            reference: data for means, linear maps and statistics, as `inputs`; None takes the inputs themselves, on
+                which a linear map looks better than it is.
+            ridge: of a linear map, what is added to the variance of each channel of the source, relative to their mean;
+                None for 1e-6. More of it suits a reference with fewer positions than the source has channels.
             measures: further measures by name, `function(outputs, target) -> [B]`; needed where outputs are not
                 `[B, classes]` and the target does not pick one number of each sample.
             internal_batch_size: samples per forward pass; None chooses a number that suits the cache.
@@ -96,13 +101,14 @@ class BlockLesion(Analyzer, PerturbationAttribution):  # type: ignore[misc]  # c
             A Dataset with dims `lesion`, `sample`, `block`: `target_score`, `target_score_drop`, `loss` and
             `kl_divergence` (nats), `correct`, `prediction`, `prediction_changed` (lesion, sample); `error` (lesion), a
             fraction; `deleted` (lesion, block), `n_deleted` (blocks), `n_deleted_units` (blocks or groups, by the
-            level), `draw` (lesion); the intact network's as `intact_...`.
+            level), `draw` (lesion); the intact network's as `intact_...`. With `"linear"` also `explained_variance`
+            (block), the share of the branch's variance over the reference that the map explains.
             What needs targets is absent without them.
 
         Raises:
             NoResidualBlocksError: if the network has no residual blocks.
             UnknownBlockError: if a lesion names a block or group that the network does not have.
-            InputError: if inputs, targets, measures or options do not fit.
+            InputError: if inputs, targets, measures or options do not fit, or a linear map does not fit a block.
         """
         lesions, n_deleted = read_once(lesions, "lesions"), read_once(n_deleted, "n_deleted")
         arguments = dict(locals())
@@ -115,7 +121,7 @@ class BlockLesion(Analyzer, PerturbationAttribution):  # type: ignore[misc]  # c
                 batches,
                 _schedules(network, units, chosen),
                 title=f"Lesion study of {network.name}",
-                conditions=Conditions(network, batches, ablation, batch_norm, reference, seed),  # refuses first
+                conditions=Conditions(network, batches, ablation, batch_norm, reference, seed, ridge),  # refuses first
                 summary=_summary(network, ablation, batch_norm),
                 seed=seed if n_deleted is not None or ablation == "resample" else None,
                 measures=measures,
@@ -131,6 +137,7 @@ def _summary(network: UnraveledNetwork, ablation: Ablation, batch_norm: BatchNor
         "zero": "",
         "mean": " and adding their means over samples",
         "resample": " and adding their values on another sample",
+        "linear": " and adding the nearest affine maps of their sources",
     }
     what = (
         f"deleting the branches of {deleted}" if network.units == "blocks" else f"replacing {deleted} by the identity"

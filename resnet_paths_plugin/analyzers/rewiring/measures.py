@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from resnet_paths_plugin.analyzers.outputs import form, measure_line, outputs_of
-from resnet_paths_plugin.analyzers.rewiring.built_in import CHANGES, MEASURES, Scored
+from resnet_paths_plugin.analyzers.rewiring.built_in import CHANGES, HIGHER_IS_BETTER, MEASURES, NEEDS, Scored
 from resnet_paths_plugin.analyzers.scores import scores_of, sizes_of
 from resnet_paths_plugin.errors import InputError, PluginWarning
 from resnet_paths_plugin.execution.batches import Batch, Target, check_target
@@ -52,11 +52,13 @@ class Measures:
         network: the network, whose output shape decides what is built in.
         user: the user's measures by name.
         offered: those of plugins by name; the user's go before them.
+        only: the one measure that is wanted; None for all.
 
     Attributes:
         user: the user's measures by name.
         offered: those of plugins by name that the user has not.
         n_classes: the number of classes where the scores are a tensor `[B, classes]`, else None.
+        needs_intact: whether some measure compares with the intact network's outputs.
 
     Raises:
         InputError: if a measure cannot be called, or its name means something else in a result.
@@ -67,6 +69,8 @@ class Measures:
         network: UnraveledNetwork,
         user: Mapping[str, Measure] | None,
         offered: Mapping[str, Measure] | None = None,
+        *,
+        only: str | None = None,
     ) -> None:
         self.user = dict(user or {})
         self.offered = {name: measure for name, measure in (offered or {}).items() if name not in self.user}
@@ -74,6 +78,8 @@ class Measures:
         for name, measure in self.user.items():
             if not callable(measure):
                 raise InputError(f"measure {name!r} must be callable as (outputs, target) -> [B], not {measure!r}")
+        self._wanted = None if only is None else frozenset({only, *NEEDS.get(only, ())})
+        self.needs_intact = only is None or only in CHANGES
         self._network = network
         self._sizes = sizes_of(outputs_of(network))
         # A single column is a score of something, and no distribution over classes.
@@ -97,6 +103,33 @@ class Measures:
         if self.user:
             return is_classes and batch.names_outputs
         return is_classes or not self.offered or self._picks(batch)
+
+    def check_value(self, name: str, batch: Batch) -> None:
+        """Check that a batch has a measure whose mean over samples says something.
+
+        Raises:
+            InputError: if there is no such measure, or it needs a target or scores of classes that are not there.
+        """
+        if name in self.user or name in self.offered:
+            return
+        if name not in HIGHER_IS_BETTER:
+            known = [*HIGHER_IS_BETTER, *self.offered, *self.user]
+            raise InputError(
+                f"value must be the name of a measure, one of {', '.join(map(repr, known))}, not {name!r}: pass one of "
+                "your own as measures={'name': function}"
+            )
+        of_classes = name not in {"target_score", "target_score_drop"}
+        if of_classes and self.n_classes is None:
+            outputs = outputs_of(self._network)
+            raise InputError(
+                f"value={name!r} is a measure of scores (B, classes), and {self._network.name} returns "
+                f"{form(outputs)}: name a measure of your own, such as one of {measure_line(outputs)}"
+            )
+        scored = self._scored(Tensor(), batch, {})
+        if name in {"loss", "correct"} and scored.labels() is None:
+            raise InputError(f"value={name!r} needs a target: the class of each sample")
+        if not of_classes and not scored.is_picked:
+            raise InputError(f"value={name!r} needs a target, which picks the score of each sample")
 
     def refuse(self) -> NoReturn:
         """Refuse outputs that have no built-in measure.
@@ -135,7 +168,8 @@ class Measures:
         scores = scores_of(outputs)
         values = {} if scores is None else self._built_in(scores, batch, intact, reference)
         for name, measure in {**self.offered, **self.user}.items():
-            values[name] = _checked(name, measure(copied(outputs), copied(batch.target)), batch.size)
+            if self._is_wanted(name):
+                values[name] = _checked(name, measure(copied(outputs), copied(batch.target)), batch.size)
         return values
 
     def _built_in(
@@ -143,12 +177,17 @@ class Measures:
     ) -> dict[str, Tensor]:
         scored = self._scored(scores, batch, {})
         for name, measure in MEASURES.items():
-            _keep(scored.values, name, measure(scored))
+            if self._is_wanted(name):
+                _keep(scored.values, name, measure(scored))
         if reference is not None:
             beside = self._scored(_scores(intact), batch, reference)
             for name, change in CHANGES.items():
-                _keep(scored.values, name, change(scored, beside))
+                if self._is_wanted(name):
+                    _keep(scored.values, name, change(scored, beside))
         return scored.values
+
+    def _is_wanted(self, name: str) -> bool:
+        return self._wanted is None or name in self._wanted
 
     def _scored(self, scores: Tensor, batch: Batch, values: dict[str, Tensor]) -> Scored:
         is_classes = self.n_classes is not None
@@ -156,6 +195,31 @@ class Measures:
             not self.user and self._picks(batch)
         )
         return Scored(scores, batch, is_classes, is_picked, values)
+
+
+def higher_is_better(name: str, measure: Measure | None = None) -> bool:
+    """Return whether more of a measure means a better network.
+
+    Args:
+        name: the measure's name.
+        measure: the measure itself, where it is a plugin's or the user's: its attribute `higher_is_better` says it.
+
+    Raises:
+        InputError: if it is not known of a measure.
+
+    Examples:
+        >>> from resnet_paths_plugin.analyzers.rewiring.measures import higher_is_better
+        >>> higher_is_better("correct"), higher_is_better("loss")
+        (True, False)
+    """
+    said = HIGHER_IS_BETTER.get(name) if measure is None else getattr(measure, "higher_is_better", None)
+    if not isinstance(said, bool):
+        raise InputError(
+            f"whether more of {name!r} means a better network is not known, and the effect of a deletion is signed so "
+            "that positive means harm: pass higher_is_better=True (as of a score) or False (as of an error), or set it "
+            f"as an attribute of the measure, {name}.higher_is_better = True"
+        )
+    return said
 
 
 def _keep(values: dict[str, Tensor], name: str, measured: Tensor | None) -> None:

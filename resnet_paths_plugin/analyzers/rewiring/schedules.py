@@ -163,10 +163,11 @@ def _family_name(family: Callable[..., Any]) -> str:
 
 def _schedules(network: UnraveledNetwork, chosen: Named) -> NamedSchedules:
     changed = np.zeros((len(chosen), len(network.blocks)), dtype=bool)
-    constants = np.zeros_like(changed)
+    constants, linear = np.zeros_like(changed), np.zeros_like(changed)
     entries: list[tuple[int, int, int, float]] = []
     for which, (_, _, schedule) in enumerate(chosen):
         constants[which, list(schedule.constants)] = True
+        linear[which, list(schedule.linear)] = True
         for place in range(len(network.blocks)):
             changed[which, place] = schedule.changes(place)
             if changed[which, place]:
@@ -185,6 +186,7 @@ def _schedules(network: UnraveledNetwork, chosen: Named) -> NamedSchedules:
             "changed": (("schedule", "block"), changed),
             "n_changed": (("schedule",), changed.sum(axis=1)),
             "constant_added": (("schedule", "block"), constants),
+            "linear_added": (("schedule", "block"), linear),
             **listed,
         },
     )

@@ -91,13 +91,15 @@ class ScheduleStudy(Study):
 
     @property
     def attrs(self) -> Mapping[str, object]:
-        """The number of classes that the outputs tell apart, and their names where they are known and not too long."""
+        """What the conditions record; the number of classes, and their names where they are known and not too many."""
         n_classes = self.measures.n_classes
         if n_classes is None:
-            return {}
+            return self.conditions.attrs
         names = self.network.description.class_names if self.network.description else None
         listed = names is not None and len(names) == n_classes <= MOST_CLASS_NAMES
-        return {"n_classes": n_classes} | ({"class_names": list(names or ())} if listed else {})
+        return {**self.conditions.attrs, "n_classes": n_classes} | (
+            {"class_names": list(names or ())} if listed else {}
+        )
 
     @property
     def manifest(self) -> Mapping[str, object]:
@@ -157,7 +159,7 @@ class ScheduleStudy(Study):
             if not values.pop(IS_FINITE) and not warned:
                 warned = True
                 _warn_not_finite(self.network)
-            variables: dict[str, datasets.Entry] = dict(named.variables)
+            variables: dict[str, datasets.Entry] = {**named.variables, **self.conditions.variables}
             for name, array in values.items():
                 variables[name] = ((named.dim, "sample") if array.ndim == 2 else ("sample",), array)
             if "prediction" in values:

@@ -15,14 +15,15 @@ from resnet_paths_plugin.engine.activations import ActivationEngine, BlockActiva
 from resnet_paths_plugin.engine.program import Values
 from resnet_paths_plugin.engine.recalibration import Recalibration
 from resnet_paths_plugin.engine.schedule import Schedule
-from resnet_paths_plugin.errors import InputError
 from resnet_paths_plugin.execution.batches import Batch
 from resnet_paths_plugin.execution.tasks import Arrays, Samples, slices
 from resnet_paths_plugin.network.model_check import OUTPUTS
+from resnet_paths_plugin.network.stand_ins import StandIns, check_seen, laid_out
 from resnet_paths_plugin.network.unraveled import UnraveledNetwork
 
-Ablation = Literal["zero", "mean", "resample"]
-"""What stands in for a deleted branch: nothing, its mean over samples, or its value on another sample."""
+Ablation = Literal["zero", "mean", "resample", "linear"]
+"""What stands in for a deleted branch: nothing, its mean over samples, its value on another sample, or the nearest
+affine map of its source."""
 
 IS_FINITE = "intact outputs are finite"
 """Name of a result that is no measure, and cannot be a user's."""
@@ -34,11 +35,11 @@ class Substitution:
 
     Attributes:
         ablation: the kind of it.
-        means: with `"mean"`, the mean of each branch by the block's index, in the layout of its sum.
+        fitted: with `"mean"` and `"linear"`, what was fitted on the reference.
     """
 
     ablation: Ablation = "zero"
-    means: Mapping[int, Tensor] = field(default_factory=dict)
+    fitted: StandIns = field(default_factory=StandIns)
 
     def of(self, network: UnraveledNetwork, schedules: Sequence[Schedule], samples: Samples) -> list[Schedule]:
         """Return schedules that add what stands in for the branches that they delete.
@@ -48,11 +49,12 @@ class Substitution:
             schedules: the schedules.
             samples: the samples that are run, and with `"resample"` behind them those whose branches are taken.
         """
-        constants: Mapping[int, Tensor] = {k: mean.to(network.device) for k, mean in self.means.items()}
+        fitted = self.fitted.to(network.device)
+        constants = fitted.constants
         if self.ablation == "resample":
-            values = branches(network, deleted(schedules), samples[1], self.ablation)
+            values = branches(network, deleted(schedules), samples[1])
             constants = {block: laid_out(network, block, value) for block, value in values.items()}
-        return [schedule.substituted(constants) for schedule in schedules]
+        return [schedule.substituted(constants, fitted.linear) for schedule in schedules]
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,7 +177,7 @@ def deleted(schedules: Sequence[Schedule]) -> list[int]:
     return sorted({block for schedule in schedules for block in schedule.deleted})
 
 
-def branches(network: UnraveledNetwork, blocks: Sequence[int], batch: Batch, ablation: Ablation) -> dict[int, Tensor]:
+def branches(network: UnraveledNetwork, blocks: Sequence[int], batch: Batch) -> dict[int, Tensor]:
     """Return the values of some branches in the intact network by the block's index, `[B, *]`.
 
     Raises:
@@ -188,22 +190,8 @@ def branches(network: UnraveledNetwork, blocks: Sequence[int], batch: Batch, abl
             found[state.block.index] = state.branch
 
     ActivationEngine(network.program).run(network.inputs(batch.args), network.program.parameters(), keep)
-    for block in blocks:
-        if block not in found:
-            raise InputError(
-                f"ablation={ablation!r} needs samples along a dimension of their own at every sum, and at "
-                f"that of {network.blocks[block].name!r} they are mixed with another"
-            )
+    check_seen(network, blocks, found, "resample")
     return found
-
-
-def laid_out(network: UnraveledNetwork, block: int, values: Tensor) -> Tensor:
-    """Return values `[B, *]` in the layout of the block's sum."""
-    program = network.program
-    dim = program.batch_dim(program.sums[program.branches[block].sum].root)
-    if dim is None:
-        return values[0] if network.graph.is_single else values
-    return values.movedim(0, dim)
 
 
 def as_numpy(values: Tensor) -> NDArray[Any]:
