@@ -10,6 +10,8 @@ import resnet_paths_plugin as rpp
 from resnet_paths_plugin import demo
 from resnet_paths_plugin.results import schema
 
+pytestmark = pytest.mark.slow
+
 ESTIMATORS = ("exact", "sampled", "signs")
 
 
