@@ -69,6 +69,7 @@ class BlockGame:
     Attributes:
         network: the unraveled network.
         players: names of the players, in execution order.
+        units: the blocks of each player, by its name.
         value: name of the measure.
 
     Raises:
@@ -135,10 +136,10 @@ class BlockGame:
         self.network = ensure_network(net, known, batches, run, self._given, study_on)
         study = study_on(self.network)
         self.network.check.forget()
-        self._units = units_of(self.network, level)
-        self.players = tuple(self._units)
+        self.units = units_of(self.network, level)
+        self.players = tuple(self.units)
         self._members = np.zeros((len(self.players), len(self.network.blocks)), dtype=bool)
-        for row, unit in zip(self._members, self._units.values(), strict=True):
+        for row, unit in zip(self._members, self.units.values(), strict=True):
             row[[block.index for block in unit]] = True
         self._sizes = study.sizes(self._given or study.samples_per_pass(run), run)
         self._attrs = _attrs(self.network, arguments, self._options)
@@ -159,6 +160,19 @@ class BlockGame:
     def n_evaluated(self) -> int:
         """The number of coalitions that have a value by now."""
         return len(self._evaluated)
+
+    @property
+    def n_samples(self) -> int:
+        """The number of samples that values are means over; 0 before the first call."""
+        return self._n_samples or 0
+
+    @property
+    def direction(self) -> bool | None:
+        """Whether more of the measure means a better network; None where this is not known."""
+        try:
+            return self.higher_is_better
+        except InputError:
+            return None
 
     @property
     def higher_is_better(self) -> bool:
@@ -235,6 +249,34 @@ class BlockGame:
         values = self.per_sample(with_intact) if per_sample else self(with_intact)
         effects: NDArray[np.float64] = sign * (values[0] - values[1:])
         return effects
+
+    def forward_passes(self, coalitions: npt.ArrayLike) -> float:
+        """Return about how many forward passes the coalitions cost that have no value yet.
+
+        It counts the branches that are run, each once for all coalitions that begin alike up to there. In a network
+        whose blocks make a chain, that is what they cost, heads aside.
+
+        Args:
+            coalitions: as in a call.
+
+        Raises:
+            InputError: if these are no such coalitions.
+
+        Examples:
+            >>> import itertools
+            >>> import numpy as np
+            >>> game = rpp.BlockGame(net, images, labels)
+            >>> every = np.array(list(itertools.product([False, True], repeat=6)))
+            >>> game.forward_passes(every) == (2**6 - 1) / 6
+            True
+        """
+        missing = self._evaluated.missing(self._checked(coalitions))
+        sizes = self._members.sum(axis=1)
+        runs = sum(
+            int(size) * len(np.unique(np.packbits(missing[missing[:, at], :at], axis=1), axis=0))
+            for at, size in enumerate(sizes)
+        )
+        return runs / len(self.network.blocks)
 
     def remove_checkpoint(self) -> None:
         """Remove what the checkpoint keeps; what is in memory stays.
