@@ -28,6 +28,7 @@ from .errors import ResnetPathsError as ResnetPathsError
 from .errors import WorkerLostError as WorkerLostError
 from .execution import RunOptions as RunOptions
 from .graph.blocks import ResidualBlock as ResidualBlock
+from .network.pruned_copy import pruned_copy as pruned_copy
 from .network.unraveled import UnraveledNetwork as UnraveledNetwork
 from .network.unraveling import unravel as unravel
 from .plotting.figure import Figure as Figure

@@ -1,5 +1,6 @@
 """What is timed: for each study, ours and the obvious ways to the same result, and the ratios that the table prints."""
 
+import copy
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -328,6 +329,38 @@ def the_check(options):
     )
 
 
+def pruned_resnet50(_):
+    """Four identity-skip blocks gone: the pruned network and the copy against `nn.Identity` by hand."""
+    torch.manual_seed(0)
+    model, images = torchvision.models.resnet50().eval(), pictures(8, size=96)
+    gone = ["layer2.2", "layer3.2", "layer3.4", "layer4.2"]
+    net = rpp.unravel(model, images[:2])
+    patched = copy.deepcopy(model)
+    for path in gone:
+        patched.set_submodule(path, torch.nn.Identity())
+    modules = {
+        "intact": model,
+        "by hand": patched,
+        "pruned": net.pruned(gone, training=False),
+        "copy": rpp.pruned_copy(net, gone),
+    }
+
+    def check(results):
+        assert torch.equal(results["pruned"], results["by hand"])
+        assert torch.equal(results["copy"], results["by hand"])
+
+    return Study(
+        f"ResNet-50 without {len(gone)} blocks, {len(images)} images of 96x96",
+        {name: partial(torch.no_grad()(module), images) for name, module in modules.items()},
+        (
+            Ratio("pruned / by hand", lambda t: t["pruned"] / t["by hand"], "1.05"),
+            Ratio("copy / by hand", lambda t: t["copy"] / t["by hand"], "1.05"),
+            Ratio("pruned / intact", lambda t: t["pruned"] / t["intact"], "branches left"),
+        ),
+        check,
+    )
+
+
 def _growing(what, noun, ways, bound):
     """A study of how the time grows: the exponent that fits the seconds of several sizes best."""
     sizes = {f"{size} {noun}": size for size in ways}
@@ -350,6 +383,7 @@ STUDIES = {
     "lesions-by-blocks": lesions_by_blocks,
     "lesions-by-images": lesions_by_images,
     "the check": the_check,
+    "pruned": pruned_resnet50,
     "paths-8": path_gradients,
     "paths-64": lambda options: path_gradients(options, 64),
     "paths-by-blocks": paths_by_blocks,
