@@ -8,6 +8,7 @@ from . import statistics as statistics
 from .analyzers.base import Analyzer as Analyzer
 from .analyzers.coalitions.game import BlockGame as BlockGame
 from .analyzers.coalitions.interaction import BlockInteraction as BlockInteraction
+from .analyzers.coalitions.selection import BlockSelection as BlockSelection
 from .analyzers.coalitions.shapley import BlockShapley as BlockShapley
 from .analyzers.gradients.influence import BlockInfluence as BlockInfluence
 from .analyzers.gradients.path_length import PathLengthGradient as PathLengthGradient

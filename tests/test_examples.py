@@ -13,6 +13,8 @@ from safetensors.torch import save_file
 
 import resnet_paths_plugin as rpp
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
@@ -82,6 +84,31 @@ def test_networks_that_segment_follow_and_detect_are_studied(monkeypatch, capsys
         np.testing.assert_allclose(tree[group][f"intact_{name}"], value, atol=1e-6)
         assert np.isfinite(tree[group][name]).all()
     assert tree["follow"].sizes["lesion"] == 12
+
+
+def test_a_network_is_pruned_fine_tuned_and_exported(monkeypatch, capsys, tmp_path):
+    script, weights = EXAMPLES / "smaller_resnet.py", tmp_path / "weights.safetensors"
+    monkeypatch.syspath_prepend(EXAMPLES)
+    model = runpy.run_path(str(EXAMPLES / "reproduce_paper.py"))["CifarResNet"](14)
+    torch.manual_seed(0)
+    save_file(model.state_dict(), weights)
+    generator = np.random.default_rng(0)
+    images = generator.integers(0, 256, (24, 32, 32, 3), dtype=np.uint8)
+    np.savez(tmp_path / "images.npz", images=images, labels=generator.integers(0, 10, 24))
+    options = {
+        "--depth": 14, "--weights": weights, "--images-file": tmp_path / "images.npz", "--output": tmp_path / "out",
+        "--delete": 2, "--epochs": 1,
+    }  # fmt: skip
+    monkeypatch.setattr(sys, "argv", [str(script), *(str(part) for option in options.items() for part in option)])
+    runpy.run_path(str(script), run_name="__main__")
+
+    table = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    assert [row[0] for row in table] == ["| blocks", "| 6 of 6", "| 4 of 6"]
+    chosen = rpp.load(tmp_path / "out" / "smaller.nc")
+    assert int(chosen.n_held_out_samples) == 12
+    small = torch.export.load(tmp_path / "out" / "without_2.pt2").module()
+    assert sum(one.numel() for one in small.parameters()) == int(chosen.parameters[0])
+    assert imread(tmp_path / "out" / "smaller.png").std() > 0
 
 
 def test_a_transformers_model_is_studied_without_an_adapter_or_a_download(monkeypatch, capsys):

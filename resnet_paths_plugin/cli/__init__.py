@@ -16,11 +16,13 @@ _EXAMPLES = """Examples:
   resnet-paths analyze mymodels:resnet20 --weights resnet20.safetensors
       --images test.npz --mean 0.49,0.48,0.45 --std 0.25,0.24,0.26
   resnet-paths blocks torchvision/resnet50
+  resnet-paths prune --delete 8 --output small.safetensors
 """
 _COMMANDS = {
     "analyze": ("analyze:analyze", "Run the studies; write a file and figures."),
     "blocks": ("blocks:blocks", "Print a model's residual blocks."),
     "plugins": ("listing:list_plugins", "List plugins, analyzers and figures."),
+    "prune": ("prune:prune", "Delete blocks; write the smaller network."),
     "report": ("report_page:make_report", "Make the report of a file again."),
 }
 """Where each command is, and what it does in a few words."""

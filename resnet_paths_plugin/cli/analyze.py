@@ -9,17 +9,14 @@ from typing import get_args
 
 import click
 import matplotlib as mpl
-import pluggy
 import torch
 import xarray as xr
-from torch import nn
 
-from resnet_paths_plugin import demo, report
-from resnet_paths_plugin.analyzers.rewiring.measures import Measures
+from resnet_paths_plugin import report
 from resnet_paths_plugin.argument_sizes import MOST
 from resnet_paths_plugin.cli import models
 from resnet_paths_plugin.cli.command import Command, warn
-from resnet_paths_plugin.cli.images import ImageArray, LabelledImages, check_targets, read_images, targets_of
+from resnet_paths_plugin.cli.images import read_images, targets_of
 from resnet_paths_plugin.cli.options import (
     MODEL_HELP,
     mode_of,
@@ -30,7 +27,6 @@ from resnet_paths_plugin.cli.options import (
     weights_option,
 )
 from resnet_paths_plugin.cli.outputs import (
-    FIGURE_DPI,
     check_outputs,
     default_output,
     figure_path,
@@ -39,14 +35,13 @@ from resnet_paths_plugin.cli.outputs import (
 )
 from resnet_paths_plugin.cli.preprocessing import InputBatches, preprocessing_for
 from resnet_paths_plugin.cli.running import PartialRun, check_cluster_options, executor_for, run_options
-from resnet_paths_plugin.cli.studies import STUDIES, Study, StudyOptions, checked_figures, common_size, studies_by
+from resnet_paths_plugin.cli.studies import STUDIES, Study, StudyOptions, checked_figures, studies_by
+from resnet_paths_plugin.cli.subject import check_classes, held_out_digits, unraveled
 from resnet_paths_plugin.cli.terminal import echo, is_terminal
 from resnet_paths_plugin.errors import InputError, ResnetPathsError
 from resnet_paths_plugin.files.file_roles import FileRoles
 from resnet_paths_plugin.files.output_files import Mode
 from resnet_paths_plugin.network.captured_network import Optimization, Units
-from resnet_paths_plugin.network.unraveled import UnraveledNetwork
-from resnet_paths_plugin.network.unraveling import unravel
 from resnet_paths_plugin.plotting.registry import fitting
 from resnet_paths_plugin.plugins import manager as plugins
 from resnet_paths_plugin.results import datasets
@@ -149,7 +144,7 @@ def analyze(
     known_figures = checked_figures(figure_names, manager)
     torch.manual_seed(seed)
     output = output and here / output
-    found = _held_out_digits() if images is None else read_images(images)
+    found = held_out_digits() if images is None else read_images(images)
     module = models.load(model or models.EMBEDDED, pretrained or model is None, weights, manager).to(target_device)
     if model and "/" in model and not pretrained and weights is None:
         warn(f"{model} has random weights: give --pretrained or --weights to study a trained network")
@@ -162,8 +157,8 @@ def analyze(
     batches = InputBatches(
         found, targets, preprocessing, resize=resize, batch_size=batch_size, dtype=models.dtype_of(module)
     )
-    network = _unraveled(module, batches, path_images, units, optimize, manager, verify=verify)
-    _check_classes(network, batches)
+    network = unraveled(module, batches, path_images, units, optimize, manager, verify=verify)
+    check_classes(network, batches)
     noun = "residual blocks" if units == "blocks" else "layers that can be deleted"
     echo(f"{network.name}: {len(network.blocks)} {noun}, {len(found)} images of {found.origin}")
     options = StudyOptions(
@@ -192,7 +187,7 @@ def analyze(
     partial.remove()
     shown = [one for one in report.figures(tree, manager) if not figure_names or one.figure in figure_names]
     _tell(shown, [group for group, result in results.items() if not fitting(refreshed(result), known_figures)])
-    written += [*_saved(shown, output, mode), report.write_report(tree, report_path(output), mode, manager)]
+    written.append(report.write_report(tree, report_path(output), mode, manager, _saved(shown, output, mode, written)))
     echo(f"written: {', '.join(_shown(path, here) for path in written)}")
     echo(f"{time.perf_counter() - started:.1f} s")
 
@@ -200,56 +195,6 @@ def analyze(
 def _shown(path: Path, folder: Path) -> str:
     """Return a file's name as it is seen from a folder."""
     return str(path.relative_to(folder) if path.is_relative_to(folder) else path)
-
-
-def _unraveled(
-    model: nn.Module,
-    batches: InputBatches,
-    path_images: int,
-    units: Units,
-    optimize: Sequence[Optimization],
-    manager: pluggy.PluginManager,
-    *,
-    verify: bool,
-) -> UnraveledNetwork:
-    """Unravel the model for the images that it is to be run on; where it freezes the batch, for one that all fit."""
-
-    def captured(count: int) -> UnraveledNetwork:
-        example, _ = next(iter(batches.head(count)))
-        like = next(model.parameters(), example)
-        return unravel(
-            model, example.to(like.device), units=units, optimize=optimize, plugin_manager=manager, verify=verify
-        )
-
-    network = captured(2)
-    network.require_blocks()
-    if network.frozen_batch:
-        size = common_size(batches, path_images)
-        batches.batch_size -= batches.batch_size % size
-        network = captured(size)
-    if not verify:
-        warn("--no-verify: nothing shows whether what was captured is the model; the results say verified = no")
-    return network
-
-
-def _held_out_digits() -> LabelledImages:
-    images, labels = demo.load_digit_images()
-    return ImageArray("the held-out digits", images, labels, demo.CLASS_NAMES)
-
-
-def _check_classes(network: UnraveledNetwork, batches: InputBatches) -> None:
-    """Check all labels against the network's outputs before the long run."""
-    images = batches.images
-    measures = Measures(network, None)
-    n_classes = measures.n_classes
-    if n_classes is None:
-        measures.refuse()
-    check_targets(images, batches.targets, n_classes)
-    if images.classes and len(images.classes) != n_classes and batches.targets is images.labels:
-        warn(
-            f"{images.origin} has {len(images.classes)} classes and the model {n_classes}: they are taken "
-            f"for its first ones, in this order: {', '.join(images.classes[:3])}, ..."
-        )
 
 
 def _warn_of_no_effect(studies: Sequence[Study], options: Mapping[str, object]) -> None:
@@ -263,17 +208,17 @@ def _warn_of_no_effect(studies: Sequence[Study], options: Mapping[str, object]) 
             )
 
 
-def _saved(figures: Sequence[report.ReportFigure], output: Path, mode: Mode) -> list[Path]:
-    """Write the figures beside the file and return their paths; one that cannot be drawn is left out."""
-    paths = []
+def _saved(figures: Sequence[report.ReportFigure], output: Path, mode: Mode, written: list[Path]) -> dict[str, bytes]:
+    """Write the figures beside the file, add their paths, and return them; one that cannot be drawn is left out."""
+    pngs = {}
     for figure in figures:
         try:
-            picture = figure.png(FIGURE_DPI)
+            pngs[figure.name] = figure.png()
         except ResnetPathsError as error:
             warn(f"{figure.name} is left out: {error}")
         else:
-            paths.append(save_picture(picture, figure_path(output, figure.name), mode))
-    return paths
+            written.append(save_picture(pngs[figure.name], figure_path(output, figure.name), mode))
+    return pngs
 
 
 def _tell(figures: Sequence[report.ReportFigure], undrawn: Sequence[str]) -> None:

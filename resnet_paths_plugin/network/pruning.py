@@ -227,6 +227,7 @@ class _Tensors:
         for path, name in self._stand_ins.values():
             self._check(model, path or name)
         self._paths: dict[str, None] = {}
+        self._live_tensors: dict[int, dict[str, Tensor]] = {}
 
     def place(self, tensor: str | Tensor, program: Program) -> tuple[str, str]:
         """Return the path of the submodule and the attribute that hold a tensor from now on.
@@ -255,9 +256,13 @@ class _Tensors:
                     self._put(f"{path}.{name}" if path else name, buffer)
 
     def _live(self, path: str, program: Program) -> Tensor:
-        node = next(node for node, known in program.graph.tensors.items() if known == path)
-        value: Tensor = program.graph.live_tensors()[node]
-        return value
+        """Return a tensor that a program reads, by its path; all are looked up at once, which takes a while."""
+        found = self._live_tensors.get(id(program))
+        if found is None:
+            live = program.graph.live_tensors()
+            found = {known: live[node] for node, known in reversed(program.graph.tensors.items())}
+            self._live_tensors[id(program)] = found
+        return found[path]
 
     def _put(self, path: str, tensor: Tensor) -> None:
         """Put a tensor there, and wherever else the model holds the same one."""

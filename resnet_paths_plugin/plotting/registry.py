@@ -17,6 +17,7 @@ from resnet_paths_plugin.plotting.lesions import RandomLesions, SingleLesions
 from resnet_paths_plugin.plotting.plugin_figures import guarded
 from resnet_paths_plugin.plotting.reorderings import Reorderings
 from resnet_paths_plugin.plotting.schedules import Schedules
+from resnet_paths_plugin.plotting.selection import Selection
 from resnet_paths_plugin.plotting.shares import Shares
 from resnet_paths_plugin.plotting.trainings import Trainings
 from resnet_paths_plugin.results.derived import refreshed
@@ -27,6 +28,7 @@ FIGURES: tuple[Figure, ...] = (
     RandomLesions(),
     Reorderings(),
     Schedules(),
+    Selection(),
     Influence(),
     Gates(),
     Shares(),
@@ -37,9 +39,9 @@ FIGURES: tuple[Figure, ...] = (
 """This package's figures; its own plugin offers them."""
 
 _KNOWN = (
-    "lesions of blocks (BlockLesion), reorderings (BlockReordering), schedules (BlockSchedules), influence with lesion "
-    "results or gates (BlockInfluence), Shapley values (BlockShapley), interactions (BlockInteraction), gradients by "
-    "path length and their maps (PathLengthGradient), comparisons of "
+    "lesions of blocks (BlockLesion), reorderings (BlockReordering), schedules (BlockSchedules), sets of blocks to "
+    "delete (BlockSelection), Shapley values (BlockShapley), interactions (BlockInteraction), influence with lesion "
+    "results or gates (BlockInfluence), gradients by path length and their maps (PathLengthGradient), comparisons of "
     "trainings, and what installed plugins draw"
 )
 

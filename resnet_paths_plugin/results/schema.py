@@ -37,6 +37,26 @@ class StudySchema:
 _PATHS = "the gradient norms of single paths of this length"
 _RANGE = "of the shortest interval of path lengths that holds 95 % of the measure's total"
 
+
+def _of_sets(prefix: str, which: str) -> dict[str, Quantity]:
+    """Return what is known of sets of blocks to delete, chosen or random."""
+    own = {
+        "searched_effect": Quantity(f"mean effect of {which} on the samples searched", np.float64),
+        "held_out_effect": Quantity(f"mean effect of {which} on the samples held out", np.float64),
+        "held_out_effect_stderr": Quantity("standard error of held_out_effect, over samples", np.float64),
+        "held_out_error": Quantity("fraction of the samples held out that are misclassified", np.float64),
+        "parameters": Quantity("number of parameters of the network", np.int64),
+        "multiply_adds": Quantity("multiply-adds of the network for one sample", np.int64),
+        "latency": Quantity("median time of a forward pass", np.float64, "s"),
+    }
+    deleted = {
+        "deleted": Quantity(f"whether {which} deletes the block's branch", np.bool_),
+        "n_deleted": Quantity("number of deleted blocks", np.int32),
+        "n_deleted_units": Quantity("number of deleted blocks, or groups at level 'group'", np.int32),
+    }
+    return {f"{prefix}{name}": quantity for name, quantity in (own | deleted if prefix else own).items()}
+
+
 QUANTITIES: Mapping[str, Quantity] = {
     # what a changed network does, sample by sample
     "target_score": Quantity("score of the target", np.float32),
@@ -87,6 +107,19 @@ QUANTITIES: Mapping[str, Quantity] = {
     "lesion_effect": Quantity("mean rise of the measure over samples when the block alone is deleted", np.float64),
     "proxy": Quantity("variable that predicts the effect of deleting a block", np.str_),
     "rank_correlation": Quantity("Spearman's rank correlation over blocks of proxy and effect of deletion", np.float64),
+    # sets of blocks to delete: those chosen, random ones, and those that a search measured
+    "selection": Quantity("blocks whose branches are deleted, joined by '+'", np.str_),
+    "method": Quantity("search that chose the set", np.str_),
+    **_of_sets("", "the chosen set"),
+    **_of_sets("random_", "the random set"),
+    "n_tried": Quantity("number of sets that the search had measured by then", np.int64),
+    "search_cost": Quantity("what the search had cost by then, in evaluations on all samples searched", np.float64),
+    "step_method": Quantity("search that measured the set", np.str_),
+    "step_deleted": Quantity("whether the set that was measured deletes the block's branch", np.bool_),
+    "step_effect": Quantity("mean effect of the set that was measured", np.float64),
+    "step_n_samples": Quantity("number of samples that the set was measured on", np.int64),
+    "n_searched_samples": Quantity("number of samples that were searched on", np.int64),
+    "n_held_out_samples": Quantity("number of samples held out from the search", np.int64),
     # coalitions of blocks; effects are signed so that positive means harm
     "other_block": Quantity("the pair's other residual block", np.str_),
     "shapley_value": Quantity("Shapley value of the block, of the measure's mean over samples", np.float64),
@@ -175,6 +208,26 @@ def _effects(dim: str) -> dict[str, StudyVariable]:
     }
 
 
+def _selected(prefix: str, dim: str, needs: str = "") -> dict[str, StudyVariable]:
+    """Return what is known of sets of blocks to delete, along their own dim."""
+
+    def told(*further: str) -> str:
+        return ", ".join(part for part in (needs, *further) if part)
+
+    return {
+        f"{prefix}deleted": StudyVariable((dim, "block"), told()),
+        f"{prefix}n_deleted": StudyVariable((dim,), told()),
+        f"{prefix}n_deleted_units": StudyVariable((dim,), told()),
+        f"{prefix}searched_effect": StudyVariable((dim,), told()),
+        f"{prefix}held_out_effect": StudyVariable((dim,), told("`holdout`")),
+        f"{prefix}held_out_effect_stderr": StudyVariable((dim,), told("`holdout`")),
+        f"{prefix}held_out_error": StudyVariable((dim,), told("`holdout`", _TARGETS, _CLASSES)),
+        f"{prefix}parameters": StudyVariable((dim,), told()),
+        f"{prefix}multiply_adds": StudyVariable((dim,), told()),
+        f"{prefix}latency": StudyVariable((dim,), told("`latency`")),
+    }
+
+
 STUDIES: Mapping[str, StudySchema] = {
     "BlockLesion": StudySchema(
         {
@@ -186,6 +239,27 @@ STUDIES: Mapping[str, StudySchema] = {
             **_effects("lesion"),
         },
         {"lesion": StudyVariable(("lesion",)), **_SAMPLES, **_BLOCKS},
+    ),
+    "BlockSelection": StudySchema(
+        {
+            "method": StudyVariable(("selection",)),
+            **_selected("", "selection"),
+            "n_tried": StudyVariable(("selection",)),
+            "search_cost": StudyVariable(("selection",)),
+            **_selected("random_", "random_set", "`n_random`"),
+            "step_method": StudyVariable(("step",)),
+            "step_deleted": StudyVariable(("step", "block")),
+            "step_effect": StudyVariable(("step",)),
+            "step_n_samples": StudyVariable(("step",)),
+            "intact_held_out_error": StudyVariable((), f"`holdout`, {_TARGETS}, {_CLASSES}"),
+            "intact_parameters": StudyVariable(()),
+            "intact_multiply_adds": StudyVariable(()),
+            "intact_latency": StudyVariable((), "`latency`"),
+            "explained_variance": StudyVariable(("block",), '`ablation="linear"`'),
+            "n_searched_samples": StudyVariable(()),
+            "n_held_out_samples": StudyVariable(()),
+        },
+        {"selection": StudyVariable(("selection",)), **_BLOCKS},
     ),
     "BlockReordering": StudySchema(
         {
@@ -328,6 +402,7 @@ ATTRIBUTES: Mapping[str, str] = {
     "units": "what was changed: residual `blocks`, or `layers` of any network",
     "optimize": "what was done for speed, where it gives up the last digits",
     "verified": "what of the network was compared with the model",
+    "measure": "measure that the effects of a selection are of",
     "ridge": "ridge parameter of linear stand-ins, relative to the mean variance of the source's channels",
     "n_classes": "number of classes, for outputs `[B, classes]`",
     "class_names": "their names, where a plugin knows them",

@@ -15,7 +15,8 @@ COMMON = ["self", "inputs", "target", "additional_forward_args"]
 
 
 @pytest.mark.parametrize(
-    "name", ["BlockInfluence", "BlockLesion", "BlockReordering", "BlockSchedules", "PathLengthGradient"]
+    "name",
+    ["BlockInfluence", "BlockLesion", "BlockReordering", "BlockSchedules", "BlockSelection", "PathLengthGradient"],
 )
 def test_attribute_only_says_how_its_study_is_made(name):
     analyzer = plugins.analyzers()[name]
@@ -30,7 +31,8 @@ def test_attribute_only_says_how_its_study_is_made(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["BlockInfluence", "BlockLesion", "BlockReordering", "BlockSchedules", "PathLengthGradient"]
+    "name",
+    ["BlockInfluence", "BlockLesion", "BlockReordering", "BlockSchedules", "BlockSelection", "PathLengthGradient"],
 )
 def test_analyzers_are_captums_with_arguments_in_its_order(name):
     analyzer = getattr(rpp, name)

@@ -1,7 +1,9 @@
 """The command line: what it writes equals what the library computes, and each mistake has a message of its own."""
 
+import base64
 import importlib
 import os
+import re
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -12,10 +14,12 @@ import pytest
 import torch
 import xarray as xr
 from command_lines import MODEL, STATISTICS, analysis, files_of, invoke, told, trained
+from matplotlib.figure import Figure as Canvas
 from PIL import Image
 
 import resnet_paths_plugin as rpp
 import resnet_paths_plugin.cli.analyze
+import resnet_paths_plugin.cli.subject
 from resnet_paths_plugin import cli
 from resnet_paths_plugin.cli.studies import STUDIES, Study
 
@@ -100,6 +104,25 @@ def test_each_figure_lies_beside_the_file(place):
             assert len(image.convert("L").getcolors()) > 10
 
 
+def test_each_figure_is_drawn_once(tmp_path, monkeypatch):
+    """For its file and for the report, whose pictures are the files byte for byte."""
+    drawn = []
+    saved = Canvas.savefig
+
+    def counted(figure, *arguments, **options):
+        drawn.append(figure)
+        return saved(figure, *arguments, **options)
+
+    monkeypatch.setattr(Canvas, "savefig", counted)
+    asked = ("--analyzer", "PathLengthGradient", "--path-images", 2, "--path-draws", 2)
+    result = invoke(*analysis(*asked, output=tmp_path / "a.nc"))
+    assert result.exit_code == 0, result.output
+    files = sorted(tmp_path.glob("*.png"))
+    assert len(drawn) == len(files) > 1
+    pictures = re.findall(r"data:image/png;base64,([\w+/=]+)", (tmp_path / "a.html").read_text("utf-8"))
+    assert {base64.b64decode(picture) for picture in pictures} == {file.read_bytes() for file in files}
+
+
 @pytest.mark.usefixtures("analyzed")
 def test_the_report_is_made_again_from_the_file(place, tmp_path):
     first = (place / "analyzed.html").read_text(encoding="utf-8")
@@ -160,7 +183,7 @@ def test_progress_is_shown_on_demand_only(tmp_path, monkeypatch):
 
 def test_the_embedded_network_needs_no_arguments(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    images, labels = cli.analyze._held_out_digits().images[:6], cli.analyze._held_out_digits().labels[:6]
+    images, labels = cli.subject.held_out_digits().images[:6], cli.subject.held_out_digits().labels[:6]
     monkeypatch.setattr(cli.analyze.demo, "load_digit_images", lambda: (images, labels))
     options = ("--draws", 1, "--max-deleted", 2, "--max-swaps", 1, "--path-images", 2, "--path-draws", 2)
     result = invoke("analyze", *options)

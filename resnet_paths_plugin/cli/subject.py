@@ -1,0 +1,67 @@
+"""What a command studies: the network of a model, captured for the images that it is to be run on."""
+
+from collections.abc import Sequence
+
+import pluggy
+from torch import nn
+
+from resnet_paths_plugin import demo
+from resnet_paths_plugin.analyzers.rewiring.measures import Measures
+from resnet_paths_plugin.cli.command import warn
+from resnet_paths_plugin.cli.images import ImageArray, LabelledImages, check_targets
+from resnet_paths_plugin.cli.preprocessing import InputBatches
+from resnet_paths_plugin.cli.studies import common_size
+from resnet_paths_plugin.network.captured_network import Optimization, Units
+from resnet_paths_plugin.network.unraveled import UnraveledNetwork
+from resnet_paths_plugin.network.unraveling import unravel
+
+
+def held_out_digits() -> LabelledImages:
+    """Return the images that come with the embedded networks."""
+    images, labels = demo.load_digit_images()
+    return ImageArray("the held-out digits", images, labels, demo.CLASS_NAMES)
+
+
+def unraveled(
+    model: nn.Module,
+    batches: InputBatches,
+    path_images: int,
+    units: Units,
+    optimize: Sequence[Optimization],
+    manager: pluggy.PluginManager,
+    *,
+    verify: bool,
+) -> UnraveledNetwork:
+    """Unravel the model for the images that it is to be run on; where it freezes the batch, for one that all fit."""
+
+    def captured(count: int) -> UnraveledNetwork:
+        example, _ = next(iter(batches.head(count)))
+        like = next(model.parameters(), example)
+        return unravel(
+            model, example.to(like.device), units=units, optimize=optimize, plugin_manager=manager, verify=verify
+        )
+
+    network = captured(2)
+    network.require_blocks()
+    if network.frozen_batch:
+        size = common_size(batches, path_images)
+        batches.batch_size -= batches.batch_size % size
+        network = captured(size)
+    if not verify:
+        warn("--no-verify: nothing shows whether what was captured is the model; the results say verified = no")
+    return network
+
+
+def check_classes(network: UnraveledNetwork, batches: InputBatches) -> None:
+    """Check all labels against the network's outputs before the long run."""
+    images = batches.images
+    measures = Measures(network, None)
+    n_classes = measures.n_classes
+    if n_classes is None:
+        measures.refuse()
+    check_targets(images, batches.targets, n_classes)
+    if images.classes and len(images.classes) != n_classes and batches.targets is images.labels:
+        warn(
+            f"{images.origin} has {len(images.classes)} classes and the model {n_classes}: they are taken "
+            f"for its first ones, in this order: {', '.join(images.classes[:3])}, ..."
+        )

@@ -1,0 +1,181 @@
+"""`resnet-paths prune`: the files it writes are the smaller network, and each mistake has a message of its own."""
+
+import importlib
+import json
+import re
+import textwrap
+
+import command_lines
+import numpy as np
+import pytest
+import torch
+from command_lines import MODEL, STATISTICS, invoke, told, trained
+from matplotlib.image import imread
+from safetensors import safe_open
+from safetensors.torch import load_model
+
+import resnet_paths_plugin as rpp
+from resnet_paths_plugin.analyzers.coalitions import selected_costs
+from resnet_paths_plugin.cli import prune_sizes, pruned_files, subject
+
+place = command_lines.place  # a fixture
+
+
+def pruning(*arguments, output="small.safetensors"):
+    given = (MODEL, "--weights", "weights.safetensors", "--images", "images.npz", *STATISTICS)
+    return ("prune", *given, "--output", output, *arguments)
+
+
+def model_without(*blocks):
+    model = trained(importlib.import_module("tiny_residual_network").build()).eval()
+    for block in blocks:
+        torch.nn.init.zeros_(model.get_submodule(block).conv.weight)
+        torch.nn.init.constant_(model.get_submodule(block).conv.bias, -1.0)  # which the ReLU makes 0
+    return model
+
+
+@pytest.fixture
+def images(place):
+    arrays = np.load(place / "images.npz")
+    pixels = arrays["images"].transpose(0, 3, 1, 2) / 255
+    mean, std = (np.reshape(values, (3, 1, 1)) for values in ((0.5, 0.4, 0.3), (0.2, 0.25, 0.3)))
+    return torch.tensor((pixels - mean) / std, dtype=torch.float32), torch.tensor(arrays["labels"])
+
+
+@torch.no_grad()
+def test_the_files_are_the_network_without_the_blocks(images, tmp_path):
+    runtime = pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
+    pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
+    files = {option: tmp_path / f"small.{ending}" for option, ending in (("--onnx", "onnx"), ("--program", "pt2"))}
+    written = [part for option in files.items() for part in option]
+    result = invoke(*pruning("--blocks", "blocks.0,blocks.2", *written, output=tmp_path / "small.safetensors"))
+    assert result.exit_code == 0, result.output
+    inputs, labels = images
+    expected = model_without("blocks.0", "blocks.2")(inputs).numpy()
+
+    found = torch.export.load(files["--program"]).module()(inputs)
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-5, atol=1e-4)
+    session = runtime.InferenceSession(files["--onnx"])
+    (found,) = session.run(None, {session.get_inputs()[0].name: inputs.numpy()})
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-3)
+    with safe_open(tmp_path / "small.safetensors", "pt") as file:
+        facts = file.metadata()
+    assert facts["model"] == MODEL
+    fresh = importlib.import_module(facts["model"].partition(":")[0]).build()
+    small = rpp.unravel(fresh, inputs).pruned(json.loads(facts["deleted_blocks"]), training=False)
+    load_model(small, tmp_path / "small.safetensors")
+    np.testing.assert_allclose(small(inputs).numpy(), expected, rtol=1e-5, atol=1e-4)
+
+    errors = [
+        float((scores.argmax(1) != labels.numpy()).mean()) for scores in (model_without()(inputs).numpy(), expected)
+    ]
+    table = {line.split()[0]: line.split()[1:] for line in result.output.splitlines() if line}
+    assert table["error"] == [f"{one:.2%}" for one in errors]
+    assert table["blocks"] == ["3", "1", "33.3%"]
+    assert table["parameters"] == ["581", "285", "49.1%"]
+    assert "deleted: blocks.0, blocks.2" in result.output
+    assert "error on 12 images" in result.output
+    assert imread(tmp_path / "small-selection.png").std() > 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "small-selection.png", "small.onnx", "small.pt2", "small.safetensors",
+    ]  # fmt: skip
+
+
+def test_a_search_deletes_what_the_analyzer_chooses(images, tmp_path):
+    result = invoke(
+        *pruning(
+            "--delete",
+            1,
+            "--method",
+            "exhaustive",
+            "--keep",
+            "blocks.1",
+            "--seed",
+            3,
+            output=tmp_path / "a.safetensors",
+        )
+    )
+    assert result.exit_code == 0, result.output
+    chosen = rpp.BlockSelection(model_without()).attribute(
+        *images, k=1, method="exhaustive", keep="blocks.1", seed=3, latency=False
+    )
+    assert f"deleted: {chosen.selection.values[0]}\n" in result.output
+    assert f"{float(chosen.held_out_error[0]):.2%}" in result.output
+
+
+def test_the_fewest_blocks_that_are_fast_enough_are_deleted(monkeypatch, tmp_path):
+    def by_parameters(modules, _):
+        return [float(sum(one.numel() for one in module.parameters())) for module in modules]
+
+    monkeypatch.setattr(prune_sizes, "latencies", by_parameters)
+    monkeypatch.setattr(selected_costs, "latencies", by_parameters)
+    for share, size in ((0.8, 1), (0.7, 2), (0.5, 2)):
+        result = invoke(*pruning("--keep-latency", share, output=tmp_path / f"{size}{share}.safetensors"))
+        assert result.exit_code == 0, result.output
+        (names,) = re.findall(r"deleted: (.*)", result.output)
+        assert len(names.split(", ")) == size
+    assert "still takes 49% of the time" in told(*pruning("--keep-latency", 0.3))
+
+
+def test_the_embedded_network_needs_no_images(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pixels, labels = subject.held_out_digits().images[:6], subject.held_out_digits().labels[:6]
+    monkeypatch.setattr(subject.demo, "load_digit_images", lambda: (pixels, labels))
+    result = invoke("prune", "--blocks", "layer3.17")
+    assert result.exit_code == 0, result.output
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "digits_resnet110-pruned.safetensors", "digits_resnet110-pruned-selection.png",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "give one of --delete"),
+        (("--delete", 1, "--keep-latency", 0.5), "not --delete and --keep-latency"),
+        (("--blocks", "blocks.0", "--keep", "blocks.1"), "give one of them"),
+        (("--delete", 3), "every one of the network's 3"),
+        (("--delete", 4), "at most 2"),
+        (("--blocks", "blocks.0,blocks.1,blocks.2"), "leave"),
+        (("--blocks", "blocks.7"), "blocks.7"),
+        (("--delete", 1, "--onnx", "small.pb"), "must end in .onnx"),
+        (("--delete", 1, "--program", "small.pt"), "must end in .pt2"),
+        (("--delete", 1, "--program", "no/small.pt2"), "does not exist"),
+    ],
+)
+def test_mistakes_are_told_in_a_line_and_nothing_is_written(arguments, message, place):
+    before = sorted(place.iterdir())
+    assert message in told(*pruning(*arguments))
+    assert sorted(place.iterdir()) == before
+
+
+def test_no_input_and_no_older_file_is_replaced_by_mistake(place):
+    assert "must end in .safetensors" in told(*pruning("--delete", 1, output="images.npz"))
+    assert "also read" in told(*pruning("--delete", 1, output="weights.safetensors"))
+    (place / "older.safetensors").write_bytes(b"older")
+    assert "exists already" in told(*pruning("--delete", 1, "--no-clobber", output="older.safetensors"))
+    assert (place / "older.safetensors").read_bytes() == b"older"
+
+
+def test_onnx_that_is_not_installed_is_said_before_the_run(monkeypatch):
+    monkeypatch.setattr(pruned_files, "find_spec", lambda _: None)
+    assert "pip install" in told(*pruning("--delete", 1, "--onnx", "small.onnx"))
+
+
+def test_an_operator_that_onnx_lacks_leaves_no_file(place):
+    pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
+    (place / "bessel_network.py").write_text(
+        textwrap.dedent("""
+            import torch
+            from tiny_residual_network import Tiny
+
+            class Bessel(Tiny):
+                def forward(self, x):
+                    return torch.special.bessel_j0(super().forward(x))
+        """)
+    )
+    given = ("bessel_network:Bessel", "--images", "images.npz", *STATISTICS, "--output", "bessel.safetensors")
+    line = told("prune", *given, "--blocks", "blocks.1", "--onnx", "bessel.onnx")
+    assert "bessel_j0" in line
+    assert not list(place.glob("bessel.*"))
+    assert not list(place.glob("bessel-*"))
