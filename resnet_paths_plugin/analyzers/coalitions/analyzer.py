@@ -21,7 +21,7 @@ from resnet_paths_plugin.results.schema import QUANTITIES
 
 _OF_GAME = (
     "target", "additional_forward_args", "value", "measures", "higher_is_better", "level", "ablation", "reference",
-    "seed", "internal_batch_size", "perturbations_per_eval", "show_progress",
+    "ridge", "seed", "internal_batch_size", "perturbations_per_eval", "show_progress",
 )  # fmt: skip
 _IN_UNITS_OF_MEASURE = frozenset({
     "shapley_value", "shapley_stderr", "shapley_interaction", "shapley_interaction_stderr", "shapley_value_per_sample",
@@ -83,6 +83,7 @@ class GameAnalyzer(Analyzer, PerturbationAttribution):  # type: ignore[misc]  # 
             arguments={name: value for name, value in arguments.items() if name not in _NOT_RECORDED},
             run=run,
         )
+        attrs |= game.conditions.attrs
         coords = {**result.coords, **_player_coords(game)}
         found = datasets.build(result.variables, coords=coords, attrs=attrs)
         if target is None:

@@ -55,7 +55,8 @@ class BlockGame:
             measures above, and asks others for an attribute of this name.
         level: whether players are single blocks, or groups: all blocks of one owning module.
         ablation: what stands in for a deleted branch, as in `BlockLesion`.
-        reference: data for branch means, as `inputs`; None takes the inputs themselves.
+        reference: data for branch means and linear maps, as `inputs`; None takes the inputs themselves.
+        ridge: ridge parameter of linear maps, as in `BlockLesion`.
         seed: seed of the choice of other samples, with `ablation="resample"`.
         internal_batch_size: samples per forward pass; None chooses a number that suits the cache.
         perturbations_per_eval: coalitions per forward pass, in one larger batch; None chooses.
@@ -71,6 +72,7 @@ class BlockGame:
         players: names of the players, in execution order.
         units: the blocks of each player, by its name.
         value: name of the measure.
+        conditions: what stands in for deleted branches.
 
     Raises:
         NoResidualBlocksError: if the network has no residual blocks.
@@ -100,6 +102,7 @@ class BlockGame:
         level: Level = "block",
         ablation: Ablation = "zero",
         reference: Any = None,
+        ridge: float | None = None,
         seed: int = 0,
         internal_batch_size: int | None = None,
         perturbations_per_eval: int | None = None,
@@ -127,7 +130,7 @@ class BlockGame:
 
         def study_on(network: UnraveledNetwork) -> CoalitionStudy:
             self._measures = Measures(network, measures, offered_measures(network))
-            self._conditions = Conditions(network, batches, ablation, "frozen", reference, seed)
+            self.conditions = Conditions(network, batches, ablation, "frozen", reference, seed, ridge)
             study = self._study(network, np.zeros((1, len(network.blocks)), dtype=bool))
             study.check(batches.first)
             return study
@@ -325,7 +328,7 @@ class BlockGame:
 
     def _run(self, missing: Coalitions, run: StudyRun) -> None:
         if not self._is_prepared:
-            self._conditions.prepare(schedules_of(np.ones((1, len(self.network.blocks)), dtype=bool)), run)
+            self.conditions.prepare(schedules_of(np.ones((1, len(self.network.blocks)), dtype=bool)), run)
             self._is_prepared = True
         study = self._study(self.network, ~missing @ self._members, f"coalitions {digest(missing)}")
         samples = study.chunks(self._samples(study), run.sizes["samples"])
@@ -344,7 +347,7 @@ class BlockGame:
             deleted,
             self.value,
             self._measures,
-            self._conditions,
+            self.conditions,
             width=self._width,
             first_size=self._batches.first.size,
             name=name,

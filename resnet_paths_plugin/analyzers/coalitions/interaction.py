@@ -60,6 +60,7 @@ class BlockInteraction(GameAnalyzer):
         level: Level = "block",
         ablation: Ablation = "zero",
         reference: Any = None,
+        ridge: float | None = None,
         per_sample: bool = False,
         internal_batch_size: int | None = None,
         perturbations_per_eval: int | None = None,
@@ -84,7 +85,8 @@ class BlockInteraction(GameAnalyzer):
             n_deleted: sizes of the random sets, drawn alike often; None takes 2 to half of the blocks (at least 4).
             level: whether single blocks are deleted, or groups: all blocks of one owning module.
             ablation: what stands in for a deleted branch, as in `BlockLesion`.
-            reference: data for branch means, as `inputs`; None takes the inputs themselves.
+            reference: data for branch means and linear maps, as `inputs`; None takes the inputs themselves.
+            ridge: ridge parameter of linear maps, as in `BlockLesion`.
             per_sample: whether to return the interactions on each sample too, `n * n * B` numbers.
             internal_batch_size: samples per forward pass; None chooses a number that suits the cache.
             perturbations_per_eval: coalitions per forward pass, in one larger batch; None chooses.

@@ -66,6 +66,7 @@ class BlockShapley(GameAnalyzer):
         level: Level = "block",
         ablation: Ablation = "zero",
         reference: Any = None,
+        ridge: float | None = None,
         per_sample: bool = False,
         internal_batch_size: int | None = None,
         perturbations_per_eval: int | None = None,
@@ -94,7 +95,8 @@ class BlockShapley(GameAnalyzer):
             budget: coalitions that may be evaluated.
             level: whether players are single blocks, or groups: all blocks of one owning module.
             ablation: what stands in for a deleted branch, as in `BlockLesion`.
-            reference: data for branch means, as `inputs`; None takes the inputs themselves.
+            reference: data for branch means and linear maps, as `inputs`; None takes the inputs themselves.
+            ridge: ridge parameter of linear maps, as in `BlockLesion`.
             per_sample: whether to return the values of each sample too.
             internal_batch_size: samples per forward pass; None chooses a number that suits the cache.
             perturbations_per_eval: coalitions per forward pass, in one larger batch; None chooses.
