@@ -127,7 +127,7 @@ def every_way():
                 yield pytest.param(cls, way, training, marks=marks, id=f"{training}-{cls.__name__}-{way}")
 
 
-@pytest.mark.parametrize(("cls", "way", "training"), every_way())
+@pytest.mark.parametrize(("cls", "way", "training"), [*every_way()])
 def test_a_model_is_as_before_and_two_runs_are_equal(cls, way, training):
     model = made(cls, training=training)
     net = rpp.unravel(model, X)

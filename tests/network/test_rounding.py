@@ -73,14 +73,14 @@ def kinds(*sizes):
                 yield pytest.param(dtype, activation, n, marks=marks, id=f"{n}-{activation}-{dtype}")
 
 
-@pytest.mark.parametrize(("dtype", "activation", "n"), kinds(3, 30))
+@pytest.mark.parametrize(("dtype", "activation", "n"), [*kinds(3, 30)])
 def test_a_right_model_is_not_refused_in_any_dtype(dtype, activation, n):
     model, x = made(dtype, n=n, activation=ACTIVATIONS[activation])
     found = rpp.PathLengthGradient(model).attribute(x, 0, max_length=2)
     assert found.attrs["verified"] == "outputs and gradients"
 
 
-@pytest.mark.parametrize(("dtype", "activation", "n"), kinds(3, 8))
+@pytest.mark.parametrize(("dtype", "activation", "n"), [*kinds(3, 8)])
 def test_a_gradient_that_lacks_three_per_cent_is_refused(dtype, activation, n):
     model, x = made(dtype, n=n, activation=ACTIVATIONS[activation], part=0.97)
     for analyzer in (rpp.PathLengthGradient, rpp.BlockInfluence):
