@@ -43,8 +43,16 @@ SHARED = {
     "what was changed": {
         "lesion", "deleted", "n_deleted", "n_deleted_units", "draw", "reordering", "position", "order", "kendall_tau",
         "kendall_tau_all_blocks", "n_swaps", "schedule", "family", "changed", "n_changed", "constant_added", "entry",
-        "entry_schedule", "entry_place", "entry_branch", "entry_weight", "training",
+        "entry_schedule", "entry_place", "entry_branch", "entry_weight", "training", "linear_added",
     },
+    "sets of blocks, searched and measured on samples that the result does not hold": {
+        "selection", "method", "searched_effect", "held_out_effect", "held_out_effect_stderr", "held_out_error",
+        "parameters", "multiply_adds", "latency", "n_tried", "search_cost", "n_searched_samples", "n_held_out_samples",
+        "step_deleted", "step_effect", "step_method", "step_n_samples", "random_deleted", "random_n_deleted",
+        "random_n_deleted_units", "random_searched_effect", "random_held_out_effect", "random_held_out_effect_stderr",
+        "random_held_out_error", "random_parameters", "random_multiply_adds", "random_latency",
+    },
+    "the reference of stand-ins": {"explained_variance"},
     "the network": {
         "block", "block_index", "stage", "skip_kind", "branch_type", "group", "module", "depth", "path_length",
         "path_count", "log10_path_count", "other_block",
