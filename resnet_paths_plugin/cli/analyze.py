@@ -102,6 +102,13 @@ from resnet_paths_plugin.results.derived import refreshed
               help="Images of the study of path lengths, from the first; 0 leaves it out.")  # fmt: skip
 @click.option("--path-draws", type=click.IntRange(2, MOST), default=20, show_default=True,
               help="Sampled paths of each length.")  # fmt: skip
+@click.option("--pair-images", type=click.IntRange(min=0), default=8, show_default=True,
+              help="Images of the study of all pairs of blocks, from the first; 0 leaves it out. It is run for the "
+              "embedded network, and for others with --analyzer BlockInteraction.")  # fmt: skip
+@click.option("--search-images", type=click.IntRange(min=0), default=64, show_default=True,
+              help="Images on which the best sets of blocks to delete are searched and measured, half of them each, "
+              "from the first; 0 leaves it out. It is run for the embedded network, and for others with --analyzer "
+              "BlockSelection.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True,
               help="Seed of everything random, initial weights included.")  # fmt: skip
 @run_options
@@ -113,14 +120,16 @@ def analyze(
     weights: Path | None, pretrained: bool, analyzers: tuple[str, ...], figure_names: tuple[str, ...], units: Units,
     device: str, optimize: tuple[Optimization, ...],
     batch_size: int | None, mean: tuple[float, ...] | None, std: tuple[float, ...] | None, draws: int,
-    max_deleted: int, max_swaps: int, path_images: int, path_draws: int, seed: int, progress: bool | None,
+    max_deleted: int, max_swaps: int, path_images: int, path_draws: int, pair_images: int, search_images: int,
+    seed: int, progress: bool | None,
     workers: int | None, scheduler: str | None, wait_for_workers: bool, resume: bool, verify: bool, no_clobber: bool,
 ) -> None:  # fmt: skip
     """Study a MODEL: lesions and reorderings of its residual blocks, and its gradients by path length.
 
     Deletes blocks one by one and in random sets, and swaps them, to measure the effect on the outputs;
     compares the effect of deleting a block with what predicts it; and splits the input gradient by the length of the
-    paths along which it flows: exactly, and by sampled paths as in the paper. Writes one netCDF file with a group per
+    paths along which it flows: exactly, and by sampled paths as in the paper. Of the embedded network it also deletes
+    all pairs of blocks, and searches the sets whose deletion matters least. Writes one netCDF file with a group per
     study, its figures (Figs. 3, 5, 6 and 7 of Veit et al. 2016, and more), and a report of all of it as one HTML page.
     Older files of these names are replaced, unless --no-clobber is given. With --analyzer, only the studies of some
     analyzers are run, which may be a plugin's. Of layers (--units layers), which have no skips, only the lesions and
@@ -168,6 +177,9 @@ def analyze(
         max_swaps=max_swaps,
         path_images=path_images,
         path_draws=path_draws,
+        pair_images=pair_images,
+        search_images=search_images,
+        analyzers=analyzers,
         seed=seed,
         internal_batch_size=batch_size,
         show_progress=is_terminal(sys.stderr) if progress is None else progress,

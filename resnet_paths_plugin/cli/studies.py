@@ -15,6 +15,8 @@ import torch
 import xarray as xr
 
 from resnet_paths_plugin import demo
+from resnet_paths_plugin.analyzers.coalitions.interaction import BlockInteraction
+from resnet_paths_plugin.analyzers.coalitions.selection import BlockSelection
 from resnet_paths_plugin.analyzers.gradients.influence import BlockInfluence
 from resnet_paths_plugin.analyzers.gradients.path_length import PathLengthGradient
 from resnet_paths_plugin.analyzers.rewiring.lesion import BlockLesion
@@ -30,6 +32,7 @@ from resnet_paths_plugin.plotting.registry import all_figures
 
 _MAPS_SHOWN = 4
 _LONGEST_MAP = 7
+_MOST_SELECTED = 4
 _OPTIONS = ("internal_batch_size", "seed", "show_progress", "run")
 """Options that any analyzer gets whose `attribute` takes them."""
 _SELF_AND_INPUTS = 2
@@ -50,6 +53,9 @@ class StudyOptions:
         max_swaps: largest number of swaps that make a random order.
         path_images: images whose gradients are split by path length, from the first.
         path_draws: sampled paths of each length.
+        pair_images: images on which all pairs of blocks are deleted, from the first.
+        search_images: images on which sets of blocks are searched and measured, from the first.
+        analyzers: names of the analyzers that were asked for; empty for all.
         seed: seed of every random draw.
         internal_batch_size: samples per forward pass; None lets the analyzer choose.
         show_progress: whether to show progress bars.
@@ -62,6 +68,9 @@ class StudyOptions:
     max_swaps: int = 10
     path_images: int = 8
     path_draws: int = 20
+    pair_images: int = 8
+    search_images: int = 64
+    analyzers: tuple[str, ...] = ()
     seed: int = 0
     internal_batch_size: int | None = None
     show_progress: bool = False
@@ -176,6 +185,40 @@ def _path_maps(network: UnraveledNetwork, images: InputBatches, options: StudyOp
     return result
 
 
+def _interactions(network: UnraveledNetwork, images: InputBatches, options: StudyOptions, _: Results) -> xr.Dataset:
+    result: xr.Dataset = BlockInteraction(network).attribute(
+        images.head(options.pair_images),
+        value="loss",
+        seed=options.seed,
+        internal_batch_size=options.internal_batch_size,
+        show_progress=options.show_progress,
+        run=options.run,
+    )
+    return result
+
+
+def _selection(network: UnraveledNetwork, images: InputBatches, options: StudyOptions, _: Results) -> xr.Dataset:
+    result: xr.Dataset = BlockSelection(network).attribute(
+        images.head(options.search_images),
+        k=range(1, min(_MOST_SELECTED, len(network.blocks) - 1) + 1),
+        seed=options.seed,
+        internal_batch_size=options.internal_batch_size,
+        show_progress=options.show_progress,
+        run=options.run,
+    )
+    return result
+
+
+def _wants_pairs(network: UnraveledNetwork, options: StudyOptions) -> bool:
+    asked = options.embedded or "BlockInteraction" in options.analyzers
+    return asked and options.pair_images > 0 and len(network.blocks) > 1
+
+
+def _wants_selection(network: UnraveledNetwork, options: StudyOptions) -> bool:
+    asked = options.embedded or "BlockSelection" in options.analyzers
+    return asked and options.search_images > 1 and _has_skips(network, options) and len(network.blocks) > 1
+
+
 def _has_skips(network: UnraveledNetwork, _: StudyOptions) -> bool:
     return network.units == "blocks"
 
@@ -197,6 +240,8 @@ STUDIES: tuple[Study, ...] = (
     Study(group="influence", analyzer="BlockInfluence", run=_influence, wanted=_has_skips),
     Study(group="path_lengths", analyzer="PathLengthGradient", run=_path_lengths, wanted=_wants_paths),
     Study(group="path_maps", analyzer="PathLengthGradient", run=_path_maps, wanted=_wants_paths),
+    Study(group="interactions", analyzer="BlockInteraction", run=_interactions, wanted=_wants_pairs),
+    Study(group="selection", analyzer="BlockSelection", run=_selection, wanted=_wants_selection),
 )
 """The studies, in the order in which they are run."""
 

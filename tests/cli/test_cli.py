@@ -184,9 +184,9 @@ def test_progress_is_shown_on_demand_only(tmp_path, monkeypatch):
 def test_the_embedded_network_needs_no_arguments(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     images, labels = cli.subject.held_out_digits().images[:6], cli.subject.held_out_digits().labels[:6]
-    monkeypatch.setattr(cli.analyze.demo, "load_digit_images", lambda: (images, labels))
+    monkeypatch.setattr(cli.subject.demo, "load_digit_images", lambda: (images, labels))
     options = ("--draws", 1, "--max-deleted", 2, "--max-swaps", 1, "--path-images", 2, "--path-draws", 2)
-    result = invoke("analyze", *options)
+    result = invoke("analyze", *options, "--pair-images", 0, "--search-images", 6)
     assert result.exit_code == 0, result.output
     assert files_of(tmp_path) == [
         "digits_resnet110-influence-proxies.png",
@@ -196,6 +196,7 @@ def test_the_embedded_network_needs_no_arguments(tmp_path, monkeypatch):
         "digits_resnet110-path-maps.png",
         "digits_resnet110-random-lesions.png",
         "digits_resnet110-reorderings.png",
+        "digits_resnet110-selection.png",
         "digits_resnet110-single-lesions-by-class.png",
         "digits_resnet110-single-lesions.png",
         "digits_resnet110.html",
@@ -208,6 +209,7 @@ def test_the_embedded_network_needs_no_arguments(tmp_path, monkeypatch):
     assert tree["path_lengths"].sizes["path_length"] == 55
     assert float(tree["path_lengths"]["completeness_error"].max()) < 1e-5
     assert tree["path_maps"]["gradient"].shape == (8, 2, 1, 8, 8)
+    assert tree["selection"]["n_searched_samples"] == tree["selection"]["n_held_out_samples"] == 3
 
 
 def test_the_study_of_path_lengths_equals_the_one_from_python(tmp_path, reference):
@@ -425,3 +427,24 @@ def test_a_figure_that_cannot_be_written_leaves_no_part_of_it(tmp_path, monkeypa
     assert result.exit_code == 2
     assert result.output.splitlines()[-1].endswith("a-single-lesions.png: No space left on device")
     assert files_of(tmp_path) == ["a.nc"]
+
+
+def test_pairs_and_sets_are_studied_of_any_model_when_asked_for(tmp_path):
+    options = (
+        "--analyzer",
+        "BlockInteraction",
+        "--analyzer",
+        "BlockSelection",
+        "--pair-images",
+        2,
+        "--search-images",
+        4,
+    )
+    result = invoke(*analysis(*options, output=tmp_path / "a.nc"))
+    assert result.exit_code == 0, result.output
+    tree = rpp.load(tmp_path / "a.nc")
+    assert list(tree.children) == ["interactions", "selection"]
+    pairs = tree["interactions"]["interaction"]
+    np.testing.assert_allclose(pairs, pairs.T)
+    assert tree["selection"]["n_searched_samples"] == 2
+    assert {"a-interactions.png", "a-selection.png"} <= set(files_of(tmp_path))
