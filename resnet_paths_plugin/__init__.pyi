@@ -7,7 +7,9 @@ from . import schedules as schedules
 from . import statistics as statistics
 from .analyzers.base import Analyzer as Analyzer
 from .analyzers.coalitions.game import BlockGame as BlockGame
+from .analyzers.coalitions.interaction import BlockInteraction as BlockInteraction
 from .analyzers.coalitions.selection import BlockSelection as BlockSelection
+from .analyzers.coalitions.shapley import BlockShapley as BlockShapley
 from .analyzers.gradients.influence import BlockInfluence as BlockInfluence
 from .analyzers.gradients.path_length import PathLengthGradient as PathLengthGradient
 from .analyzers.rewiring.lesion import BlockLesion as BlockLesion
@@ -26,6 +28,7 @@ from .errors import ResnetPathsError as ResnetPathsError
 from .errors import WorkerLostError as WorkerLostError
 from .execution import RunOptions as RunOptions
 from .graph.blocks import ResidualBlock as ResidualBlock
+from .network.pruned_copy import pruned_copy as pruned_copy
 from .network.unraveled import UnraveledNetwork as UnraveledNetwork
 from .network.unraveling import unravel as unravel
 from .plotting.figure import Figure as Figure

@@ -1,5 +1,9 @@
 """The hooks that a plugin may implement, under their public name.
 
+`help(rpp.hookspecs.resnet_paths_describe_model)` says when that hook is called and what it returns. The others are
+`resnet_paths_load_model`, `resnet_paths_capture`, `resnet_paths_detect_blocks`, `resnet_paths_review_blocks`,
+`resnet_paths_analyzers`, `resnet_paths_figures` and `resnet_paths_measures`.
+
 Examples:
     >>> import dataclasses
     >>> class Renaming:

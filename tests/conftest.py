@@ -1,5 +1,6 @@
 """One thread and fixed seeds: small networks gain nothing from threads, and every test can be run alone."""
 
+import gc
 import random
 
 import numpy as np
@@ -20,6 +21,13 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if any(map(item.get_closest_marker, LEFT_OUT)):
             item.add_marker(pytest.mark.slow)
+
+
+def pytest_collection_finish():
+    """Keep what stays from the garbage collector, which a capture makes look through everything again and again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 @pytest.fixture(scope="session", autouse=True)

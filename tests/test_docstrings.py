@@ -11,8 +11,10 @@ import pytest
 
 import resnet_paths_plugin as rpp
 
+pytestmark = pytest.mark.slow
+
 METHODS = {
-    "BlockGame": ("__call__", "per_sample", "effects"),
+    "BlockGame": ("__call__", "per_sample", "effects", "forward_passes"),
     "Schedule": ("identity", "lesion", "order", "scaled", "repeated", "parallel", "from_weights", "from_rows"),
     "UnraveledNetwork": (
         "lesioned", "pruned", "scheduled", "restricted", "sampling", "outputs", "block", "select", "path_counts",

@@ -13,6 +13,8 @@ from safetensors.torch import save_file
 
 import resnet_paths_plugin as rpp
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 

@@ -21,6 +21,8 @@ import resnet_paths_plugin as rpp
 from resnet_paths_plugin import report
 from resnet_paths_plugin.plugins import manager as plugins
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 FILE = re.compile(r"^`(branch_scale/\w+\.py)`\n\n```py\n(.*?)^```", re.DOTALL | re.MULTILINE)
 

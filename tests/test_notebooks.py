@@ -7,6 +7,8 @@ import pytest
 from matplotlib.image import imread
 from notebooks import NOTEBOOKS, code_cells, pictures_of, read, run, text_of
 
+pytestmark = pytest.mark.slow
+
 LARGEST = 200_000
 ROUNDING = 1e-5
 """Numbers below are differences by rounding, which other machines round otherwise."""

@@ -10,6 +10,8 @@ import pytest
 
 pytest.importorskip("hatchling", reason="builds the distributions, extra 'test'")
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 LARGEST = 5_000_000
 PACKAGES = {

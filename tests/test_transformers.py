@@ -24,6 +24,8 @@ from resnet_paths_plugin.errors import InputError
 
 transformers = pytest.importorskip("transformers", reason="the models are those of transformers, extra 'test'")
 
+pytestmark = pytest.mark.slow
+
 EXAMPLE = runpy.run_path(str(Path(__file__).parents[1] / "examples" / "transformers_models.py"))
 Logits, build = EXAMPLE["Logits"], EXAMPLE["build"]
 

@@ -10,6 +10,8 @@ from networks import randomised
 
 import resnet_paths_plugin as rpp
 
+pytestmark = pytest.mark.slow
+
 MODELS = timm.list_models("test_*")
 WITHOUT_BLOCKS = {f"test_efficientnet{norm}" for norm in ("", "_evos", "_gn", "_ln")}
 """Every layer of these changes width or resolution, and an inverted residual has no skip then."""

@@ -27,7 +27,6 @@ from resnet_paths_plugin.cli.options import (
     weights_option,
 )
 from resnet_paths_plugin.cli.outputs import (
-    FIGURE_DPI,
     check_outputs,
     default_output,
     figure_path,
@@ -188,7 +187,7 @@ def analyze(
     partial.remove()
     shown = [one for one in report.figures(tree, manager) if not figure_names or one.figure in figure_names]
     _tell(shown, [group for group, result in results.items() if not fitting(refreshed(result), known_figures)])
-    written += [*_saved(shown, output, mode), report.write_report(tree, report_path(output), mode, manager)]
+    written.append(report.write_report(tree, report_path(output), mode, manager, _saved(shown, output, mode, written)))
     echo(f"written: {', '.join(_shown(path, here) for path in written)}")
     echo(f"{time.perf_counter() - started:.1f} s")
 
@@ -209,17 +208,17 @@ def _warn_of_no_effect(studies: Sequence[Study], options: Mapping[str, object]) 
             )
 
 
-def _saved(figures: Sequence[report.ReportFigure], output: Path, mode: Mode) -> list[Path]:
-    """Write the figures beside the file and return their paths; one that cannot be drawn is left out."""
-    paths = []
+def _saved(figures: Sequence[report.ReportFigure], output: Path, mode: Mode, written: list[Path]) -> dict[str, bytes]:
+    """Write the figures beside the file, add their paths, and return them; one that cannot be drawn is left out."""
+    pngs = {}
     for figure in figures:
         try:
-            picture = figure.png(FIGURE_DPI)
+            pngs[figure.name] = figure.png()
         except ResnetPathsError as error:
             warn(f"{figure.name} is left out: {error}")
         else:
-            paths.append(save_picture(picture, figure_path(output, figure.name), mode))
-    return paths
+            written.append(save_picture(pngs[figure.name], figure_path(output, figure.name), mode))
+    return pngs
 
 
 def _tell(figures: Sequence[report.ReportFigure], undrawn: Sequence[str]) -> None:

@@ -30,6 +30,10 @@ UInt8Image = NDArray[np.uint8]
 """One image in 0..255, shape `[H, W, C]`."""
 
 
+_SCAN = b"\xff\xda"
+"""What each scan of a JPEG file begins with."""
+_PIECE_BYTES = 2**20
+
 _COLOUR_BYTES = 3
 """Bytes of a pixel of three channels."""
 
@@ -145,6 +149,8 @@ class ImageFolder(LabelledImages):
             with opened as image:
                 mode = image.mode
                 _check_size(image.size, file)
+                if image.format == "JPEG":
+                    _check_scans(file)
                 pixels = np.asarray(image.convert("L" if mode in {"1", "L", "LA"} else "RGB"))
         except FileError:
             raise
@@ -163,6 +169,20 @@ def _check_size(size: tuple[int, int], file: Path) -> None:
             f"{file} cannot be read as an image: it declares {size[0]} x {size[1]} pixels, "
             f"{limits.format_bytes(pixels)}, more than {limits.LARGEST_RATIO} times its "
             f"{limits.format_bytes(file.stat().st_size)}: it is damaged, or an even ground that can be saved smaller"
+        )
+
+
+def _check_scans(file: Path) -> None:
+    """Refuse a JPEG file that goes over its pixels so often that decoding it takes many times as long as it should."""
+    scans, before = 0, b""
+    with file.open("rb") as stream:
+        while piece := stream.read(_PIECE_BYTES):
+            scans += (before + piece).count(_SCAN)  # which no data hold: a zero follows each 0xFF among them
+            before = piece[-1:]
+    if scans > limits.MOST_SCANS:
+        raise FileError(
+            f"{file} cannot be read as an image: it has {scans} scans, more than {limits.MOST_SCANS}: save it again, "
+            "for example as a JPEG that is not progressive"
         )
 
 

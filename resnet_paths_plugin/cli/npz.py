@@ -3,6 +3,7 @@
 Reads plain arrays only, as `numpy.savez` writes them; pickled objects could run code.
 """
 
+import io
 import math
 import zipfile
 from collections.abc import Iterable
@@ -20,6 +21,26 @@ _ENCRYPTED = 1
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
+class _Archive(io.FileIO):
+    """A file whose directory is not read where it is too long for that of a few arrays.
+
+    `zipfile` reads a directory in one piece, before anything else is known of the file.
+
+    Attributes:
+        opening: whether what is read is a directory still.
+    """
+
+    opening = True
+
+    def read(self, size: int | None = -1) -> bytes:
+        if self.opening and size is not None and size > limits.LARGEST_DIRECTORY:
+            raise FileError(
+                f"{self.name!s} has a directory of {limits.format_bytes(size)}, more than "
+                f"{limits.format_bytes(limits.LARGEST_DIRECTORY)}: an npz file of images has three arrays"
+            )
+        return super().read(size) or b""
+
+
 def read_arrays(path: Path, names: Iterable[str]) -> dict[str, NDArray[Any]]:
     """Read those of the named arrays that are in an npz file; none from a file of a single array.
 
@@ -31,8 +52,9 @@ def read_arrays(path: Path, names: Iterable[str]) -> dict[str, NDArray[Any]]:
         with path.open("rb") as stream:
             if stream.read(len(np.lib.format.MAGIC_PREFIX)) == np.lib.format.MAGIC_PREFIX:
                 return {}
-            with zipfile.ZipFile(stream) as archive:
-                return _read(archive, path, names)
+        with _Archive(path) as file, zipfile.ZipFile(file) as archive:
+            file.opening = False
+            return _read(archive, path, names)
     except FileError:
         raise
     except MemoryError as error:

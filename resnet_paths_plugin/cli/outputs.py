@@ -12,7 +12,6 @@ from resnet_paths_plugin.files.file_roles import FileRoles
 from resnet_paths_plugin.files.output_files import Mode, replacing, writable, writable_netcdf
 from resnet_paths_plugin.plugins.model_description import ModelDescription
 
-FIGURE_DPI = 150
 _LONGEST_NAME = 255
 """Bytes of a file's name, as most file systems have it."""
 _LONGEST_OUTPUT = 200

@@ -26,7 +26,7 @@ from resnet_paths_plugin.cli.options import (
     pretrained_option,
     weights_option,
 )
-from resnet_paths_plugin.cli.outputs import FIGURE_DPI, default_output, figure_path, partial_path, save_picture
+from resnet_paths_plugin.cli.outputs import default_output, figure_path, partial_path, save_picture
 from resnet_paths_plugin.cli.preprocessing import InputBatches, preprocessing_for
 from resnet_paths_plugin.cli.prune_sizes import sizes_for_latency, smallest_fast_enough
 from resnet_paths_plugin.cli.pruned_files import PrunedFiles, facts_of
@@ -197,7 +197,7 @@ def prune(
     partial.remove()
     _tell(ds, chosen, names)
     (figure,) = (one for one in report.figures(ds, manager) if one.figure == _FIGURE)
-    written.append(save_picture(figure.png(FIGURE_DPI), figure_path(files.weights, _FIGURE), mode))
+    written.append(save_picture(figure.png(), figure_path(files.weights, _FIGURE), mode))
     echo(
         f"written: {', '.join(str(path.relative_to(here) if path.is_relative_to(here) else path) for path in written)}"
     )

@@ -209,6 +209,17 @@ def _layer_norm(call: Call) -> Pullback | None:
     return pullback
 
 
+def _softmax(call: Call) -> Pullback | None:
+    """Torch's own backward, which sums over the dimension counted from the end: the rows come first."""
+    source, dim, *dtype = call.args
+    if source.ndim == 0 or (dtype and dtype[0] not in {None, call.dtype}):
+        return None
+    dim = dim % source.ndim - source.ndim
+    weights = source.softmax(dim)  # the value may have been rounded to the model's dtype
+    backward = aten._softmax_backward_data  # noqa: SLF001 - an operator's name
+    return lambda bank: [backward(bank, weights.expand_as(bank), dim, bank.dtype)]
+
+
 RULES: dict[Any, Callable[[Call], Pullback | None]] = {
     aten.conv1d.default: _convolution,
     aten.conv2d.default: _convolution,
@@ -226,6 +237,7 @@ RULES: dict[Any, Callable[[Call], Pullback | None]] = {
     aten.bmm.default: _matmul,
     aten.cat.default: _concatenation,
     aten.layer_norm.default: _layer_norm,
+    aten.softmax.int: _softmax,
     operator.getitem: _getitem,
     **dict.fromkeys(ops.POINTWISE, _elementwise),
     aten.relu.default: _relu,

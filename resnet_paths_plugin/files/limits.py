@@ -30,6 +30,15 @@ MOST_LINKS = 100_000
 MOST_ATTRIBUTES = 1_000_000
 """Attributes of all of these together."""
 
+LARGEST_DIRECTORY = 2**20
+"""Bytes of the directory of an npz file, which names its arrays; three arrays take 200."""
+
+LARGEST_HEADER = 2**24
+"""Bytes of the header of a safetensors file, which names its tensors; 100,000 tensors take 8 million."""
+
+MOST_SCANS = 100
+"""Passes over the pixels of a JPEG file, each of which takes as long as a plain file; progressive ones have some 10."""
+
 
 def largest(file_size: int) -> int:
     """Return how many bytes a file of that many bytes may take in memory."""

@@ -24,9 +24,11 @@ _MOST_TOLD = 3
 def written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
     """Return the tensors that a function of torch writes to, as it is called from Python."""
     name = getattr(func, "__name__", "")
-    found = [kwargs.get("out")]
+    found = [kwargs["out"]] if "out" in kwargs else []
     if name not in _NO_WRITES and (name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))):
         found += args[:1]
+    if not found:  # as of nearly all that a trace calls
+        return []
     return [leaf for leaf in pytree.tree_leaves(found) if isinstance(leaf, Tensor)]
 
 

@@ -5,11 +5,13 @@ from .figure import FigureStudy as FigureStudy
 from .influence import plot_gates as plot_gates
 from .influence import plot_influence as plot_influence
 from .influence import plot_influences as plot_influences
+from .interactions import plot_interactions as plot_interactions
 from .lengths import plot_path_lengths as plot_path_lengths
 from .lesions import plot_random_lesions as plot_random_lesions
 from .lesions import plot_single_lesions as plot_single_lesions
 from .reorderings import plot_reorderings as plot_reorderings
 from .schedules import plot_schedules as plot_schedules
 from .selection import plot_selection as plot_selection
+from .shares import plot_shapley_values as plot_shapley_values
 from .survival import plot_path_survival as plot_path_survival
 from .trainings import plot_training_lesions as plot_training_lesions

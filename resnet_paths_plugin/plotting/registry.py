@@ -11,12 +11,14 @@ from resnet_paths_plugin.errors import InputError
 from resnet_paths_plugin.plotting.attribution import PathMaps
 from resnet_paths_plugin.plotting.figure import Figure, drawn_figure
 from resnet_paths_plugin.plotting.influence import Gates, Influence
+from resnet_paths_plugin.plotting.interactions import Interactions
 from resnet_paths_plugin.plotting.lengths import PathLengths
 from resnet_paths_plugin.plotting.lesions import RandomLesions, SingleLesions
 from resnet_paths_plugin.plotting.plugin_figures import guarded
 from resnet_paths_plugin.plotting.reorderings import Reorderings
 from resnet_paths_plugin.plotting.schedules import Schedules
 from resnet_paths_plugin.plotting.selection import Selection
+from resnet_paths_plugin.plotting.shares import Shares
 from resnet_paths_plugin.plotting.trainings import Trainings
 from resnet_paths_plugin.results.derived import refreshed
 
@@ -29,6 +31,8 @@ FIGURES: tuple[Figure, ...] = (
     Selection(),
     Influence(),
     Gates(),
+    Shares(),
+    Interactions(),
     PathMaps(),
     PathLengths(),
 )
@@ -36,8 +40,9 @@ FIGURES: tuple[Figure, ...] = (
 
 _KNOWN = (
     "lesions of blocks (BlockLesion), reorderings (BlockReordering), schedules (BlockSchedules), sets of blocks to "
-    "delete (BlockSelection), influence with lesion results or gates (BlockInfluence), gradients by path length and "
-    "their maps (PathLengthGradient), comparisons of trainings, and what installed plugins draw"
+    "delete (BlockSelection), Shapley values (BlockShapley), interactions (BlockInteraction), influence with lesion "
+    "results or gates (BlockInfluence), gradients by path length and their maps (PathLengthGradient), comparisons of "
+    "trainings, and what installed plugins draw"
 )
 
 

@@ -50,6 +50,13 @@ def own_grid(rows: int, columns: int, width: float, height: float) -> NDArray[An
     return axes
 
 
+def own_row(width: float, height: float, shares: Sequence[float]) -> NDArray[Any]:
+    """The Axes of a new pyplot figure of that size, in inches, side by side in these shares of its width."""
+    options = {"width_ratios": list(shares)}
+    _, axes = plt.subplots(1, len(shares), figsize=(width, height), layout="constrained", gridspec_kw=options)
+    return np.asarray(axes, dtype=object)
+
+
 def grid_of(axes: Iterable[Axes], rows: int, columns: int) -> NDArray[Any]:
     """The caller's Axes, shape `[rows, columns]`.
 
@@ -147,9 +154,9 @@ def shortened(name: str, longest: int = 28) -> str:
     return f"{name[:head]}\N{HORIZONTAL ELLIPSIS}{name[len(name) - (longest - 1 - head) :]}"
 
 
-def wrapped(text: str) -> str:
-    """A label in lines that are no longer than an axis."""
-    return textwrap.fill(text, LABEL_WIDTH)
+def wrapped(text: str, width: int = LABEL_WIDTH) -> str:
+    """A label in lines that are no longer than an axis, or so many characters."""
+    return textwrap.fill(text, width)
 
 
 def signed(value: float) -> str:

@@ -44,7 +44,8 @@ class ModelDescription:
         input_shape: shape of one sample, `(C, H, W)` for images; None where it is not known.
         preprocessing: how images become inputs; None where it is not known.
         class_names: one name per class of the output; None where they are not known.
-        stages: stage number (from 0) of each module path; a module belongs to its longest prefix here.
+        stages: stage number (from 0) of each module path; a module belongs to its longest prefix here. They count
+            where they place every block; otherwise all stages are read off the blocks' shapes.
 
     Examples:
         >>> net.description.library, net.description.input_shape

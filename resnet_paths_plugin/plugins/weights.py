@@ -5,6 +5,7 @@ the model's, before any of them is read.
 """
 
 import os
+import struct
 import threading
 import warnings
 from collections import defaultdict
@@ -12,15 +13,18 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from os import PathLike
+from pathlib import Path
 
 import safetensors
 import torch
 from torch import nn
 
 from resnet_paths_plugin.errors import FileError
+from resnet_paths_plugin.files import limits
 from resnet_paths_plugin.files.input_files import check_file, file_name
 
 _NAMES_SHOWN = 3
+_LENGTH_BYTES = 8  # of the number at the beginning of a safetensors file, which is the length of its header
 _PREFIXES = ("module.", "_orig_mod.", "model.", "state_dict.")
 """What wrappers and checkpoints put before every name."""
 
@@ -55,12 +59,15 @@ def load_weights(model: nn.Module, path: str | PathLike[str]) -> None:
     path = file_name(path)
     check_file(path, "weights in a safetensors file")
     try:
+        _check_header(path)
         with safetensors.safe_open(path, framework="pt") as file:
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - no dict
             prefix = _prefix(model, shapes)
             shapes = {name.removeprefix(prefix): shape for name, shape in shapes.items()}
             problems = _problems(model, shapes)
             tensors = {} if problems else {name: file.get_tensor(f"{prefix}{name}") for name in shapes}
+    except FileError:
+        raise
     except MemoryError as error:
         raise FileError(f"the weights {path} do not fit into the memory that is left ({error})") from error
     except Exception as error:  # SafetensorError, but also what torch says of types of numbers that it lacks
@@ -74,6 +81,17 @@ def load_weights(model: nn.Module, path: str | PathLike[str]) -> None:
     model.load_state_dict(tensors, strict=False)
     if prefix:
         warnings.warn(f"the names in {path} begin with {prefix!r}, which was dropped", UserWarning, stacklevel=2)
+
+
+def _check_header(path: Path) -> None:
+    """Refuse a file whose header names far more tensors than a model has, before it is read."""
+    with path.open("rb") as stream:
+        (size,) = struct.unpack("<Q", stream.read(_LENGTH_BYTES).ljust(_LENGTH_BYTES, b"\0"))
+    if limits.LARGEST_HEADER < size <= path.stat().st_size:
+        raise FileError(
+            f"the weights {path} have a header of {limits.format_bytes(size)}, more than "
+            f"{limits.format_bytes(limits.LARGEST_HEADER)}: no model has so many tensors"
+        )
 
 
 @contextmanager

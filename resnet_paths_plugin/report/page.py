@@ -97,6 +97,7 @@ def write_report(
     path: str | os.PathLike[str],
     mode: Mode = "w",
     plugin_manager: pluggy.PluginManager | None = None,
+    pngs: Mapping[str, bytes] | None = None,
 ) -> Path:
     """Write the report of a result as one HTML file, whole or not at all, and return its path.
 
@@ -108,6 +109,7 @@ def write_report(
         path: the file; an older one is replaced.
         mode: `"x"` refuses to replace an older file.
         plugin_manager: whose figures may fit; None asks the installed plugins.
+        pngs: figures that `ReportFigure.png` has drawn of this result, by name; they are not drawn again.
 
     Raises:
         InputError: if this is neither a Dataset nor a DataTree.
@@ -115,25 +117,30 @@ def write_report(
             name, or the result's values are still to be read from that file.
     """
     target = writable(path, mode)
-    text = report_html(result, plugin_manager)
+    text = report_html(result, plugin_manager, pngs)
     datasets.check_output(result, path)
     with replacing(path, target, mode) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return Path(path)
 
 
-def report_html(result: xr.DataTree | xr.Dataset, plugin_manager: pluggy.PluginManager | None = None) -> str:
+def report_html(
+    result: xr.DataTree | xr.Dataset,
+    plugin_manager: pluggy.PluginManager | None = None,
+    pngs: Mapping[str, bytes] | None = None,
+) -> str:
     """The report of a result as one self-contained HTML page.
 
     Args:
         result: a study, or a tree of studies of one model.
         plugin_manager: whose figures may fit; None asks the installed plugins.
+        pngs: figures that `ReportFigure.png` has drawn of this result, by name; they are not drawn again.
 
     Raises:
         InputError: if this is neither a Dataset nor a DataTree.
     """
     found = studies(result, plugin_manager)
-    every = [_picture(figure) for figure in figures_of(found)]
+    every = [_picture(figure, (pngs or {}).get(figure.name)) for figure in figures_of(found)]
     pictures = {study.group: [picture for picture in every if picture.figure.group == study.group] for study in found}
     shared = dict(result.attrs) if isinstance(result, xr.DataTree) else {}
     return _template().render(
@@ -162,9 +169,9 @@ def _written_out(value: object) -> object:
     return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
-def _picture(figure: ReportFigure) -> Picture:
+def _picture(figure: ReportFigure, png: bytes | None) -> Picture:
     try:
-        png = figure.png(DPI)
+        png = png or figure.png()
     except ResnetPathsError as error:
         return Picture(figure=figure, uri=Markup(), width=0, height=0, problem=str(error))
     # Width and height stand in the header of every PNG.

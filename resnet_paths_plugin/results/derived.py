@@ -17,7 +17,8 @@ PER_SAMPLE = frozenset({
     "sample", "target_score", "target_score_drop", "loss", "kl_divergence", "correct", "prediction",
     "prediction_changed", "label", "branch_to_source_norm", "source_sum_cosine", "block_influence", "angular_distance",
     "branch_descent_cosine", "lesion_estimate", "gate_openness", "gradient", "input", "gradient_norm",
-    "tail_gradient_norm", "completeness_error", "path_gradient_rms",
+    "tail_gradient_norm", "completeness_error", "path_gradient_rms", "shapley_value_per_sample",
+    "interaction_per_sample",
 })  # fmt: skip
 """Variables of the schema that have a value for each sample; no other one has."""
 
@@ -32,6 +33,9 @@ FROM_SAMPLES = {
 
 OVER_SAMPLES = (
     "path_gradient_norm", "path_gradient_norm_stderr", "total_path_gradient", "log10_total_path_gradient",
+    "shapley_value", "shapley_stderr", "shapley_interaction", "shapley_interaction_stderr", "efficiency_error",
+    "single_effect", "pair_effect", "interaction", "set_effect", "additive_effect", "additive_share",
+    "additive_share_low", "additive_share_high",
 )  # fmt: skip
 """Means over samples whose values for each sample are not kept."""
 

@@ -135,8 +135,10 @@ class _Walk:
     def _attributes(self, owner: Any, name: str) -> None:
         count = h5py.h5a.get_num_attrs(owner)
         self.n_attributes = self._counted(self.n_attributes, count, "attributes", limits.MOST_ATTRIBUTES)
-        for index in range(count):
-            attribute = h5py.h5a.open(owner, index=index)
+        # By name: HDF5 looks through all others for each that is asked for by its number.
+        names: list[bytes] = []
+        h5py.h5a.iterate(owner, lambda name, *_: names.append(name))
+        for attribute in (h5py.h5a.open(owner, name) for name in names):
             what = f"attribute {_text(attribute.name, self.path)!r} of {name!r}"
             size = self._type_size(attribute.get_type(), what) * attribute.get_space().get_simple_extent_npoints()
             if size > self.size:

@@ -120,6 +120,27 @@ QUANTITIES: Mapping[str, Quantity] = {
     "step_n_samples": Quantity("number of samples that the set was measured on", np.int64),
     "n_searched_samples": Quantity("number of samples that were searched on", np.int64),
     "n_held_out_samples": Quantity("number of samples held out from the search", np.int64),
+    # coalitions of blocks; effects are signed so that positive means harm
+    "other_block": Quantity("the pair's other residual block", np.str_),
+    "shapley_value": Quantity("Shapley value of the block, of the measure's mean over samples", np.float64),
+    "shapley_stderr": Quantity("standard error of shapley_value over pairs of orders; 0 where it is exact", np.float64),
+    "shapley_value_per_sample": Quantity("Shapley value of the block, of the measure on the sample", np.float64),
+    "shapley_interaction": Quantity("Shapley interaction index of the two blocks", np.float64),
+    "shapley_interaction_stderr": Quantity("standard error of shapley_interaction over pairs of orders", np.float64),
+    "efficiency_error": Quantity(
+        "sum of the Shapley values minus the measure of the intact network, plus that without branches", np.float64
+    ),
+    "n_coalitions": Quantity("number of different coalitions that were evaluated", np.int64),
+    "n_orders": Quantity("number of random orders, half of them the reverse of the others", np.int64),
+    "single_effect": Quantity("effect of deleting the block alone, mean over samples", np.float64),
+    "pair_effect": Quantity("effect of deleting both blocks, mean over samples", np.float64),
+    "interaction": Quantity("pair_effect minus the effects of deleting each block alone", np.float64),
+    "interaction_per_sample": Quantity("the interaction on the sample", np.float64),
+    "set_effect": Quantity("effect of deleting the random set, mean over samples", np.float64),
+    "additive_effect": Quantity("effect of the random set as an additive model of other sets says", np.float64),
+    "additive_share": Quantity("R squared of additive_effect", np.float64),
+    "additive_share_low": Quantity("lower end of the 95 % interval of additive_share", np.float64),
+    "additive_share_high": Quantity("upper end of the 95 % interval of additive_share", np.float64),
     # networks trained in different ways
     "training": Quantity("how the network was trained", np.str_),
     # path lengths
@@ -284,6 +305,46 @@ STUDIES: Mapping[str, StudySchema] = {
             "rank_correlation": StudyVariable(("proxy",), "`lesions`"),
         },
         {"proxy": StudyVariable(("proxy",), "`lesions`"), **_SAMPLES, **_BLOCKS},
+    ),
+    "BlockInteraction": StudySchema(
+        {
+            "single_effect": StudyVariable(("block",)),
+            "pair_effect": StudyVariable(("block", "other_block")),
+            "interaction": StudyVariable(("block", "other_block")),
+            "interaction_per_sample": StudyVariable(("block", "other_block", "sample"), "`per_sample`"),
+            "deleted": StudyVariable(("random_set", "block"), "`sets`"),
+            "set_effect": StudyVariable(("random_set",), "`sets`"),
+            "additive_effect": StudyVariable(("random_set",), "`sets`"),
+            "additive_share": StudyVariable((), "`sets`"),
+            "additive_share_low": StudyVariable((), "`sets`"),
+            "additive_share_high": StudyVariable((), "`sets`"),
+            "n_coalitions": StudyVariable(()),
+            "n_samples": StudyVariable(()),
+        },
+        {
+            "other_block": StudyVariable(("other_block",)),
+            "sample": StudyVariable(("sample",), "`per_sample`"),
+            **_BLOCKS,
+        },
+    ),
+    "BlockShapley": StudySchema(
+        {
+            "shapley_value": StudyVariable(("block",)),
+            "shapley_stderr": StudyVariable(("block",)),
+            "shapley_value_per_sample": StudyVariable(("block", "sample"), "`per_sample`"),
+            "shapley_interaction": StudyVariable(("block", "other_block"), "order 2"),
+            "shapley_interaction_stderr": StudyVariable(("block", "other_block"), "order 2"),
+            "single_effect": StudyVariable(("block",), "a measure of which it is known which way is better"),
+            "efficiency_error": StudyVariable(()),
+            "n_orders": StudyVariable((), "method `permutation`"),
+            "n_coalitions": StudyVariable(()),
+            "n_samples": StudyVariable(()),
+        },
+        {
+            "other_block": StudyVariable(("other_block",), "order 2"),
+            "sample": StudyVariable(("sample",), "`per_sample`"),
+            **_BLOCKS,
+        },
     ),
     "PathLengthGradient": StudySchema(
         {

@@ -32,7 +32,15 @@ def test_attribute_only_says_how_its_study_is_made(name):
 
 @pytest.mark.parametrize(
     "name",
-    ["BlockInfluence", "BlockLesion", "BlockReordering", "BlockSchedules", "BlockSelection", "PathLengthGradient"],
+    [
+        "BlockInfluence",
+        "BlockInteraction",
+        "BlockLesion",
+        "BlockReordering",
+        "BlockSchedules",
+        "BlockSelection",
+        "PathLengthGradient",
+    ],
 )
 def test_analyzers_are_captums_with_arguments_in_its_order(name):
     analyzer = getattr(rpp, name)

@@ -17,7 +17,12 @@ from resnet_paths_plugin.errors import InputError, PluginError
 from resnet_paths_plugin.plugins import manager as plugins
 from resnet_paths_plugin.results import datasets
 
-OWN = {"BlockInfluence", "BlockLesion", "BlockReordering", "BlockSchedules", "BlockSelection", "PathLengthGradient"}
+pytestmark = pytest.mark.slow
+
+OWN = {
+    "BlockInfluence", "BlockInteraction", "BlockLesion", "BlockReordering", "BlockSchedules", "BlockSelection",
+    "BlockShapley", "PathLengthGradient",
+}  # fmt: skip
 MODEL = ("resnet_paths_plugin/digits_resnet110", "--pretrained")
 BLOCKS = [f"layer{stage}.{place}" for stage in (1, 2, 3) for place in range(18)]
 

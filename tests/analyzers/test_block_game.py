@@ -121,7 +121,7 @@ def test_groups_are_players():
     np.testing.assert_allclose(values(np.array([True, False])), [expected], rtol=1e-9)
 
 
-@pytest.mark.parametrize("ablation", ["mean", "resample"])
+@pytest.mark.parametrize("ablation", ["mean", "resample", "linear"])
 def test_deleted_branches_are_replaced_as_a_lesion_study_does(ablation):
     net, _, x = network()
     lesions = rpp.BlockLesion(net).attribute(x, LABELS, lesions=[[0], [0, 2]], ablation=ablation, seed=4)

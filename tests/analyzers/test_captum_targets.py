@@ -43,6 +43,7 @@ def nets():
     return {shape: rpp.unravel(Shaped(shape).eval(), X) for shape in SHAPES.values()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("shape", "target"), CASES)
 def test_lesions_measure_what_the_target_picks(nets, shape, target):
     net = nets[shape]
@@ -59,6 +60,7 @@ def test_lesions_measure_what_the_target_picks(nets, shape, target):
     plt.close(study.resnet_paths.plot().figure)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("shape", "target"), CASES)
 def test_reorderings_and_schedules_measure_what_the_target_picks(nets, shape, target):
     net = nets[shape]
@@ -74,6 +76,7 @@ def test_reorderings_and_schedules_measure_what_the_target_picks(nets, shape, ta
         plt.close(study.resnet_paths.plot().figure)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("shape", "target"), CASES)
 def test_gradients_are_those_of_what_the_target_picks(nets, shape, target):
     net, given = nets[shape], X.clone().requires_grad_()

@@ -369,6 +369,7 @@ CHANGED = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CHANGED)
 def test_the_estimate_is_the_slope_in_the_scale_of_the_branch(name):
     model, inputs = CHANGED[name]()

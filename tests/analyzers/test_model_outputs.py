@@ -15,6 +15,8 @@ from resnet_paths_plugin.errors import InputError
 
 transformers = pytest.importorskip("transformers")
 
+pytestmark = pytest.mark.slow
+
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "num_labels": 5}
 IMAGE = {**SIZES, "image_size": 16, "patch_size": 8}
 IMAGES = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))

@@ -26,6 +26,8 @@ from resnet_paths_plugin import report
 from resnet_paths_plugin.cli import main
 from resnet_paths_plugin.errors import CaptureError, InputError
 
+pytestmark = pytest.mark.slow
+
 mpl.use("agg")
 
 CLASSES = 5

@@ -25,6 +25,8 @@ from torch.utils.data import DataLoader, TensorDataset
 import resnet_paths_plugin as rpp
 from resnet_paths_plugin.errors import IncompleteGradientWarning, InputError, NoResidualBlocksError, UnknownBlockError
 
+pytestmark = pytest.mark.slow
+
 TARGET = 2
 ONE_OUTPUT = sorted(name for name, made in TWINS.items() if len(made) == 2)
 

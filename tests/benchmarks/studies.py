@@ -1,5 +1,7 @@
 """What is timed: for each study, ours and the obvious ways to the same result, and the ratios that the table prints."""
 
+import copy
+import itertools
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -81,6 +83,42 @@ def lesion_sweep(options):
         (
             Ratio("loop with hooks / ours", lambda t: t["loop"] / t["ours"], f"{n / (n / 2 + 1):.1f}, shared prefixes"),
             Ratio(f"loop with hooks / ours, {' and '.join(OPTIMIZE)}", lambda t: t["loop"] / t["optimized"], ""),
+        ),
+        check,
+    )
+
+
+def coalitions(options):
+    """The loss of all coalitions of the nine blocks of ResNet-20."""
+    model, images = resnet(3), pictures(options.samples // 16, options.images)
+    net, blocks = rpp.unravel(model, images[:2]), model.residual_blocks()
+    labels, n = torch.arange(len(images)) % 10, len(blocks)
+    every = np.array(list(itertools.product([False, True], repeat=n)))
+
+    def ours():
+        return rpp.BlockGame(net, images, labels, value="loss", run=rpp.RunOptions(verify=False))(every)
+
+    @torch.inference_mode()
+    def loop():
+        """Zeroing hooks on the last layers of the branches outside, and one full forward pass for each coalition."""
+        found = []
+        for coalition in every:
+            gone = [block for block, left in zip(blocks, coalition, strict=True) if not left]
+            handles = [block.bn2.register_forward_hook(lambda *call: torch.zeros_like(call[2])) for block in gone]
+            found.append(float(torch.nn.functional.cross_entropy(model(images).double(), labels)))
+            for handle in handles:
+                handle.remove()
+        return np.array(found)
+
+    def check(results):
+        np.testing.assert_allclose(results["ours"], results["loop"], rtol=1e-4)
+
+    return Study(
+        f"all coalitions, ResNet-20 ({n} blocks), {len(images)} images",
+        {"ours": ours, "loop": loop, "one": torch.no_grad(lambda: model(images))},
+        (
+            Ratio("ours / (2^n / n forward passes)", lambda t: t["ours"] / t["one"] * n / 2**n, "1"),
+            Ratio("loop with hooks / ours", lambda t: t["loop"] / t["ours"], f"{n}, shared prefixes"),
         ),
         check,
     )
@@ -328,6 +366,38 @@ def the_check(options):
     )
 
 
+def pruned_resnet50(_):
+    """Four identity-skip blocks gone: the pruned network and the copy against `nn.Identity` by hand."""
+    torch.manual_seed(0)
+    model, images = torchvision.models.resnet50().eval(), pictures(8, size=96)
+    gone = ["layer2.2", "layer3.2", "layer3.4", "layer4.2"]
+    net = rpp.unravel(model, images[:2])
+    patched = copy.deepcopy(model)
+    for path in gone:
+        patched.set_submodule(path, torch.nn.Identity())
+    modules = {
+        "intact": model,
+        "by hand": patched,
+        "pruned": net.pruned(gone, training=False),
+        "copy": rpp.pruned_copy(net, gone),
+    }
+
+    def check(results):
+        assert torch.equal(results["pruned"], results["by hand"])
+        assert torch.equal(results["copy"], results["by hand"])
+
+    return Study(
+        f"ResNet-50 without {len(gone)} blocks, {len(images)} images of 96x96",
+        {name: partial(torch.no_grad()(module), images) for name, module in modules.items()},
+        (
+            Ratio("pruned / by hand", lambda t: t["pruned"] / t["by hand"], "1.05"),
+            Ratio("copy / by hand", lambda t: t["copy"] / t["by hand"], "1.05"),
+            Ratio("pruned / intact", lambda t: t["pruned"] / t["intact"], "branches left"),
+        ),
+        check,
+    )
+
+
 def _growing(what, noun, ways, bound):
     """A study of how the time grows: the exponent that fits the seconds of several sizes best."""
     sizes = {f"{size} {noun}": size for size in ways}
@@ -346,10 +416,12 @@ def _growing(what, noun, ways, bound):
 STUDIES = {
     "forward": forward_pass,
     "lesions": lesion_sweep,
+    "coalitions": coalitions,
     "lesions-by-captum": lesions_by_captum,
     "lesions-by-blocks": lesions_by_blocks,
     "lesions-by-images": lesions_by_images,
     "the check": the_check,
+    "pruned": pruned_resnet50,
     "paths-8": path_gradients,
     "paths-64": lambda options: path_gradients(options, 64),
     "paths-by-blocks": paths_by_blocks,

@@ -1,7 +1,9 @@
 """The command line: what it writes equals what the library computes, and each mistake has a message of its own."""
 
+import base64
 import importlib
 import os
+import re
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 import torch
 import xarray as xr
 from command_lines import MODEL, STATISTICS, analysis, files_of, invoke, told, trained
+from matplotlib.figure import Figure as Canvas
 from PIL import Image
 
 import resnet_paths_plugin as rpp
@@ -99,6 +102,25 @@ def test_each_figure_lies_beside_the_file(place):
         with Image.open(place / f"analyzed-{figure}.png") as image:
             assert image.size > (500, 300)
             assert len(image.convert("L").getcolors()) > 10
+
+
+def test_each_figure_is_drawn_once(tmp_path, monkeypatch):
+    """For its file and for the report, whose pictures are the files byte for byte."""
+    drawn = []
+    saved = Canvas.savefig
+
+    def counted(figure, *arguments, **options):
+        drawn.append(figure)
+        return saved(figure, *arguments, **options)
+
+    monkeypatch.setattr(Canvas, "savefig", counted)
+    asked = ("--analyzer", "PathLengthGradient", "--path-images", 2, "--path-draws", 2)
+    result = invoke(*analysis(*asked, output=tmp_path / "a.nc"))
+    assert result.exit_code == 0, result.output
+    files = sorted(tmp_path.glob("*.png"))
+    assert len(drawn) == len(files) > 1
+    pictures = re.findall(r"data:image/png;base64,([\w+/=]+)", (tmp_path / "a.html").read_text("utf-8"))
+    assert {base64.b64decode(picture) for picture in pictures} == {file.read_bytes() for file in files}
 
 
 @pytest.mark.usefixtures("analyzed")

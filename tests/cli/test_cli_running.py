@@ -20,6 +20,8 @@ from resnet_paths_plugin.cli.studies import STUDIES, Study
 from resnet_paths_plugin.execution import TaskFolder
 from resnet_paths_plugin.plugins import manager
 
+pytestmark = pytest.mark.slow
+
 place = command_lines.place  # a fixture
 
 

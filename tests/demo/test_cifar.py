@@ -14,7 +14,7 @@ from click.testing import CliRunner
 import resnet_paths_plugin as rpp
 from resnet_paths_plugin.cli import main
 
-pytestmark = needs_cifar
+pytestmark = [pytest.mark.slow, needs_cifar]
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,8 @@ from resnet_paths_plugin import demo
 from resnet_paths_plugin.demo.networks import ConvolutionLayer, PreActivationBlock
 from resnet_paths_plugin.errors import FileError, InputError, ModelNotFoundError, ResnetPathsError
 
+pytestmark = pytest.mark.slow
+
 N_DIGITS = 1797
 WEIGHTS = [Path(demo.__file__).with_name(f"{name}.safetensors") for name in demo.ARCHITECTURES]
 CHANCE_ERROR = 0.9

@@ -50,6 +50,7 @@ def test_forward_passes_under_schedules_ask_for_none(network, images, width):
     assert all(output.is_meta for _, output in found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bank_bytes", [None, 1])
 @pytest.mark.parametrize("routing", ["lengths", "paths", "signs"])
 def test_backward_walks_ask_for_none(network, images, routing, bank_bytes):

@@ -15,6 +15,8 @@ from torch.nn import functional
 
 import resnet_paths_plugin as rpp
 
+pytestmark = pytest.mark.slow
+
 POINTS = (0.0, -0.0, torch.inf, -torch.inf, torch.nan, 1e38, -1e38, 1e-45, 0.5, -0.5, 1.0, -1.0, 3.0, -3.0, 6.0, 20.5)
 
 ELEMENTWISE = {

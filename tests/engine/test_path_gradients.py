@@ -23,6 +23,8 @@ from resnet_paths_plugin.engine.backward import BackwardWalk
 from resnet_paths_plugin.engine.path_graph import PathGraph
 from resnet_paths_plugin.engine.routing import TAIL, AlongPaths, ByLength, Edge, WithSigns
 
+pytestmark = pytest.mark.slow
+
 NAMES = sorted(TWINS)
 _networks = {}
 

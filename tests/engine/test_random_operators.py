@@ -12,6 +12,8 @@ import resnet_paths_plugin as rpp
 from resnet_paths_plugin.errors import StochasticModelWarning
 from resnet_paths_plugin.graph.operators import draws_at_random
 
+pytestmark = pytest.mark.slow
+
 aten = torch.ops.aten
 
 

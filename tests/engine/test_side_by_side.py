@@ -9,6 +9,8 @@ from torch import nn
 
 import resnet_paths_plugin as rpp
 
+pytestmark = pytest.mark.slow
+
 
 class FromTheInput(nn.Module):
     """Every sum adds the input, so that a lesion leaves out all blocks before it."""

@@ -22,7 +22,7 @@ class Data:
     """An operand that a gradient is wanted for."""
 
     def __init__(self, *shape, dtype=torch.float64):
-        self.value = torch.randn(*shape, dtype=dtype)
+        self.value = torch.randn(shape, dtype=dtype)
 
 
 def constant(*shape):
@@ -231,6 +231,31 @@ def test_group_norm_goes_through_autograd():
     check(aten.group_norm.default, Data(2, 4, 3, 3), 2, constant(4), constant(4), rule=False)
 
 
+# Softmax
+
+
+@pytest.mark.parametrize("dim", [0, 1, -1])
+@pytest.mark.parametrize("dtype", [(), (None,), (torch.float64,)])
+def test_softmax(dim, dtype):
+    check(aten.softmax.int, Data(2, 3, 4), dim, *dtype)
+
+
+def test_softmax_of_masked_scores():
+    scores = Data(2, 4, 4)
+    scores.value.masked_fill_(torch.ones(4, 4).triu(1).bool(), -torch.inf)
+    check(aten.softmax.int, scores, -1)
+
+
+def test_softmax_in_another_dtype_and_of_a_number_goes_through_autograd():
+    check(aten.softmax.int, Data(), 0, rule=False)
+    args = (Data(2, 3), -1, torch.float32)
+    call, data = call_of(aten.softmax.int, args, {})
+    assert RULES[aten.softmax.int](call) is None
+    bank = torch.randn(ROWS, 2, 3)
+    (ours,), (theirs,) = linearise(call)(bank), by_autograd(aten.softmax.int, args, {}, data, bank)
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
 # Functions of each element
 
 OPTIONS = {
@@ -346,7 +371,6 @@ def test_one_part_of_several_tensors():
     [
         (aten.mean.dim, ([2, 3],)),
         (aten.sum.dim_IntList, ([1], True)),
-        (aten.softmax.int, (1,)),
         (aten.slice.Tensor, (1, 1, 5, 2)),
         (aten.select.int, (2, -1)),
         (aten.expand.default, ([2, 5, 4, 4],)),
@@ -406,6 +430,8 @@ def test_float32_bank_of_a_bfloat16_model():
     check_short(aten.linear.default, short(2, 3), parameter(4, 3), parameter(4))
     check_short(aten.gelu.default, short(2, 30))
     check_short(aten.layer_norm.default, short(2, 3, 4), [4], parameter(4), parameter(4))
+    check_short(aten.softmax.int, short(2, 3, 40), -1)
+    check_short(aten.softmax.int, short(2, 3, 40), -1, torch.float32)
     check_short(aten.matmul.default, short(2, 3, 4), short(2, 4, 3))
     check_short(aten.scaled_dot_product_attention.default, *(short(1, 2, 4, 3) for _ in range(3)))
     check_short(aten.to.dtype, short(2, 3), torch.float32)
@@ -436,6 +462,6 @@ def test_every_rule_is_tested_here():
         aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.linear.default, aten.batch_norm.default,
         aten._native_batch_norm_legit_no_training.default, aten.permute.default, aten.transpose.int, aten.add.Tensor,
         aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor, aten.matmul.default, aten.bmm.default, aten.cat.default,
-        aten.layer_norm.default, operator.getitem,
+        aten.layer_norm.default, aten.softmax.int, operator.getitem,
     }  # fmt: skip
     assert set(RULES) - ops.POINTWISE - ops.RESHAPING - ops.COPYING == tested

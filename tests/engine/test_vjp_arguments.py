@@ -167,6 +167,14 @@ def test_norms_of_layers_in_any_layout(data):
     compare(aten.layer_norm.default, source, over, weight, bias, 0.1)
 
 
+@examples(60)
+@given(st.data())
+def test_softmax_in_any_layout(data):
+    shape = data.draw(SHAPE)
+    dim = data.draw(st.integers(-len(shape), len(shape) - 1)) if shape else 0
+    compare(aten.softmax.int, holding(data.draw(laid_out(shape))), dim)
+
+
 @pytest.mark.parametrize(
     ("target", "args", "named"),
     [
@@ -179,6 +187,7 @@ def test_norms_of_layers_in_any_layout(data):
         (aten.add.Tensor, (Data(2, 4),), {"other": Data(4), "alpha": 2}),
         (aten.permute.default, (Data(2, 4),), {"dims": [1, 0]}),
         (aten.transpose.int, (Data(2, 4),), {"dim0": 0, "dim1": 1}),
+        (aten.softmax.int, (Data(2, 4),), {"dim": 0, "dtype": torch.float64}),
         (aten.conv2d.default, (Data(2, 3, 5, 5), constant(4, 3, 3, 3)), {"stride": [2, 2], "padding": [1, 0]}),
         (
             aten.batch_norm.default,

@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 import xarray as xr
-from small_studies import STUDIES, batches, network, timeless
+from small_studies import STUDIES, batches, captured, network, timeless
 
 import resnet_paths_plugin as rpp
 from resnet_paths_plugin.errors import CheckpointError, FileError
@@ -33,16 +33,13 @@ class Loader:
 
 
 def study(checkpoint=None, draws=14, stops=False):
-    return rpp.BlockLesion(NETWORK).attribute(
+    return rpp.BlockLesion(captured()).attribute(
         Loader(stops),
         n_deleted=[1, 2, 3],
         draws=draws,
         internal_batch_size=3,
         run=rpp.RunOptions(checkpoint=checkpoint),
     )
-
-
-NETWORK = network()
 
 
 def stopped(checkpoint, **options):
@@ -198,7 +195,7 @@ def test_files_of_others_stay_whatever_their_suffix(kept, tmp_path, name):
 
 def test_two_results_of_one_path_never_answer_for_each_other(tmp_path):
     with xr.set_options(file_cache_maxsize=1):
-        first = STUDIES["lesions"](network(), batches(), rpp.RunOptions(checkpoint=tmp_path / "run.nc"))
+        first = STUDIES["lesions"](captured(), batches(), rpp.RunOptions(checkpoint=tmp_path / "run.nc"))
         expected = rpp.load(tmp_path / "run.nc")
         other = network()
         with torch.no_grad():
@@ -214,7 +211,7 @@ def test_two_results_of_one_path_never_answer_for_each_other(tmp_path):
 
 
 def test_a_result_that_is_still_open_reads_its_own_file(tmp_path):
-    first = STUDIES["lesions"](network(), batches(), rpp.RunOptions(checkpoint=tmp_path / "run.nc"))
+    first = STUDIES["lesions"](captured(), batches(), rpp.RunOptions(checkpoint=tmp_path / "run.nc"))
     expected = rpp.load(tmp_path / "run.nc")
     rpp.save(expected.isel(sample=[0]), tmp_path / "run.nc")
     try:

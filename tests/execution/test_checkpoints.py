@@ -15,11 +15,13 @@ import pytest
 import torch
 import xarray as xr
 from networks import PreActivation, randomised
-from small_studies import N_SAMPLES, STUDIES, batches, margin, n_units, network, run, timeless
+from small_studies import N_SAMPLES, STUDIES, batches, captured, margin, n_units, network, run, timeless
 
 import resnet_paths_plugin as rpp
 from resnet_paths_plugin.errors import CheckpointError, FileError, InputError
 from resnet_paths_plugin.execution import TaskFolder
+
+pytestmark = pytest.mark.slow
 
 
 class StoppedError(Exception):
@@ -54,7 +56,7 @@ counted.version = "1"  # it is the same measure, whatever is counted by it
 def lesions(model=None, data=None, checkpoint=None, executor=None, **options):
     """Lesions of a network in 10 units, whose measure can be made to stop: see `counted.by`."""
     options = {"n_deleted": [1, 2, 3], "draws": 14, "internal_batch_size": 3, **options}
-    return rpp.BlockLesion(network() if model is None else model).attribute(
+    return rpp.BlockLesion(captured() if model is None else model).attribute(
         batches() if data is None else data,
         measures={"margin": counted},
         run=rpp.RunOptions(checkpoint=checkpoint, executor=executor),
@@ -111,7 +113,7 @@ def test_the_same_call_goes_on_where_it_was_stopped(tmp_path, counting):
 def test_the_file_of_a_checkpoint_holds_what_a_run_in_memory_returns(tmp_path, name):
     path = tmp_path / "run.nc"
     expected = run(name)
-    found = STUDIES[name](network(), batches(), rpp.RunOptions(checkpoint=path))
+    found = STUDIES[name](captured(), batches(), rpp.RunOptions(checkpoint=path))
     loaded = rpp.load(path)
     assert loaded.identical(found.load())
     assert timeless(loaded).identical(expected)
@@ -122,7 +124,7 @@ def test_the_file_of_a_checkpoint_holds_what_a_run_in_memory_returns(tmp_path, n
 
 
 def test_the_file_grows_along_an_unlimited_dimension_and_is_read_when_used(tmp_path):
-    found = STUDIES["lesions"](network(), batches(), rpp.RunOptions(checkpoint=tmp_path / "run.nc"))
+    found = STUDIES["lesions"](captured(), batches(), rpp.RunOptions(checkpoint=tmp_path / "run.nc"))
     assert not found.loss.variable._in_memory
     with xr.open_dataset(tmp_path / "run.nc") as file:
         assert file.encoding["unlimited_dims"] == {"sample"}
@@ -150,7 +152,7 @@ def test_a_study_of_a_loader_holds_a_bounded_part_of_it(tmp_path):
             del images
 
     gc.collect()
-    rpp.BlockLesion(network()).attribute(loader(), run=rpp.RunOptions(checkpoint=tmp_path / "run.nc"))
+    rpp.BlockLesion(captured()).attribute(loader(), run=rpp.RunOptions(checkpoint=tmp_path / "run.nc"))
     assert most < 10
     assert rpp.load(tmp_path / "run.nc").sizes["sample"] == 600
 
@@ -207,7 +209,7 @@ def test_another_measure_of_the_same_name_is_refused(tmp_path):
             if stop:
                 raise StoppedError
 
-        rpp.BlockLesion(network()).attribute(
+        rpp.BlockLesion(captured()).attribute(
             data(), measures={"mine": measure}, run=rpp.RunOptions(checkpoint=tmp_path / "run.nc")
         )
 
@@ -336,7 +338,7 @@ def test_a_file_that_others_add_meanwhile_stays(tmp_path):
         yield from batches()
         (tmp_path / "run.nc.partial" / "thesis.tex").write_text("all of it")
 
-    rpp.BlockLesion(network()).attribute(data(), run=rpp.RunOptions(checkpoint=tmp_path / "run.nc"))
+    rpp.BlockLesion(captured()).attribute(data(), run=rpp.RunOptions(checkpoint=tmp_path / "run.nc"))
     assert (tmp_path / "run.nc.partial" / "thesis.tex").read_text() == "all of it"
     assert not list(tmp_path.rglob("*.task"))
     with pytest.raises(CheckpointError, match=r"it holds thesis\.tex"):
@@ -362,7 +364,7 @@ def test_a_second_call_takes_nothing_from_the_first(tmp_path):
                 after.extend(sorted(tmp_path.rglob("*")))
             yield batch
 
-    rpp.BlockLesion(network()).attribute(data(), run=rpp.RunOptions(checkpoint=tmp_path / "run.nc"))
+    rpp.BlockLesion(captured()).attribute(data(), run=rpp.RunOptions(checkpoint=tmp_path / "run.nc"))
     assert "result.tmp" in {path.name for path in before}
     assert after == before
     assert [path.name for path in tmp_path.iterdir()] == ["run.nc"]
@@ -440,7 +442,7 @@ def test_units_of_other_sizes_are_done_again(tmp_path, counting, monkeypatch):
 @pytest.mark.parametrize("name", ["samples", "file", "allow_pickle", "work"])
 def test_a_measure_may_have_any_name(tmp_path, name):
     def call(data, **options):
-        return timeless(rpp.BlockLesion(network()).attribute(data, measures={name: margin}, **options))
+        return timeless(rpp.BlockLesion(captured()).attribute(data, measures={name: margin}, **options))
 
     class Data:
         def __init__(self, stop):
@@ -553,11 +555,11 @@ def test_a_call_that_finishes_nothing_leaves_nothing_in_the_way_of_a_better_one(
 
     checkpoint = tmp_path / "run.nc"
     with pytest.raises(ArithmeticError):
-        rpp.BlockLesion(network()).attribute(
+        rpp.BlockLesion(captured()).attribute(
             batches(), measures={"margin": wrong}, run=rpp.RunOptions(checkpoint=checkpoint)
         )
     assert list(tmp_path.iterdir()) == []
-    assert rpp.BlockLesion(network()).attribute(
+    assert rpp.BlockLesion(captured()).attribute(
         batches(), measures={"margin": margin}, run=rpp.RunOptions(checkpoint=checkpoint)
     )
 
@@ -704,7 +706,7 @@ class Turning:
 @pytest.mark.parametrize("kept", [False, True], ids=["memory", "file"])
 def test_a_measure_whose_dtype_changes_is_refused(tmp_path, kept):
     with pytest.raises(InputError, match="'turning' is int64 for some samples and float32 for others"):
-        rpp.BlockLesion(network()).attribute(
+        rpp.BlockLesion(captured()).attribute(
             batches(),
             measures={"turning": Turning()},
             internal_batch_size=4,
@@ -715,7 +717,7 @@ def test_a_measure_whose_dtype_changes_is_refused(tmp_path, kept):
 def test_the_file_of_a_small_study_is_small(tmp_path):
     """As large as `save` makes it, but for what an unlimited dimension costs."""
     images, labels = (torch.cat(part) for part in zip(*batches(), strict=True))
-    found = rpp.BlockLesion(network()).attribute(images, labels, run=rpp.RunOptions(checkpoint=tmp_path / "run.nc"))
+    found = rpp.BlockLesion(captured()).attribute(images, labels, run=rpp.RunOptions(checkpoint=tmp_path / "run.nc"))
     rpp.save(found.load(), tmp_path / "saved.nc")
     assert (tmp_path / "run.nc").stat().st_size < 2 * (tmp_path / "saved.nc").stat().st_size
 

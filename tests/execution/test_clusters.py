@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_studies import STUDIES, batches, margin, network, run, timeless
+from small_studies import STUDIES, batches, captured, margin, network, run, timeless
 
 import resnet_paths_plugin as rpp
 from resnet_paths_plugin.errors import WorkerLostError
@@ -23,6 +23,7 @@ distributed = pytest.importorskip("distributed")
 dask = pytest.importorskip("dask")
 
 pytestmark = [
+    pytest.mark.slow,
     # Of closing clusters, and of workers that are killed here on purpose.
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
@@ -47,8 +48,8 @@ def test_a_cluster_computes_what_a_serial_run_does(client, name):
 def test_functions_of_a_script_reach_a_cluster(client):
     factor = 3.0
     measures = {"mine": lambda outputs, _: outputs[:, 0] * factor}
-    expected = rpp.BlockLesion(network()).attribute(batches(), measures=measures)
-    found = rpp.BlockLesion(network()).attribute(batches(), measures=measures, run=rpp.RunOptions(executor=client))
+    expected = rpp.BlockLesion(captured()).attribute(batches(), measures=measures)
+    found = rpp.BlockLesion(captured()).attribute(batches(), measures=measures, run=rpp.RunOptions(executor=client))
     assert timeless(found).identical(timeless(expected))
 
 
@@ -100,7 +101,7 @@ def always_lethal(_outputs, _target):
 
 
 def test_the_units_of_a_worker_that_is_killed_are_done_again(tmp_path):
-    expected = rpp.BlockLesion(network()).attribute(batches(60), measures={"margin": margin})
+    expected = rpp.BlockLesion(captured()).attribute(batches(60), measures={"margin": margin})
     flag = tmp_path / "kill"
     flag.touch()
 
@@ -113,7 +114,7 @@ def test_the_units_of_a_worker_that_is_killed_are_done_again(tmp_path):
 
     with cluster() as workers, distributed.Client(workers) as client:
         pids = set(client.run(os.getpid).values())
-        found = rpp.BlockLesion(network()).attribute(
+        found = rpp.BlockLesion(captured()).attribute(
             batches(60),
             measures={"margin": lethal},
             run=rpp.RunOptions(executor=client, checkpoint=tmp_path / "run.nc"),
@@ -134,7 +135,7 @@ def test_a_unit_that_kills_every_worker_is_told_of():
         distributed.Client(workers) as client,
         pytest.raises(WorkerLostError, match="samples 0 to"),
     ):
-        rpp.BlockLesion(network()).attribute(
+        rpp.BlockLesion(captured()).attribute(
             *batches()[0], measures={"margin": always_lethal}, run=rpp.RunOptions(executor=client)
         )
 
@@ -161,14 +162,14 @@ def test_a_cluster_that_is_closed_in_the_middle_is_told_of(tmp_path):
 
     with cluster() as workers, distributed.Client(workers) as client:
         with pytest.raises(WorkerLostError, match="the cluster has been closed") as caught:
-            rpp.BlockLesion(network()).attribute(
+            rpp.BlockLesion(captured()).attribute(
                 Closing(workers), run=rpp.RunOptions(executor=client, checkpoint=tmp_path / "run.nc")
             )
         assert "finished tasks are kept" in caught.value.__notes__[0]
 
 
 def test_a_scheduler_without_workers_is_told_of():
-    net = rpp.unravel(network(), batches()[0][0])
+    net = captured()
     expected = timeless(rpp.BlockLesion(net).attribute(batches()))
     with (
         distributed.LocalCluster(n_workers=0, processes=False, dashboard_address=":0") as workers,
@@ -188,7 +189,7 @@ def test_workers_of_a_cluster_have_numbers_of_their_own(client):
 
 
 def study_of(client, data, **options):
-    return rpp.BlockLesion(network()).attribute(data, run=rpp.RunOptions(executor=client, **options))
+    return rpp.BlockLesion(captured()).attribute(data, run=rpp.RunOptions(executor=client, **options))
 
 
 class Losing:
@@ -246,7 +247,7 @@ def processes(tmp_path_factory):
 
 def test_a_cluster_that_loses_all_workers_is_waited_for_with_a_warning_in_time(processes):
     started, client = processes
-    expected = timeless(rpp.BlockLesion(network()).attribute(batches(60)))
+    expected = timeless(rpp.BlockLesion(captured()).attribute(batches(60)))
     lost, warned = [], []
 
     def lose():
@@ -279,7 +280,7 @@ def test_a_cluster_that_loses_all_workers_is_an_error_where_it_is_not_to_be_wait
 def test_the_results_of_finished_units_are_saved_at_once_when_the_scheduler_is_lost(processes, tmp_path, monkeypatch):
     started, client = processes
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    expected = rpp.BlockLesion(network()).attribute(batches(60))
+    expected = rpp.BlockLesion(captured()).attribute(batches(60))
     lost = []
 
     def lose():
@@ -309,9 +310,9 @@ def test_saving_asks_no_cluster_for_a_lock(client, tmp_path, monkeypatch):
 
     before = dask.config.get("scheduler")
     monkeypatch.setattr(distributed.Lock, "__init__", asked)
-    result = rpp.BlockLesion(network()).attribute(batches())
+    result = rpp.BlockLesion(captured()).attribute(batches())
     assert client.status == "running"
     rpp.save(result, tmp_path / "result.nc")
-    streamed = rpp.BlockLesion(network()).attribute(batches(), run=rpp.RunOptions(checkpoint=tmp_path / "run.nc"))
+    streamed = rpp.BlockLesion(captured()).attribute(batches(), run=rpp.RunOptions(checkpoint=tmp_path / "run.nc"))
     assert timeless(streamed).identical(timeless(rpp.load(tmp_path / "result.nc")))
     assert dask.config.get("scheduler") == before

@@ -1,4 +1,4 @@
-"""A process that is killed at a random moment, twenty times: the next call goes on to an identical result."""
+"""A process that is killed at random moments: the next call goes on to an identical result."""
 
 import multiprocessing
 import os
@@ -13,36 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from networks import PreActivation, randomised
-from small_studies import batches, timeless
+from killed_studies import DATA, N_UNITS, PATIENCE_S, network, study
+from small_studies import timeless
 
 import resnet_paths_plugin as rpp
 
-KILLS = 20
-N_UNITS = 60
-PATIENCE_S = 600
-
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
-
-
-DATA = batches(40)
-
-
-def network():
-    torch.manual_seed(1)
-    return rpp.unravel(randomised(PreActivation(blocks=3)).eval(), DATA[0][0])
-
-
-def study(net, checkpoint=None):
-    """Two stages: 10 batches times 2 groups of schedules, then 2 pieces of each batch times 2 groups."""
-    return rpp.BlockLesion(net).attribute(
-        DATA,
-        n_deleted=[1, 2],
-        draws=20,
-        batch_norm="recalibrated",
-        internal_batch_size=2,
-        run=rpp.RunOptions(checkpoint=checkpoint),
-    )
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")]
 
 
 def told_study(checkpoint, telling):
@@ -63,10 +39,12 @@ def told_study(checkpoint, telling):
 
 @pytest.fixture(scope="module")
 def processes():
-    """Processes of a server that has imported what they need; they have not yet run anything."""
+    """Processes of a server that has imported what they need and captured the network; they have not run anything."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["resnet_paths_plugin", "small_studies", "captum.attr"])
-    return context
+    context.set_forkserver_preload(["killed_studies_preload"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # the server's own path, until it has been started
+        yield context
 
 
 def begun(processes, checkpoint):
@@ -80,19 +58,20 @@ def begun(processes, checkpoint):
     return process, listening
 
 
-def test_twenty_kills_at_random_moments_change_nothing(tmp_path, processes):
+@pytest.mark.parametrize("kills", [6, pytest.param(20, marks=pytest.mark.zoo)])
+def test_kills_at_random_moments_change_nothing(tmp_path, processes, kills):
     net = network()
     undisturbed = timeless(study(net))
     moments = np.random.default_rng(0)
     kept = []
-    for kill in range(KILLS):
+    for kill in range(kills):
         folder = tmp_path / str(kill)
         folder.mkdir()
         process, listening = begun(processes, folder / "run.nc")
         # By progress rather than by the clock, as other work slows the process down; then a moment within a task.
         units = moments.integers(N_UNITS + 1)
         while len(list(folder.rglob("*.task"))) < units and not listening.poll():
-            time.sleep(0.001)
+            time.sleep(0.005)
         time.sleep(moments.uniform(0, 0.02))
         process.kill()  # by SIGKILL
         process.join(PATIENCE_S)
@@ -101,7 +80,7 @@ def test_twenty_kills_at_random_moments_change_nothing(tmp_path, processes):
         found = study(net, folder / "run.nc")
         assert timeless(found).identical(undisturbed), f"kill {kill}, with {kept[-1]} units kept"
         assert [path.name for path in folder.iterdir()] == ["run.nc"]
-    assert sum(count is not None for count in kept) >= KILLS // 2, f"most were killed before the end: {kept}"
+    assert sum(count is not None for count in kept) >= kills // 2, f"most were killed before the end: {kept}"
     assert len({count for count in kept if count}) >= 3, f"at different places: {kept}"
 
 

@@ -9,7 +9,7 @@ import types
 
 import pytest
 import torch
-from small_studies import batches, network, timeless
+from small_studies import batches, captured, timeless
 
 import resnet_paths_plugin as rpp
 from resnet_paths_plugin.errors import CheckpointError, InputError
@@ -251,10 +251,11 @@ def written(source):
 
 def study(measure, checkpoint=None, stops=False):
     run = rpp.RunOptions(checkpoint=checkpoint)
-    return rpp.BlockLesion(NETWORK).attribute(Loader(stops), measures={"mine": measure}, internal_batch_size=3, run=run)
+    return rpp.BlockLesion(captured()).attribute(
+        Loader(stops), measures={"mine": measure}, internal_batch_size=3, run=run
+    )
 
 
-NETWORK = network()
 OUTPUTS = torch.randn(4, 5, generator=torch.Generator().manual_seed(0))
 
 
@@ -292,6 +293,7 @@ def check_resume(tmp_path, before, again, after):
     return str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["number", "closure", "wrapped function", "weights", "dataclass method"])
 def test_a_resume_after_an_edit_is_refused(kind, tmp_path):
     assert "another one in this call" in check_resume(tmp_path, *(written(EDITS[kind][at]) for at in (0, 0, 1)))
@@ -303,6 +305,7 @@ def test_a_resume_after_any_edit_is_refused(kind, tmp_path):
     check_resume(tmp_path, *(written(EDITS[kind][at]) for at in (0, 0, 1)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "told"),
     [

@@ -11,8 +11,8 @@ import command_lines
 import pytest
 import torch
 from command_lines import OPTIONS, analysis, invoke
+from killed_studies import PATIENCE_S, network, study
 from small_studies import timeless
-from test_crashes import PATIENCE_S, network, study
 
 import resnet_paths_plugin as rpp
 

@@ -15,7 +15,7 @@ from small_studies import batches, margin, network
 
 import resnet_paths_plugin as rpp
 
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs signals of POSIX")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name != "posix", reason="needs signals of POSIX")]
 
 PATIENCE_S = 300
 GONE_S = 10

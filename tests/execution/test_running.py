@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 from networks import PreActivation, randomised
-from small_studies import STUDIES, batches, margin, n_units, network, run, timeless
+from small_studies import STUDIES, batches, captured, margin, n_units, network, run, timeless
 
 import resnet_paths_plugin as rpp
 from resnet_paths_plugin.analyzers.rewiring import conditions
@@ -36,6 +36,8 @@ from resnet_paths_plugin.execution.batches import Batch
 from resnet_paths_plugin.execution.payload import packed, unpacked
 from resnet_paths_plugin.execution.temp_folders import CargoFolder
 from resnet_paths_plugin.execution.torch_settings import Settings
+
+pytestmark = pytest.mark.slow
 
 
 class Backwards(Executor):
@@ -132,7 +134,7 @@ def test_a_loader_is_not_read_far_ahead_of_the_results():
             return super().submit(function, *args, **kwargs)
 
     executor = Counting(hold=1)
-    rpp.BlockLesion(network()).attribute(loader(), run=rpp.RunOptions(executor=executor))
+    rpp.BlockLesion(captured()).attribute(loader(), run=rpp.RunOptions(executor=executor))
     assert len(finished) == 101  # and the question whether the executor shares this process
     assert all(count <= at + 1 for at, count in enumerate(finished))
 
@@ -144,7 +146,7 @@ def test_a_loader_is_not_read_far_ahead_of_the_results():
             seen.append(len(held._held))
             yield batch
 
-    rpp.BlockLesion(network()).attribute(watched(), run=rpp.RunOptions(executor=held))
+    rpp.BlockLesion(captured()).attribute(watched(), run=rpp.RunOptions(executor=held))
     assert max(seen) <= 12
 
 
@@ -206,11 +208,11 @@ def test_a_checkpoint_made_under_other_settings_is_refused(tmp_path, setting):
             raise KeyboardInterrupt
 
     with setting, pytest.raises(KeyboardInterrupt):
-        rpp.BlockLesion(network()).attribute(Stopping(), run=rpp.RunOptions(checkpoint=tmp_path / "run.nc"))
+        rpp.BlockLesion(captured()).attribute(Stopping(), run=rpp.RunOptions(checkpoint=tmp_path / "run.nc"))
     with pytest.raises(
         CheckpointError, match=r"autocast of cpu was torch.bfloat16 and is None|mkldnn enabled was False"
     ):
-        rpp.BlockLesion(network()).attribute(Stopping(), run=rpp.RunOptions(checkpoint=tmp_path / "run.nc"))
+        rpp.BlockLesion(captured()).attribute(Stopping(), run=rpp.RunOptions(checkpoint=tmp_path / "run.nc"))
 
 
 def test_settings_last_until_the_last_thread_is_done():
@@ -280,14 +282,14 @@ def test_a_model_that_cannot_be_pickled_is_studied_by_processes(processes):
 
 def test_functions_that_processes_cannot_import_are_refused(processes):
     with pytest.raises(InputError, match="top level of a module"):
-        rpp.BlockLesion(network()).attribute(
+        rpp.BlockLesion(captured()).attribute(
             *batches()[0], measures={"mine": lambda outputs, _: outputs[:, 0]}, run=rpp.RunOptions(executor=processes)
         )
 
 
 def test_an_error_of_a_measure_comes_back_from_processes(processes):
     with pytest.raises(ZeroDivisionError, match="by a measure"):
-        rpp.BlockLesion(network()).attribute(
+        rpp.BlockLesion(captured()).attribute(
             *batches()[0], measures={"failing": failing}, run=rpp.RunOptions(executor=processes)
         )
 

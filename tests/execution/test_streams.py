@@ -8,7 +8,7 @@ import pytest
 
 import resnet_paths_plugin as rpp
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs /dev/full and a POSIX shell")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="needs /dev/full and a POSIX shell")]
 
 COMMAND = f"{sys.executable} -W ignore -m resnet_paths_plugin"
 ANALYZE = f"{COMMAND} analyze --analyzer BlockInfluence --path-images 2 --draws 1 --output out.nc"

@@ -27,6 +27,8 @@ from resnet_paths_plugin.graph.bystanders import others_wait
 from resnet_paths_plugin.graph.process_state import kept_generators, set_aside
 from resnet_paths_plugin.process_lock import ENTERING, alone, is_alone, uninterrupted
 
+pytestmark = pytest.mark.slow
+
 X = torch.randn(4, 5, generator=torch.Generator().manual_seed(1))
 N_THREADS = 4
 PATIENCE_S = 120

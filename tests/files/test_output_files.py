@@ -16,7 +16,7 @@ import torch
 from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_studies import STUDIES, batches, network
+from small_studies import STUDIES, batches, captured
 from torch import nn
 
 import resnet_paths_plugin as rpp
@@ -220,7 +220,7 @@ def test_different_files_are_allowed(tmp_path):
 
 
 def test_a_result_that_is_read_when_used_is_not_overwritten(tmp_path):
-    found = STUDIES["lesions"](network(), batches(), rpp.RunOptions(checkpoint=tmp_path / "run.nc"))
+    found = STUDIES["lesions"](captured(), batches(), rpp.RunOptions(checkpoint=tmp_path / "run.nc"))
     before = (tmp_path / "run.nc").read_bytes()
     for write in (datasets.save, report.write_report):
         with pytest.raises(FileError, match="is also read"):
@@ -260,7 +260,7 @@ def test_only_files_are_replaced(tmp_path, kind):
     assert os.lstat(path).st_mode == before
     assert stat.S_ISCHR(Path("/dev/null").stat().st_mode)
     with pytest.raises(FileError, match=r"only files are replaced|is a folder"):
-        STUDIES["lesions"](network(), batches(), rpp.RunOptions(checkpoint=path))
+        STUDIES["lesions"](captured(), batches(), rpp.RunOptions(checkpoint=path))
     assert not any(one.suffix in {".tmp", ".partial"} for one in tmp_path.iterdir())
 
 
@@ -275,7 +275,7 @@ def test_a_replaced_file_keeps_its_mode_and_owner(tmp_path):
     writes = (
         lambda: datasets.save(result(), path),
         lambda: report.write_report(result(), path),
-        lambda: STUDIES["lesions"](network(), batches(), rpp.RunOptions(checkpoint=path)),
+        lambda: STUDIES["lesions"](captured(), batches(), rpp.RunOptions(checkpoint=path)),
     )
     for write in writes:
         write()
@@ -317,7 +317,7 @@ def test_names_that_netcdf_cannot_take_back_are_refused(tmp_path, name):
     (tmp_path / name).parent.mkdir(exist_ok=True)
     for refused in (
         lambda: datasets.save(result(), tmp_path / name),
-        lambda: STUDIES["lesions"](network(), batches(), rpp.RunOptions(checkpoint=tmp_path / name)),
+        lambda: STUDIES["lesions"](captured(), batches(), rpp.RunOptions(checkpoint=tmp_path / name)),
     ):
         with pytest.raises(FileError, match="a backslash or bytes that are no UTF-8"):
             refused()

@@ -77,6 +77,7 @@ PLANS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dims", [1, 2])
 @pytest.mark.parametrize("name", PLANS)
 def test_schedules_of_broadcast_branches_are_those_by_hand(name, dims):

@@ -21,6 +21,7 @@ def test_blocks_are_the_ones_that_were_written(name):
     assert found == [(known.name, known.skip_kind, known.branch_type) for known in case.blocks]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_blocks_do_not_depend_on_training_flags(name):
     case = CASES[name]
@@ -29,6 +30,7 @@ def test_blocks_do_not_depend_on_training_flags(name):
     assert in_eval == in_training
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_blocks_are_found_without_memory(name):
     case = CASES[name]
@@ -200,6 +202,7 @@ NOT_ON_META = {"regnet_y_400mf"}
 """Models whose constructors read the values of tensors that they have just made."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("library", "name"),
     [

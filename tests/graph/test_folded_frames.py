@@ -74,6 +74,7 @@ def by_hand(model, lesions, x=X):
 LESIONS = [(0,), (1,), (2,), (0, 2), (0, 1, 2)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("width", [1, 2, 3, 8])
 def test_lesions_side_by_side_are_those_by_hand(kind, width):
@@ -83,6 +84,7 @@ def test_lesions_side_by_side_are_those_by_hand(kind, width):
     np.testing.assert_allclose(found.target_score.values, by_hand(model, LESIONS), rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 6])
 def test_a_chunk_keeps_frames_together_or_is_refused(kind, size):

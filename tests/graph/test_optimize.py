@@ -24,6 +24,8 @@ from resnet_paths_plugin.execution.payload import packed, unpacked
 from resnet_paths_plugin.execution.worker_pool import _digest
 from resnet_paths_plugin.graph.operators import BATCH_NORM, CONVOLUTIONS
 
+pytestmark = pytest.mark.slow
+
 REWRITES = (("fold_batch_norm",), ("channels_last",), ("fold_batch_norm", "channels_last"))
 needs_compiler = pytest.mark.skipif(
     not any(map(shutil.which, ("c++", "g++", "clang++"))),

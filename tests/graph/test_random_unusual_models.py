@@ -15,6 +15,8 @@ from unusual_models import MODELS, build, inputs
 
 import resnet_paths_plugin as rpp
 
+pytestmark = pytest.mark.slow
+
 MOST_REFUSED = 0.1
 
 

@@ -91,6 +91,7 @@ def cases():
         yield pytest.param(lambda x: x, add, (5, 5, 5), id=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("skip", "add", "sizes"), [*cases()])
 def test_both_blocks_are_found_and_run(skip, add, sizes):
     torch.manual_seed(0)

@@ -18,7 +18,10 @@ from resnet_paths_plugin.errors import CaptureError
 from resnet_paths_plugin.execution.payload import packed, unpacked
 from resnet_paths_plugin.graph.export import export
 
-pytestmark = pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # torch's checkpoint
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad"),  # torch's checkpoint
+]
 X = torch.randn(4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
 

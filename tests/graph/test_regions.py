@@ -14,7 +14,10 @@ from torch.utils.checkpoint import checkpoint
 
 import resnet_paths_plugin as rpp
 
-pytestmark = pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # torch's checkpoint
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad"),  # torch's checkpoint
+]
 X = torch.randn(4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
 

@@ -9,6 +9,8 @@ from torch import nn
 
 import resnet_paths_plugin as rpp
 
+pytestmark = pytest.mark.slow
+
 X = torch.randn(4, 5, generator=torch.Generator().manual_seed(1))
 
 
@@ -114,9 +116,18 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("cls", MODELS)
-@pytest.mark.parametrize("training", [False, True])
+def every_way():
+    """Yield all models, ways and flags; by default each way runs with two models, and each model in two ways."""
+    for training in (False, True):
+        for cls in MODELS:
+            for way in WAYS:
+                chosen = (cls is InPlace and training) or (cls is Net and not training)
+                chosen |= way == ("lesions" if training else "path lengths")
+                marks = () if chosen else pytest.mark.zoo
+                yield pytest.param(cls, way, training, marks=marks, id=f"{training}-{cls.__name__}-{way}")
+
+
+@pytest.mark.parametrize(("cls", "way", "training"), [*every_way()])
 def test_a_model_is_as_before_and_two_runs_are_equal(cls, way, training):
     model = made(cls, training=training)
     net = rpp.unravel(model, X)

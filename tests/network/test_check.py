@@ -13,6 +13,8 @@ from torch.nn.utils import parametrizations, parametrize, prune
 
 import resnet_paths_plugin as rpp
 
+pytestmark = pytest.mark.slow
+
 X = torch.randn(4, 5, generator=torch.Generator().manual_seed(1))
 
 

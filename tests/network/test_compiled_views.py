@@ -9,6 +9,8 @@ from torch import nn
 
 import resnet_paths_plugin as rpp
 
+pytestmark = pytest.mark.slow
+
 X = torch.randn(4, 5, generator=torch.Generator().manual_seed(1))
 
 

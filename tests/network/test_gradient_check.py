@@ -67,6 +67,7 @@ def scaled(factor):
     return wrong
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WALKS)
 def test_a_wrong_walk_is_refused(way, monkeypatch):
     inputs = torch.arange(4) if "tokens" in way else X
@@ -76,6 +77,7 @@ def test_a_wrong_walk_is_refused(way, monkeypatch):
         WALKS[way](net)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WALKS)
 def test_a_right_walk_is_not(way):
     inputs = torch.arange(4) if "tokens" in way else X

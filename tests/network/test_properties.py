@@ -7,6 +7,7 @@ branch by zero, and `path_enumeration`, which takes their paths one by one. `--h
 from collections import Counter
 
 import hypothesis.strategies as st
+import pytest
 import torch
 import xarray as xr
 from hypothesis import assume, event, example, given
@@ -20,6 +21,8 @@ import resnet_paths_plugin as rpp
 from resnet_paths_plugin.engine.backward import BackwardWalk
 from resnet_paths_plugin.engine.routing import ByLength
 from resnet_paths_plugin.results.datasets import build_tree
+
+pytestmark = pytest.mark.slow
 
 MOST_PATHS = 80
 """The slow twin runs the network once for each path."""

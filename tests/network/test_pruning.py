@@ -20,6 +20,8 @@ from torch_state import thread_modes
 import resnet_paths_plugin as rpp
 from resnet_paths_plugin.errors import CaptureMismatchError, InputError, UnknownBlockError, UnsupportedMethodError
 
+pytestmark = pytest.mark.slow
+
 RUNNING = [name for name, case in CASES.items() if case.blocks]
 MODELS = ["test_resnet", "test_vit", "test_convnext2", "test_efficientnet"]
 FULL = [

@@ -72,6 +72,7 @@ def chain():
 # Outputs and gradients
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ONE_OUTPUT)
 def test_outputs_are_the_models_bit_for_bit_whatever_the_lengths(name):
     known = twin(name)
@@ -82,6 +83,7 @@ def test_outputs_are_the_models_bit_for_bit_whatever_the_lengths(name):
         assert torch.equal(view(*one), known.model(*one))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ONE_OUTPUT)
 def test_the_gradient_is_that_of_the_enumerated_paths_of_these_lengths(name):
     known, every = twin(name), lengths_of(name)
@@ -90,6 +92,7 @@ def test_the_gradient_is_that_of_the_enumerated_paths_of_these_lengths(name):
         assert_close(gradient(network(name).restricted(lengths), known.inputs), enumerated(name, lengths), scale)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ONE_OUTPUT)
 def test_over_all_lengths_the_gradient_is_the_models(name):
     known = twin(name)

@@ -14,6 +14,8 @@ from torch._subclasses import FakeTensorMode
 import resnet_paths_plugin as rpp
 from resnet_paths_plugin.network.differences import unit_of
 
+pytestmark = pytest.mark.slow
+
 SHORT = [torch.bfloat16, torch.float16]
 ACTIVATIONS = {"tanh": torch.tanh, "sigmoid": torch.sigmoid, "relu": torch.relu, "gelu": nn.functional.gelu}
 
@@ -61,18 +63,24 @@ def made(dtype, **options):
     return Net(**options).eval().to(dtype), torch.randn(8, 32).to(dtype)
 
 
-@pytest.mark.parametrize("dtype", [*SHORT, torch.float32, torch.float64])
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("n", [3, 30])
+def kinds(*sizes):
+    """Yield all dtypes, activations and numbers of blocks; by default each dtype and each activation is in one case."""
+    usual = list(zip([*SHORT, torch.float32, torch.float64], ACTIVATIONS, sizes * 2, strict=True))
+    for n in sizes:
+        for activation in ACTIVATIONS:
+            for dtype in (*SHORT, torch.float32, torch.float64):
+                marks = () if (dtype, activation, n) in usual else pytest.mark.zoo
+                yield pytest.param(dtype, activation, n, marks=marks, id=f"{n}-{activation}-{dtype}")
+
+
+@pytest.mark.parametrize(("dtype", "activation", "n"), [*kinds(3, 30)])
 def test_a_right_model_is_not_refused_in_any_dtype(dtype, activation, n):
     model, x = made(dtype, n=n, activation=ACTIVATIONS[activation])
     found = rpp.PathLengthGradient(model).attribute(x, 0, max_length=2)
     assert found.attrs["verified"] == "outputs and gradients"
 
 
-@pytest.mark.parametrize("dtype", [*SHORT, torch.float32, torch.float64])
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("n", [3, 8])
+@pytest.mark.parametrize(("dtype", "activation", "n"), [*kinds(3, 8)])
 def test_a_gradient_that_lacks_three_per_cent_is_refused(dtype, activation, n):
     model, x = made(dtype, n=n, activation=ACTIVATIONS[activation], part=0.97)
     for analyzer in (rpp.PathLengthGradient, rpp.BlockInfluence):

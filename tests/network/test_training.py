@@ -28,6 +28,8 @@ from resnet_paths_plugin.errors import (
     UnsupportedMethodError,
 )
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 BY_HAND = [name for name, case in CASES.items() if case.blocks and name not in {"dual path", "repeated", "highway"}]
 """Networks whose branches are what one submodule returns each, so that a wrapper can leave them out."""

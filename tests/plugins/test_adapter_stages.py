@@ -11,6 +11,8 @@ import resnet_paths_timm
 import resnet_paths_torchvision
 from resnet_paths_plugin.plugins import manager as plugins
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def manager():

@@ -20,6 +20,8 @@ import resnet_paths_torchvision
 from resnet_paths_plugin.errors import ModelNotFoundError
 from resnet_paths_plugin.plugins import manager as plugins
 
+pytestmark = pytest.mark.slow
+
 GOLDEN_RETRIEVER = 207
 
 

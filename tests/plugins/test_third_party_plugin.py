@@ -25,6 +25,8 @@ from torch.nn.functional import cross_entropy
 import resnet_paths_plugin as rpp
 from resnet_paths_plugin.plugins import hookspecs
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "third_party_plugin"
 

@@ -47,9 +47,9 @@ SHARED = {
     },
     "the network": {
         "block", "block_index", "stage", "skip_kind", "branch_type", "group", "module", "depth", "path_length",
-        "path_count", "log10_path_count",
+        "path_count", "log10_path_count", "other_block",
     },
-    "the study": {"proxy", "measure", "n_draws", "n_samples"},
+    "the study": {"proxy", "measure", "n_draws", "n_orders", "n_coalitions", "n_samples"},
     "the samples of another study": {"lesion_effect"},
 }  # fmt: skip
 """What is said of all samples together and depends on none of them here, by what it is said of."""

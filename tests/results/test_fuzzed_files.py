@@ -25,7 +25,10 @@ READERS = {
 }
 """Libraries in C or Rust that read a format; npz files are read by Python's own zipfile and numpy."""
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memory and time are limited as Linux does")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="memory and time are limited as Linux does"),
+]
 
 
 # Where Python waits for such a library; a loop without end in it is as much beyond a loader as a crash is.

@@ -51,6 +51,7 @@ def told(tmp_path_factory):
     return dict(line.split("\t", 1) for line in ended.stdout.splitlines())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is limited as Linux does")
 @pytest.mark.parametrize("name", hostile.FILES)
 def test_a_hostile_file_is_refused_before_memory_is_taken(told, name):

@@ -10,6 +10,8 @@ import resnet_paths_plugin as rpp
 from resnet_paths_plugin import demo
 from resnet_paths_plugin.results import schema
 
+pytestmark = pytest.mark.slow
+
 ESTIMATORS = ("exact", "sampled", "signs")
 
 
@@ -43,6 +45,14 @@ def studies():
         ],
         "BlockSelection": [
             rpp.BlockSelection(net).attribute(data, labels, n_random=1, latency_batch_size=2, ablation="linear")
+        ],
+        "BlockInteraction": [
+            rpp.BlockInteraction(net).attribute(data, target=labels, value="loss", per_sample=True),
+        ],
+        "BlockShapley": [
+            rpp.BlockShapley(net).attribute(
+                data, target=labels, value="loss", method="permutation", budget=200, order=2, per_sample=True
+            ),
         ],
         "PathLengthGradient": [
             lengths.attribute(data, target=labels, estimator=ESTIMATORS, draws=2, keep_maps=True),

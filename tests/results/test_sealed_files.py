@@ -14,7 +14,7 @@ import synthetic_studies as synthetic
 import torch
 import xarray as xr
 from hostile_files import hdf5, name_of_bytes
-from small_studies import STUDIES, batches, network
+from small_studies import STUDIES, batches, captured
 
 import resnet_paths_plugin as rpp
 from resnet_paths_plugin.cli.images import read_images
@@ -31,7 +31,7 @@ def saved(folder):
 
 
 def streamed(folder):
-    STUDIES["lesions"](network(), batches(), rpp.RunOptions(checkpoint=folder / "x.nc")).close()
+    STUDIES["lesions"](captured(), batches(), rpp.RunOptions(checkpoint=folder / "x.nc")).close()
     return folder / "x.nc"
 
 
@@ -147,6 +147,7 @@ def test_the_opening_of_a_file_has_an_end(tmp_path, monkeypatch):
     assert time.monotonic() - begun < 60
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STUDIES)
 @pytest.mark.parametrize("odd", [float("nan"), float("inf")])
 @pytest.mark.filterwarnings("ignore")
@@ -155,7 +156,7 @@ def test_inputs_that_are_not_finite_are_warned_of_by_every_analyzer(name, odd):
     data[1][0][0, 0, 0, 0] = odd
     refused = pytest.raises(InputError, match="not finite") if name == "recalibrated" else nullcontext()
     with pytest.warns(NonFiniteInputWarning, match=r"inputs hold NaN or infinity \(1 numbers") as told, refused:
-        STUDIES[name](network(), data, None)
+        STUDIES[name](captured(), data, None)
     # A study within a study may tell of it once more.
     assert len([one for one in told if one.category is NonFiniteInputWarning]) == (2 if name == "influence" else 1)
 

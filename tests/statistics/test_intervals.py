@@ -132,6 +132,22 @@ def test_the_paired_interval_turns_with_its_sides():
     np.testing.assert_allclose(paired_difference(~one, ~other, 0.95), (-high, -low), atol=1e-12)
 
 
+def test_the_correlation_of_a_pair_is_corrected_for_continuity():
+    """By hand: the cells' cross product is 20 * 20 - 5 * 5 = 375, corrected 375 - 50 / 2, and all margins are 25."""
+    low, high = paired_difference(*cells(20, 5, 5, 20), 0.95)
+    down, up = 0.5 - wilson(np.array(25), 50, 0.95)[0], wilson(np.array(25), 50, 0.95)[1] - 0.5
+    expected = np.sqrt(down**2 - 2 * 350 / 625 * down * up + up**2)
+    np.testing.assert_allclose((low, high), (-expected, expected), atol=1e-12)
+
+
+def test_draws_of_each_size_are_resampled_on_their_own():
+    ds = drawn(np.random.default_rng(3), sizes=[1, 2], draws=6, samples=40)
+    ds.loss[6:] = ds.loss[:6].values
+    found = rpp.statistics.bootstrap(ds)
+    assert found.loss[0] == found.loss[1]
+    assert found.loss_low[0] != found.loss_low[1]
+
+
 def test_a_share_of_no_samples_is_not_known_exactly():
     low, high = paired_difference(np.zeros((1, 50), bool), np.zeros((1, 50), bool), 0.95)
     assert low[0] < 0 < high[0]

@@ -1,6 +1,6 @@
 """One small study by each analyzer, to be run in different ways; every task boundary lies inside the data."""
 
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 import torch
@@ -15,6 +15,12 @@ TIMES = ("date_created", "history")
 def network():
     torch.manual_seed(1)
     return randomised(PreActivation(blocks=4)).eval()
+
+
+@cache
+def captured(make=network, units="blocks"):
+    """Return a network that is captured once: studies leave it as it is, so that tests may share it."""
+    return rpp.unravel(make(), batches()[0][0], units=units)
 
 
 def batches(n_samples=N_SAMPLES, size=4):
@@ -75,14 +81,17 @@ def _sampled_paths_of_an_objective(model, data, run):
 
 
 def _layers(model, data, run):
-    net = rpp.unravel(model, data[0][0], units="layers")
+    net = captured(units="layers") if model is captured() else rpp.unravel(model, data[0][0], units="layers")
     return rpp.BlockLesion(net).attribute(data, internal_batch_size=3, run=run)
 
 
 def _of_other(make):
-    def study(_model, data, run):
+    def other():
         torch.manual_seed(3)
-        return rpp.PathLengthGradient(randomised(make()).eval()).attribute(data, run=run)
+        return randomised(make()).eval()
+
+    def study(_model, data, run):
+        return rpp.PathLengthGradient(captured(other)).attribute(data, run=run)
 
     return study
 
@@ -110,7 +119,7 @@ def timeless(dataset):
 
 
 def run(name, options=None, *, data=None, model=None):
-    return timeless(STUDIES[name](network() if model is None else model, batches() if data is None else data, options))
+    return timeless(STUDIES[name](captured() if model is None else model, batches() if data is None else data, options))
 
 
 def n_units(n_samples=N_SAMPLES, chunk=3, size=4, groups=2):

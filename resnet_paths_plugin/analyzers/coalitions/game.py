@@ -55,7 +55,8 @@ class BlockGame:
             measures above, and asks others for an attribute of this name.
         level: whether players are single blocks, or groups: all blocks of one owning module.
         ablation: what stands in for a deleted branch, as in `BlockLesion`.
-        reference: data for branch means, as `inputs`; None takes the inputs themselves.
+        reference: data for branch means and linear maps, as `inputs`; None takes the inputs themselves.
+        ridge: ridge parameter of linear maps, as in `BlockLesion`.
         seed: seed of the choice of other samples, with `ablation="resample"`.
         internal_batch_size: samples per forward pass; None chooses a number that suits the cache.
         perturbations_per_eval: coalitions per forward pass, in one larger batch; None chooses.
@@ -69,7 +70,9 @@ class BlockGame:
     Attributes:
         network: the unraveled network.
         players: names of the players, in execution order.
+        units: the blocks of each player, by its name.
         value: name of the measure.
+        conditions: what stands in for deleted branches.
 
     Raises:
         NoResidualBlocksError: if the network has no residual blocks.
@@ -99,6 +102,7 @@ class BlockGame:
         level: Level = "block",
         ablation: Ablation = "zero",
         reference: Any = None,
+        ridge: float | None = None,
         seed: int = 0,
         internal_batch_size: int | None = None,
         perturbations_per_eval: int | None = None,
@@ -126,7 +130,7 @@ class BlockGame:
 
         def study_on(network: UnraveledNetwork) -> CoalitionStudy:
             self._measures = Measures(network, measures, offered_measures(network))
-            self._conditions = Conditions(network, batches, ablation, "frozen", reference, seed)
+            self.conditions = Conditions(network, batches, ablation, "frozen", reference, seed, ridge)
             study = self._study(network, np.zeros((1, len(network.blocks)), dtype=bool))
             study.check(batches.first)
             return study
@@ -135,10 +139,10 @@ class BlockGame:
         self.network = ensure_network(net, known, batches, run, self._given, study_on)
         study = study_on(self.network)
         self.network.check.forget()
-        self._units = units_of(self.network, level)
-        self.players = tuple(self._units)
+        self.units = units_of(self.network, level)
+        self.players = tuple(self.units)
         self._members = np.zeros((len(self.players), len(self.network.blocks)), dtype=bool)
-        for row, unit in zip(self._members, self._units.values(), strict=True):
+        for row, unit in zip(self._members, self.units.values(), strict=True):
             row[[block.index for block in unit]] = True
         self._sizes = study.sizes(self._given or study.samples_per_pass(run), run)
         self._attrs = _attrs(self.network, arguments, self._options)
@@ -159,6 +163,19 @@ class BlockGame:
     def n_evaluated(self) -> int:
         """The number of coalitions that have a value by now."""
         return len(self._evaluated)
+
+    @property
+    def n_samples(self) -> int:
+        """The number of samples that values are means over; 0 before the first call."""
+        return self._n_samples or 0
+
+    @property
+    def direction(self) -> bool | None:
+        """Whether more of the measure means a better network; None where this is not known."""
+        try:
+            return self.higher_is_better
+        except InputError:
+            return None
 
     @property
     def higher_is_better(self) -> bool:
@@ -236,6 +253,34 @@ class BlockGame:
         effects: NDArray[np.float64] = sign * (values[0] - values[1:])
         return effects
 
+    def forward_passes(self, coalitions: npt.ArrayLike) -> float:
+        """Return about how many forward passes the coalitions cost that have no value yet.
+
+        It counts the branches that are run, each once for all coalitions that begin alike up to there. In a network
+        whose blocks make a chain, that is what they cost, heads aside.
+
+        Args:
+            coalitions: as in a call.
+
+        Raises:
+            InputError: if these are no such coalitions.
+
+        Examples:
+            >>> import itertools
+            >>> import numpy as np
+            >>> game = rpp.BlockGame(net, images, labels)
+            >>> every = np.array(list(itertools.product([False, True], repeat=6)))
+            >>> game.forward_passes(every) == (2**6 - 1) / 6
+            True
+        """
+        missing = self._evaluated.missing(self._checked(coalitions))
+        sizes = self._members.sum(axis=1)
+        runs = sum(
+            int(size) * len(np.unique(np.packbits(missing[missing[:, at], :at], axis=1), axis=0))
+            for at, size in enumerate(sizes)
+        )
+        return runs / len(self.network.blocks)
+
     def remove_checkpoint(self) -> None:
         """Remove what the checkpoint keeps; what is in memory stays.
 
@@ -283,7 +328,7 @@ class BlockGame:
 
     def _run(self, missing: Coalitions, run: StudyRun) -> None:
         if not self._is_prepared:
-            self._conditions.prepare(schedules_of(np.ones((1, len(self.network.blocks)), dtype=bool)), run)
+            self.conditions.prepare(schedules_of(np.ones((1, len(self.network.blocks)), dtype=bool)), run)
             self._is_prepared = True
         study = self._study(self.network, ~missing @ self._members, f"coalitions {digest(missing)}")
         samples = study.chunks(self._samples(study), run.sizes["samples"])
@@ -302,7 +347,7 @@ class BlockGame:
             deleted,
             self.value,
             self._measures,
-            self._conditions,
+            self.conditions,
             width=self._width,
             first_size=self._batches.first.size,
             name=name,

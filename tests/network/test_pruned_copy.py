@@ -1,0 +1,309 @@
+"""A copy of the user's own class without blocks: its outputs are those of models patched by hand, or it is refused."""
+
+import copy
+
+import pytest
+import timm
+import torch
+import torchvision
+from networks import (
+    PreActivation,
+    Residual,
+    Transformer,
+    Vectors,
+    assert_same_state,
+    mlp,
+    randomised,
+    state_of,
+    without,
+)
+from torch import nn
+from torch.nn import functional
+
+import resnet_paths_plugin as rpp
+from resnet_paths_plugin.errors import InputError, UnknownBlockError
+
+
+@pytest.fixture(scope="module")
+def resnet():
+    torch.manual_seed(0)
+    return randomised(torchvision.models.resnet18()).eval()
+
+
+@pytest.fixture(scope="module")
+def net(resnet):
+    return rpp.unravel(resnet, torch.randn(2, 3, 64, 64))
+
+
+def images(count=2):
+    return torch.randn(count, 3, 64, 64)
+
+
+def by_hand(model, *paths):
+    patched = copy.deepcopy(model)
+    for path in paths:
+        patched.set_submodule(path, nn.Identity())
+    return patched
+
+
+def test_a_deleted_block_is_an_identity_in_the_users_own_class(resnet, net):
+    before = state_of(resnet)
+    small = rpp.pruned_copy(net, ["layer1.1", "layer3.1"])
+    assert type(small) is type(resnet)
+    patched = by_hand(resnet, "layer1.1", "layer3.1")
+    assert str(small) == str(patched)
+    assert_same_state(before, state_of(resnet))
+    x = images()
+    assert torch.equal(small(x), patched(x))
+    assert small.state_dict().keys() == patched.state_dict().keys()
+    theirs = {id(tensor) for tensor in resnet.state_dict(keep_vars=True).values()}
+    assert not any(id(tensor) in theirs for tensor in small.state_dict(keep_vars=True).values())
+
+
+def test_it_trains_as_a_model_patched_by_hand(resnet, net):
+    small, patched = rpp.pruned_copy(net, "layer2.1").train(), by_hand(resnet, "layer2.1").train()
+    optimizers = [torch.optim.SGD(module.parameters(), lr=0.05) for module in (small, patched)]
+    for _ in range(2):
+        x = images(4)
+        for module, optimizer in zip((small, patched), optimizers, strict=True):
+            optimizer.zero_grad()
+            functional.cross_entropy(module(x), torch.arange(4)).backward()
+            optimizer.step()
+    for name, tensor in patched.state_dict().items():
+        assert torch.equal(tensor, small.state_dict()[name]), name
+
+
+def test_a_projection_stays_with_the_activation_behind_it(resnet, net):
+    small = rpp.pruned_copy(net, ["layer2.0", "layer4.0"])
+    assert [name for name, _ in small.layer2[0].named_children()] == ["downsample", "relu"]
+    assert set(small.state_dict()) < set(resnet.state_dict())
+    resnet.load_state_dict(small.state_dict(), strict=False)
+    x = images()
+    assert torch.equal(small(x), without(resnet, "layer2.0.bn2", "layer4.0.bn2")(x))
+    loss = functional.cross_entropy(small.train()(images(4)), torch.arange(4))
+    loss.backward()
+    assert all(parameter.grad is not None for parameter in small.parameters())
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_resnet", "test_convnext2", "test_byobnet"])
+def test_models_of_timm_are_copied(name):
+    check_model(timm.create_model(name, **({"img_size": 64} if name == "test_vit" else {})))
+
+
+@pytest.mark.zoo
+@pytest.mark.parametrize("name", [f"timm/{name}" for name in timm.list_models("test_*")] + [
+    "torchvision/resnet50", "torchvision/mobilenet_v3_large", "torchvision/regnet_y_400mf", "torchvision/swin_t",
+    "torchvision/vit_b_16", "torchvision/convnext_tiny",
+])  # fmt: skip
+def test_larger_models_are_copied(name):
+    library, _, name = name.partition("/")
+    model = timm.create_model(name) if library == "timm" else getattr(torchvision.models, name)()
+    size = model.pretrained_cfg["input_size"][-1] if library == "timm" else 224
+    check_model(model, size)
+
+
+def check_model(model, size=64):
+    """Each module that owns blocks is left out, or refused where the lesioned network says otherwise."""
+    model = randomised(model).eval()
+    x = torch.randn(2, 3, size, size)
+    net = rpp.unravel(model, x)
+    groups = {}
+    for block in net.blocks:
+        groups.setdefault(block.module, []).append(block)
+    copied = 0
+    for path, blocks in groups.items():
+        identity = all(block.skip_kind == "identity" for block in blocks)
+        try:
+            small = rpp.pruned_copy(net, blocks)
+        except InputError:
+            assert not identity, path
+            continue
+        with torch.no_grad():
+            torch.testing.assert_close(small(x), net.lesioned(blocks)(x), rtol=1e-5, atol=1e-6)
+        copied += 1
+    assert copied or not groups
+
+
+class WithHooks(PreActivation):
+    """It has a method and a hook of its own."""
+
+    def features(self, x):
+        return self.blocks(self.stem(x))
+
+
+def doubled(_module, _args, output):
+    return output * 2
+
+
+def test_methods_hooks_and_flags_stay():
+    model = randomised(WithHooks()).train()
+    model.blocks[0].branch.eval()
+    model.stem.register_forward_hook(doubled)
+    model.head.weight.requires_grad_(requires_grad=False)
+    x = torch.randn(2, 3, 6, 6)
+    small = rpp.pruned_copy(model, "blocks.1", x)
+    patched = by_hand(model, "blocks.1")
+    assert len(small.stem._forward_hooks) == 1
+    assert torch.equal(small.eval()(x), patched.eval()(x))
+    assert torch.equal(small.features(x), patched.features(x))
+    flags = {name: module.training for name, module in rpp.pruned_copy(model, "blocks.1", x).named_modules()}
+    assert flags == {name: module.training for name, module in by_hand(model, "blocks.1").train().named_modules()} | {
+        name: False for name in flags if name.startswith("blocks.0.branch")
+    }
+    assert not small.head.weight.requires_grad
+
+
+class Activated(nn.Module):
+    """What follows the sum is no identity on what comes in."""
+
+    def __init__(self, functional_form):
+        super().__init__()
+        self.branch, self.functional_form = nn.Conv2d(3, 3, 3, padding=1), functional_form
+        self.act = nn.LeakyReLU(0.5, inplace=True)
+
+    def forward(self, x):
+        y = x + self.branch(x)
+        return y.relu() if self.functional_form else self.act(y)
+
+
+@pytest.mark.parametrize("functional_form", [False, True])
+def test_an_activation_behind_the_sum_stays_where_it_does_something(functional_form):
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), Activated(functional_form), nn.Flatten(), nn.Linear(108, 2)).eval()
+    x = torch.randn(4, 3, 6, 6)
+    small = rpp.pruned_copy(model, "1", x)
+    between = functional.relu if functional_form else functional.leaky_relu
+    expected = between(model[0](x)) if functional_form else between(model[0](x), 0.5)
+    assert torch.equal(small(x), model[3](expected.flatten(1)))
+    assert not isinstance(small[1], nn.Identity)
+
+
+class Lambda(nn.Module):
+    """A projection that is no module."""
+
+    def __init__(self):
+        super().__init__()
+        self.branch = nn.Conv2d(3, 6, 3, stride=2, padding=1)
+
+    def forward(self, x):
+        return self.branch(x) + functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 0, 3))
+
+
+class PostNorm(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.branch, self.norm = mlp(), nn.LayerNorm(6)
+
+    def forward(self, x):
+        return self.norm(x + self.branch(x))
+
+
+def test_a_norm_behind_the_sum_stays():
+    model = randomised(Vectors(PostNorm())).eval()
+    x = torch.randn(3, 7)
+    small = rpp.pruned_copy(model, "middle.0", x)
+    assert torch.equal(small(x), model.head(model.middle[0].norm(model.stem(x))))
+    assert set(small.state_dict()) < set(model.state_dict())
+
+
+class PostTanh(nn.Module):
+    """What follows the sum is neither a part nor a ReLU."""
+
+    def __init__(self):
+        super().__init__()
+        self.branch = mlp()
+
+    def forward(self, x):
+        return torch.tanh(x + self.branch(x))
+
+
+class Paired(nn.Module):
+    """It returns a tuple."""
+
+    def __init__(self):
+        super().__init__()
+        self.branch = mlp()
+
+    def forward(self, x):
+        return x + self.branch(x), None
+
+
+class First(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.paired = Paired()
+
+    def forward(self, x):
+        return self.paired(x)[0]
+
+
+class Own(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.branch = mlp()
+
+    def forward(self, x):
+        return x + self.branch(x)
+
+
+SHARED = Residual(mlp())
+REFUSED = {
+    "two sums": (Transformer, "layers.0.mlp", (3, 6, 6), "computes the sums of 'layers.0.attn'"),
+    "two arguments": (Transformer, ["layers.0.attn", "layers.0.mlp"], (3, 6, 6), r"called with \(Tensor"),
+    "a projection": (lambda: nn.Sequential(Lambda()), "0", (3, 6, 6), "with nn.Identity in its place"),
+    "a function": (lambda: Vectors(PostTanh()), "middle.0", (7,), "has other outputs"),
+    "a tuple": (lambda: Vectors(First()), "middle.0.paired", (7,), "returns a tuple"),
+    "own forward": (Own, 0, (6,), "own forward"),
+    "a shared module": (lambda: Vectors(SHARED, nn.Tanh(), SHARED), None, (7,), "one module stands at"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_left_out_is_refused_with_the_reason(case):
+    make, blocks, shape, reason = REFUSED[case]
+    torch.manual_seed(0)
+    model = make().eval()
+    net = rpp.unravel(model, torch.randn(2, *shape))
+    with pytest.raises(InputError, match=reason) as refusal:
+        rpp.pruned_copy(net, net.blocks if blocks is None else blocks)
+    assert "net.pruned" in str(refusal.value)
+
+
+def test_all_runs_of_a_module_are_left_out_together():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.block = Residual(mlp())
+
+        def forward(self, x):
+            return self.block(self.block(x))
+
+    model = Vectors(Twice()).eval()
+    x = torch.randn(3, 7)
+    net = rpp.unravel(model, x)
+    with pytest.raises(InputError, match="delete all of them"):
+        rpp.pruned_copy(net, net.blocks[0])
+    assert torch.equal(rpp.pruned_copy(net, net.blocks)(x), model.head(model.stem(x)))
+
+
+def test_a_module_inside_a_deleted_one_goes_with_it():
+    model = Vectors(Residual(nn.Sequential(Residual(mlp()), mlp()))).eval()
+    x = torch.randn(3, 7)
+    small = rpp.pruned_copy(model, ["middle.0", "middle.0.branch.0"], x)
+    assert torch.equal(small(x), model.head(model.stem(x)))
+
+
+def test_bad_input_is_refused(net):
+    with pytest.raises(UnknownBlockError):
+        rpp.pruned_copy(net, "layer9")
+    with pytest.raises(InputError, match="units='blocks'"):
+        rpp.pruned_copy(rpp.unravel(nn.Sequential(nn.Linear(4, 4)), torch.randn(2, 4), units="layers"), 0)
+    with pytest.raises(InputError, match="input shape"):
+        rpp.pruned_copy(PreActivation(), 0)
+
+    class Held(PreActivation):
+        def __deepcopy__(self, memo):
+            raise RuntimeError("held elsewhere")
+
+    with pytest.raises(InputError, match="cannot be copied"):
+        rpp.pruned_copy(Held(), 0, torch.randn(2, 3, 6, 6))
+    assert torch.equal(rpp.pruned_copy(net, [])(x := images()), net.model(x))
