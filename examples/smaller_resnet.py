@@ -2,8 +2,8 @@
 
     python examples/smaller_resnet.py --output smaller
 
-The embedded ResNet-110 on scikit-learn's digits takes about ten minutes on one CPU core, nothing to download; `--delete
-2 --epochs 1 --images 60` takes seconds. Needs the extra `demo`. With `--weights resnet20.safetensors --depth 20
+The embedded ResNet-110 on scikit-learn's digits takes a few minutes on one CPU core, nothing to download; `--delete 2
+--epochs 1 --images 60` is quicker. Needs the extra `demo`. With `--weights resnet20.safetensors --depth 20
 --images-file test1000.npz`, the same for a CIFAR-10 network: half of its images are searched on and fine-tuned with,
 the other half reported on. Writes FOLDER/smaller.png, the selection as FOLDER/smaller.nc, and each network as a program
 of torch.export, with ONNX files beside where the extra `onnx` is installed.
@@ -34,10 +34,11 @@ BATCH = 64
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """A trained network, images to choose blocks on and to train with, and images to report on."""
+    """A trained network, images to choose blocks on, to train with, and to report on."""
 
     model: nn.Module
     search: tuple[Tensor, Tensor]
+    train: tuple[Tensor, Tensor]
     report: tuple[Tensor, Tensor]
 
 
@@ -60,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows = [(0, times[0], error(task.model, task.report), float("nan"))]
     for blocks, small, seconds in zip(names, networks, times[1:], strict=True):
         before = error(small, task.report)
-        fine_tune(small, task.search, options.epochs)
+        fine_tune(small, task.train, options.epochs)
         rows.append((len(blocks), seconds, before, error(small, task.report)))
         export(small, task.report[0][:2], options.output / f"without_{len(blocks)}")
     print_table(rows, len(net.blocks), len(task.report[1]))
@@ -71,9 +72,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description="Prune a residual network, fine-tune and export it.")
-    parser.add_argument("--delete", type=int, nargs="+", default=[8, 16, 24], help="numbers of blocks to delete")
-    parser.add_argument("--epochs", type=int, default=10, help="epochs of fine-tuning")
-    parser.add_argument("--images", type=int, default=1200, help="images to choose blocks on and to train with")
+    parser.add_argument("--delete", type=int, nargs="+", default=[8, 16], help="numbers of blocks to delete")
+    parser.add_argument("--epochs", type=int, default=4, help="epochs of fine-tuning")
+    parser.add_argument("--images", type=int, default=240, help="images to choose blocks on")
     parser.add_argument("--weights", type=Path, help="a CIFAR-10 network's weights, safetensors")
     parser.add_argument("--depth", type=int, default=20, help="its depth: 20, 32, 44, 56, ...")
     parser.add_argument("--images-file", type=Path, help="CIFAR-10 images: npz with 'images' and 'labels'")
@@ -90,7 +91,8 @@ def digits_task(options: argparse.Namespace) -> Task:
     """Return the embedded network with the images that it was trained on, and those that were held out."""
     images, labels = demo.load_digits("train")
     chosen = torch.randperm(len(labels))[: options.images]
-    return Task(demo.load_network(), (images[chosen], labels[chosen]), demo.load_digits("held_out"))
+    search = images[chosen], labels[chosen]
+    return Task(demo.load_network(), search, (images, labels), demo.load_digits("held_out"))
 
 
 def cifar_task(options: argparse.Namespace) -> Task:
@@ -101,8 +103,10 @@ def cifar_task(options: argparse.Namespace) -> Task:
         images, labels = torch.from_numpy(file["images"]), torch.from_numpy(file["labels"]).long()
     mean, std = (torch.tensor(values)[:, None, None] for values in (CIFAR_MEAN, CIFAR_STD))
     inputs = (images.permute(0, 3, 1, 2).float() / 255 - mean) / std
-    half = min(options.images, len(labels) // 2)
-    return Task(model.eval(), (inputs[:half], labels[:half]), (inputs[half:], labels[half:]))
+    half = len(labels) // 2
+    train = inputs[:half], labels[:half]
+    search = train[0][: options.images], train[1][: options.images]
+    return Task(model.eval(), search, train, (inputs[half:], labels[half:]))
 
 
 @torch.no_grad()
