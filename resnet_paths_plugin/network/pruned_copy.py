@@ -5,21 +5,24 @@ A deleted block's module gives way to `nn.Identity`, or to its projection. Where
 
 import copy
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import count, groupby
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from resnet_paths_plugin.errors import InputError
 from resnet_paths_plugin.graph.blocks import BlockLike, ResidualBlock
-from resnet_paths_plugin.graph.export import uncompiled, undisturbed
-from resnet_paths_plugin.graph.operators import aten
-from resnet_paths_plugin.network.differences import difference, in_last_digits, unit_of, within
-from resnet_paths_plugin.network.model_pass import tensors_of
+from resnet_paths_plugin.network.copy_comparison import Comparison, run_in_eval_mode
+from resnet_paths_plugin.network.skip_chain import SkipChain, calls_of, skip_chain
 from resnet_paths_plugin.network.unraveled import UnraveledNetwork
 from resnet_paths_plugin.network.unraveling import unravel
 from resnet_paths_plugin.process_lock import alone
+
+_Memory = tuple[int, int, tuple[int, ...]]
+"""Where a value is in memory, how often that was written to, and its shape."""
 
 
 def pruned_copy(model: nn.Module, blocks: BlockLike | Iterable[BlockLike], example_inputs: Any = None) -> nn.Module:
@@ -54,14 +57,28 @@ def pruned_copy(model: nn.Module, blocks: BlockLike | Iterable[BlockLike], examp
     net = unravel(model, example_inputs)
     if net.units == "layers":
         raise InputError(f"{net.name} was unraveled into layers, and a copy is without blocks: use units='blocks'")
+    if net.optimize:
+        raise InputError(
+            f"{net.name} was optimized ({', '.join(net.optimize)}), and a copy is of the model as it is: unravel it "
+            "without optimize"
+        )
     chosen = net.select(blocks)
     given = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
-    comparison = _Comparison(net, [net.random_inputs(), *([] if example_inputs is None else [given])])
+    inputs = [net.random_inputs(), *([] if example_inputs is None else [given])]
     copied = _copy_of(net)
     modules = _modules_of(net, chosen)
-    _check_calls(net, copied, modules, comparison.inputs[0])
-    for path, owned in modules.items():
-        _replace(copied, path, owned, comparison)
+    calls = _watched_calls(net, copied, modules, inputs[0])
+    chains = {path: _chains_of(net, copied, path, owned, chosen, calls[path]) for path, owned in modules.items()}
+    for path, found in chains.items():
+        _replace(copied, path, found[0])
+    comparison = Comparison(net, chosen, inputs)
+    for path, found in chains.items():
+        reason = comparison.of_module(copied, path, found)
+        if reason is not None:
+            raise _refused(net, [block.name for block in modules[path]], reason)
+    reason = comparison.of_outputs(copied)
+    if reason is not None:
+        raise _refused(net, [block.name for block in chosen], reason)
     return copied
 
 
@@ -76,7 +93,7 @@ def _copy_of(net: UnraveledNetwork) -> nn.Module:
 
 
 def _modules_of(net: UnraveledNetwork, chosen: Sequence[ResidualBlock]) -> dict[str, list[ResidualBlock]]:
-    """Return the blocks of each module to replace, by its path; a module inside another one of them is left out.
+    """Return the blocks of each module to replace, by its path; a module inside another one of them goes with it.
 
     Raises:
         InputError: if a module cannot be replaced as a whole.
@@ -109,92 +126,147 @@ def _modules_of(net: UnraveledNetwork, chosen: Sequence[ResidualBlock]) -> dict[
     return found
 
 
-def _check_calls(
+@dataclass
+class _Calls:
+    """What was seen of the calls of a module.
+
+    Attributes:
+        reason: why nothing can stand in its place; None where something can.
+        count: how often it was called.
+        boundaries: where the values are that it takes, returns, and hands to its parts or gets from them.
+        idle: parts that returned the very tensor that they were given, with where it is.
+    """
+
+    reason: str | None = None
+    count: int = 0
+    boundaries: dict[str, set[_Memory]] = field(default_factory=dict)
+    idle: list[tuple[str, _Memory]] = field(default_factory=list)
+
+
+def _watched_calls(
     net: UnraveledNetwork, copied: nn.Module, modules: Mapping[str, list[ResidualBlock]], args: tuple[Any, ...]
-) -> None:
-    """Check that each module takes one tensor and returns one.
+) -> dict[str, _Calls]:
+    """Return what is seen of the calls of some modules; each has to take one tensor and to return one.
 
     Raises:
         InputError: if one does not.
     """
-    reasons: dict[str, str] = {}
-    called: set[str] = set()
+    calls = {path: _Calls() for path in modules}
+    alive: list[Any] = []  # so that no two values have the same memory
 
-    def look(path: str, given: tuple[Any, ...], options: dict[str, Any], output: Any) -> None:
-        called.add(path)
-        if len(given) != 1 or options or not isinstance(given[0], Tensor):
-            forms = [*(type(one).__name__ for one in given), *(f"{name}=" for name in options)]
-            reasons[path] = f"it is called with ({', '.join(forms)}), and nn.Identity takes one tensor"
-        elif not isinstance(output, Tensor):
-            reasons[path] = f"it returns a {type(output).__name__}, and nn.Identity the tensor that it is given"
+    def look(path: str, part: str, given: tuple[Any, ...], options: dict[str, Any], output: Any) -> None:
+        seen = calls[path]
+        alive.append(output)
+        if not part:
+            seen.count += 1
+            seen.reason = seen.reason or _why_not_in_place(given, options, output)
+        single = given[0] if given and isinstance(given[0], Tensor) else None
+        tensors = [one for one in (single, output) if isinstance(one, Tensor)]
+        seen.boundaries.setdefault(part, set()).update(map(_memory, tensors))
+        if part and single is output and single is not None:
+            seen.idle.append((part, _memory(single)))
 
-    def hook_of(path: str) -> Any:
-        return lambda _, given, options, output: look(path, given, options, output)
+    def hook_of(path: str, part: str) -> Any:
+        return lambda _, given, options, output: look(path, part, given, options, output)
 
     handles = [
-        copied.get_submodule(path).register_forward_hook(hook_of(path), with_kwargs=True, prepend=True)
+        module.register_forward_hook(hook_of(path, part), with_kwargs=True, prepend=True)
         for path in modules
+        for part, module in copied.get_submodule(path).named_modules()
     ]
     try:
-        _outputs(copied, args)
+        run_in_eval_mode(copied, args)
     finally:
         for handle in handles:
             handle.remove()
     for path, owned in modules.items():
-        reason = reasons.get(path) or (None if path in called else "its forward is run without calling the module")
+        reason = calls[path].reason or (None if calls[path].count else "its forward is run without calling the module")
         if reason is not None:
             raise _refused(net, [block.name for block in owned], reason)
+    return calls
 
 
-def _replace(copied: nn.Module, path: str, owned: Sequence[ResidualBlock], comparison: "_Comparison") -> None:
-    """Put in the place of a module the first of what may stand there that makes the copy the lesioned network.
+def _why_not_in_place(given: tuple[Any, ...], options: dict[str, Any], output: Any) -> str | None:
+    if len(given) != 1 or options or not isinstance(given[0], Tensor):
+        forms = [*(type(one).__name__ for one in given), *(f"{name}=" for name in options)]
+        return f"it is called with ({', '.join(forms)}), and nn.Identity takes one tensor"
+    if not isinstance(output, Tensor):
+        return f"it returns a {type(output).__name__}, and nn.Identity the tensor that it is given"
+    return None
+
+
+def _memory(value: Tensor) -> _Memory:
+    """Return where a value is, and how often it was written to."""
+    return value.data_ptr(), value._version, tuple(value.shape)  # noqa: SLF001 - it has no other name
+
+
+def _chains_of(
+    net: UnraveledNetwork,
+    copied: nn.Module,
+    path: str,
+    owned: Sequence[ResidualBlock],
+    chosen: Sequence[ResidualBlock],
+    calls: _Calls,
+) -> list[SkipChain]:
+    """Return what each call of a module does without the blocks.
 
     Raises:
-        InputError: if nothing does.
+        InputError: if it does what no part of it does, or not the same in all calls.
     """
+    whole, deleted = copied.get_submodule(path), {block.index for block in chosen}
+    names = [block.name for block in owned]
+    try:
+        found = [
+            skip_chain(net.program, whole, call, path, deleted)
+            for call in calls_of(net.program, path, [block.sum for block in owned])
+        ]
+    except InputError as error:
+        raise _refused(net, names, str(error)) from error
+    if len(found) != calls.count or len({(chain.parts, chain.is_function) for chain in found}) > 1:
+        raise _refused(net, names, "its calls do not all do the same without them")
+    if (part := _idle_part(net, whole, path, found[0], calls)) is not None:
+        raise _refused(
+            net,
+            names,
+            f"its part {part!r} ({type(whole.get_submodule(part)).__name__}) does nothing in eval mode, where the "
+            "network is captured, and what it does in training mode would be lost",
+        )
+    return found
+
+
+def _idle_part(net: UnraveledNetwork, whole: nn.Module, path: str, chain: SkipChain, calls: _Calls) -> str | None:
+    """Return a part on the way from input to output that the graph shows nothing of, such as a drop path."""
+    shown = {str(owner) for node in net.program.nodes for owner, _ in node.meta.get("nn_module_stack", {}).values()}
+    kept = {part for part, is_function in zip(chain.parts, chain.is_function, strict=True) if not is_function}
+    on_the_way = set[_Memory]().union(*(calls.boundaries.get(part, ()) for part in ("", *kept)))
+    return next(
+        (
+            part
+            for part, value in calls.idle
+            if value in on_the_way
+            and f"{path}.{part}" not in shown
+            and type(whole.get_submodule(part)) not in {nn.Identity, nn.Sequential}
+            and not any(part.startswith(f"{other}.") for other in kept)
+        ),
+        None,
+    )
+
+
+def _replace(copied: nn.Module, path: str, chain: SkipChain) -> None:
+    """Put what a module still does in its place, under the names that its parts have in it."""
     whole = copied.get_submodule(path)
     known = set(whole.modules())
-    tried: list[str] = []
-    for name, replacement in _replacements(comparison.net, whole, owned):
-        for part in replacement.modules():
-            if part not in known:
-                part.training = whole.training
-        copied.set_submodule(path, replacement)
-        error = comparison.error(copied, owned)
-        if error is None:
-            return
-        tried.append(f"with {name} in its place the copy {error}")
-    raise _refused(comparison.net, [block.name for block in owned], "; ".join(tried))
-
-
-def _replacements(
-    net: UnraveledNetwork, module: nn.Module, owned: Sequence[ResidualBlock]
-) -> Iterator[tuple[str, nn.Module]]:
-    """Yield what may stand in the place of a module, made of its parts, under the names that these have in it."""
-    nodes = {node.name: node for node in net.program.nodes}
-    last, path = owned[-1], owned[-1].module
-    following = _following(module, path, nodes[last.sum])
-    parts = _paths_below(path, nodes[last.skip]) if len(owned) == 1 else []
-    if last.skip_kind == "identity" or not parts:
-        yield "nn.Identity", nn.Identity()
-    for part in parts:
-        skip = module.get_submodule(part)
-        yield repr(part), _sequence((part, skip))
-        if following is not None:
-            yield f"{part!r} and {following[0]!r}", _sequence((part, skip), following)
-    if following is not None:
-        yield repr(following[0]), _sequence((following[0], _out_of_place(following[1])))
-
-
-def _following(module: nn.Module, path: str, total: fx.Node) -> tuple[str, nn.Module] | None:
-    """Return the part of a module that is applied to its sum, by its path in it; None where there is none."""
-    for user in total.users:
-        below = _paths_below(path, user)
-        if below:
-            return below[0], module.get_submodule(below[0])
-        if user.target is aten.relu.default:
-            return "relu", nn.ReLU()
-    return None
+    parts: list[tuple[str, nn.Module]] = [
+        (part, nn.ReLU() if is_function else whole.get_submodule(part))
+        for part, is_function in zip(chain.parts, chain.is_function, strict=True)
+    ]
+    if parts:
+        parts[0] = parts[0][0], _out_of_place(parts[0][1])
+    replacement = _sequence(parts) if parts else nn.Identity()
+    for module in replacement.modules():
+        if module not in known:
+            module.training = whole.training
+    copied.set_submodule(path, replacement)
 
 
 def _out_of_place(module: Any) -> nn.Module:
@@ -206,63 +278,15 @@ def _out_of_place(module: Any) -> nn.Module:
     return copied  # type: ignore[no-any-return]  # as above
 
 
-def _paths_below(path: str, node: fx.Node) -> list[str]:
-    """Return the parts of a module whose code made a value, by their paths in it, the outermost first."""
-    stack = [str(owner) for owner, _ in node.meta.get("nn_module_stack", {}).values()]
-    return list(dict.fromkeys(owner.removeprefix(f"{path}.") for owner in stack if owner.startswith(f"{path}.")))
-
-
-def _sequence(*parts: tuple[str, nn.Module]) -> nn.Sequential:
+def _sequence(parts: Sequence[tuple[str, nn.Module]]) -> nn.Sequential:
     """Return modules one after the other, each under its path."""
     found: OrderedDict[str, nn.Module] = OrderedDict()
-    for path, module in parts:
-        name, _, rest = path.partition(".")
-        found[name if name not in found else f"{name}_after"] = _sequence((rest, module)) if rest else module
+    for name, group in groupby(parts, key=lambda part: part[0].partition(".")[0]):
+        below = [(path.partition(".")[2], module) for path, module in group]
+        for run in [below] if all(path for path, _ in below) else [[one] for one in below]:
+            free = next(one for at in count() if (one := f"{name}_after{at}" if at else name) not in found)
+            found[free] = _sequence(run) if run[0][0] else run[0][1]
     return nn.Sequential(found)
-
-
-class _Comparison:
-    """Compares a copy, from which blocks go one after the other, with lesioned networks.
-
-    Attributes:
-        net: the network.
-        inputs: the arguments that they are compared on.
-        gone: the blocks that the copy is without by now.
-    """
-
-    def __init__(self, net: UnraveledNetwork, inputs: Sequence[tuple[Any, ...]]) -> None:
-        self.net = net
-        self.inputs = inputs
-        self.gone: list[ResidualBlock] = []
-
-    def error(self, copied: nn.Module, blocks: Sequence[ResidualBlock]) -> str | None:
-        """Return what the copy does otherwise than the network without some more blocks; None if it does the same."""
-        lesioned = self.net.lesioned([*self.gone, *blocks])
-        for args in self.inputs:
-            with torch.no_grad():
-                theirs = tensors_of(lesioned(*args))
-            if not all(bool(torch.isfinite(leaf).all()) for leaf in theirs):
-                return "cannot be compared, as outputs are not finite"
-            try:
-                ours = tensors_of(_outputs(copied, args))
-            except Exception as error:  # noqa: BLE001 - whatever the model's code raises
-                return f"fails ({type(error).__name__}: {error})"
-            if not self._equal(ours, theirs):
-                return "has other outputs than the network without the block"
-        self.gone += blocks
-        return None
-
-    def _equal(self, ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> bool:
-        error = difference(ours, theirs)
-        if self.net.device.type == "cpu":
-            return in_last_digits(error, theirs)
-        return within(error, theirs, unit_of(self.net.graph))
-
-
-def _outputs(model: nn.Module, args: tuple[Any, ...]) -> Any:
-    """Run a model in eval mode, and leave it as it was."""
-    with undisturbed(model), uncompiled(model), torch.no_grad():
-        return model(*args)
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -249,8 +249,8 @@ SHARED = Residual(mlp())
 REFUSED = {
     "two sums": (Transformer, "layers.0.mlp", (3, 6, 6), "computes the sums of 'layers.0.attn'"),
     "two arguments": (Transformer, ["layers.0.attn", "layers.0.mlp"], (3, 6, 6), r"called with \(Tensor"),
-    "a projection": (lambda: nn.Sequential(Lambda()), "0", (3, 6, 6), "with nn.Identity in its place"),
-    "a function": (lambda: Vectors(PostTanh()), "middle.0", (7,), "has other outputs"),
+    "a projection": (lambda: nn.Sequential(Lambda()), "0", (3, 6, 6), "applies aten.pad"),
+    "a function": (lambda: Vectors(PostTanh()), "middle.0", (7,), "applies aten.tanh"),
     "a tuple": (lambda: Vectors(First()), "middle.0.paired", (7,), "returns a tuple"),
     "own forward": (Own, 0, (6,), "own forward"),
     "a shared module": (lambda: Vectors(SHARED, nn.Tanh(), SHARED), None, (7,), "one module stands at"),
@@ -290,6 +290,138 @@ def test_a_module_inside_a_deleted_one_goes_with_it():
     x = torch.randn(3, 7)
     small = rpp.pruned_copy(model, ["middle.0", "middle.0.branch.0"], x)
     assert torch.equal(small(x), model.head(model.stem(x)))
+
+
+class Then(nn.Module):
+    """A branch, and something that follows the sum: a part, or code of its own."""
+
+    def __init__(self, after, function=None):
+        super().__init__()
+        self.branch, self.after, self.function = mlp(), after, function
+        self.gain = nn.Parameter(torch.ones(6))
+
+    def forward(self, x):
+        y = self.after(x + self.branch(x))
+        return y if self.function is None else self.function(y, self)
+
+
+FOLLOWING = {
+    "dropout": lambda: nn.Dropout(0.5),
+    "a clamp that random data do not reach": lambda: nn.Hardtanh(-50, 50),
+    "a fresh norm": lambda: nn.BatchNorm1d(6, eps=1e-9),
+    "an activation of what is positive on random data": nn.ReLU,
+}
+
+
+@pytest.mark.parametrize("after", FOLLOWING)
+def test_a_part_behind_the_sum_stays_though_random_data_show_nothing_of_it(after):
+    torch.manual_seed(0)
+    model = Vectors(Then(FOLLOWING[after]())).eval()
+    nn.init.constant_(model.stem.bias, 9.0)
+    x = torch.randn(3, 7)
+    small = rpp.pruned_copy(model, "middle.0", x)
+    part = model.middle[0].after
+    with torch.no_grad():
+        assert torch.equal(small(100 * x), model.head(part(model.stem(100 * x))))
+    assert [type(one) for one in small.middle[0]] == [type(part)]
+    model.train()
+    small.train()
+    torch.manual_seed(1)
+    found = small(x)
+    torch.manual_seed(1)
+    assert torch.equal(found, model.head(part(model.stem(x))))
+
+
+@pytest.mark.parametrize("name", ["relu", "hardtanh"])
+@pytest.mark.parametrize("before", [True, False])
+def test_a_repeated_activation_goes_and_any_other_stays(name, before):
+    make = {"relu": nn.ReLU, "hardtanh": lambda: nn.Hardtanh(-50, 50)}[name]
+    model = Vectors(nn.Sequential(make() if before else nn.Tanh(), Then(make()))).eval()
+    small = rpp.pruned_copy(model, "middle.0.1", torch.randn(3, 7))
+    assert isinstance(small.middle[0][1], nn.Identity) == before
+
+
+class DropPath(nn.Module):
+    """In eval mode it returns what it is given; a graph shows nothing of it."""
+
+    def forward(self, x):
+        return x * torch.bernoulli(torch.full((len(x), 1), 0.5)) if self.training else x
+
+
+LOST = {
+    "a gain of one": (lambda: Then(nn.Identity(), lambda y, own: own.gain * y), "aten.mul"),
+    "a stop of gradients": (lambda: Then(nn.Identity(), lambda y, _: y.detach()), "aten.detach"),
+    "a dropout that is no part": (lambda: Then(nn.ReLU(), lambda y, own: functional.dropout(y, 0.5, own.training)),
+                                  "aten.dropout"),
+    "a drop path": (lambda: Then(DropPath()), "'after'.*does nothing in eval mode"),
+    "a view": (lambda: Then(nn.Identity(), lambda y, _: y.view(-1, 2, 3).transpose(1, 2).reshape(-1, 6)), "lays out"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", LOST)
+def test_what_would_be_lost_is_refused_behind_a_head_of_zeros(case):
+    make, reason = LOST[case]
+    model = Vectors(make()).eval()
+    nn.init.zeros_(model.head.weight)
+    with pytest.raises(InputError, match=reason):
+        rpp.pruned_copy(model, "middle.0", torch.randn(3, 7))
+
+
+def test_a_drop_path_of_the_branch_goes_with_it():
+    model = Vectors(Residual(nn.Sequential(mlp(), DropPath()))).eval()
+    assert isinstance(rpp.pruned_copy(model, "middle.0", torch.randn(3, 7)).middle[0], nn.Identity)
+
+
+class Swapped(nn.Module):
+    """It stands at a place, and computes another thing than the graph does there."""
+
+    def __init__(self, part):
+        super().__init__()
+        self.part = part
+
+    def __deepcopy__(self, memo):
+        return Swapped(nn.LayerNorm(6, eps=1.0))
+
+    def forward(self, x):
+        return self.part(x)
+
+
+def test_a_part_is_compared_with_the_graph_behind_a_head_of_zeros():
+    model = Vectors(Then(Swapped(nn.LayerNorm(6)))).eval()
+    nn.init.zeros_(model.head.weight)
+    with pytest.raises(InputError, match="'after' in its place gives other values"):
+        rpp.pruned_copy(model, "middle.0", torch.randn(3, 7))
+
+
+class Layer(nn.Module):
+    """Its first block is in a module of its own, and feeds the second one's skip."""
+
+    def __init__(self):
+        super().__init__()
+        self.attn, self.branch = Residual(mlp()), mlp()
+
+    def forward(self, x):
+        x = self.attn(x)
+        return x + self.branch(x)
+
+
+def test_a_deleted_module_in_the_skip_of_another_one_goes_too():
+    torch.manual_seed(0)
+    model = randomised(Vectors(Layer(), Layer())).eval()
+    x = torch.randn(3, 7)
+    both = rpp.pruned_copy(model, ["middle.1.attn", "middle.1"], x)
+    assert torch.equal(both(x), without(model, "middle.1.attn.branch", "middle.1.branch")(x))
+    assert isinstance(both.middle[1], nn.Identity)
+    outer = rpp.pruned_copy(model, "middle.1", x)
+    assert torch.equal(outer(x), without(model, "middle.1.branch")(x))
+    assert set(outer.state_dict()) == {name for name in model.state_dict() if "middle.1.branch" not in name}
+
+
+@pytest.mark.parametrize("optimize", ["fold_batch_norm", "channels_last"])
+def test_an_optimized_network_is_refused_by_what_it_is(resnet, optimize):
+    net = rpp.unravel(resnet, images(), optimize=[optimize])
+    with pytest.raises(InputError, match="without optimize"):
+        rpp.pruned_copy(net, "layer1.1")
 
 
 def test_bad_input_is_refused(net):
