@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from torchvision.datasets.folder import make_dataset
 
 from resnet_paths_plugin.cli import npz
 from resnet_paths_plugin.errors import FileError, InputError
@@ -109,8 +108,8 @@ class ImageArray(LabelledImages):
 class ImageFolder(LabelledImages):
     """Images in one folder per class, read from disk each time, so that any number of them fits into memory.
 
-    Classes are numbered in the order of their folders' names; folders inside a class folder are read as well,
-    hidden class folders and files of other kinds are skipped.
+    Classes are numbered in the order of their folders' names; folders inside a class folder are read as well, links to
+    folders, what is hidden, and files of other kinds are skipped.
 
     Args:
         folder: folder of the class folders.
@@ -120,15 +119,16 @@ class ImageFolder(LabelledImages):
     """
 
     def __init__(self, folder: Path) -> None:
-        names = sorted(item.name for item in folder.iterdir() if item.is_dir() and not item.name.startswith("."))
-        if not names:
+        folders = sorted(item for item in folder.iterdir() if item.is_dir() and not item.name.startswith("."))
+        if not folders:
             raise FileError(f"{folder} has no class folders: put the images of each class into a folder of its own")
-        places = {name: place for place, name in enumerate(names)}
-        found = make_dataset(str(folder), places, is_valid_file=_is_image_file, allow_empty=True)
-        for empty in sorted(set(places.values()) - {label for _, label in found}):
-            raise FileError(f"the class folder {folder / names[empty]} holds no images ({', '.join(sorted(SUFFIXES))})")
-        super().__init__(str(folder), np.array([label for _, label in found], dtype=np.int64), names)
-        self.files = [Path(file) for file, _ in found]
+        found = [_image_files(item) for item in folders]
+        for item, files in zip(folders, found, strict=True):
+            if not files:
+                raise FileError(f"the class folder {item} holds no images ({', '.join(sorted(SUFFIXES))})")
+        labels = np.repeat(np.arange(len(folders), dtype=np.int64), [len(files) for files in found])
+        super().__init__(str(folder), labels, [item.name for item in folders])
+        self.files = [file for files in found for file in files]
         self._here = Path.cwd()  # which the code of a model may change
 
     def name(self, index: int) -> str:  # noqa: D102 - as LabelledImages
@@ -250,8 +250,14 @@ def check_targets(images: LabelledImages, targets: NDArray[np.int64], n_classes:
         )
 
 
-def _is_image_file(file: str) -> bool:
-    return Path(file).suffix.lower() in SUFFIXES and Path(file).is_file()
+def _image_files(folder: Path) -> list[Path]:
+    """Return the images of a class, but for hidden ones; no link to a folder is followed, which might lead back."""
+    inside = (file.relative_to(folder) for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES)
+    return sorted(
+        folder / file
+        for file in inside
+        if not any(part.startswith(".") for part in file.parts) and (folder / file).is_file()
+    )
 
 
 def _message(error: Exception) -> str:

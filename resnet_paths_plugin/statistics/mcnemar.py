@@ -6,7 +6,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from resnet_paths_plugin.errors import InputError
-from resnet_paths_plugin.statistics.measured import SAMPLE
+from resnet_paths_plugin.statistics.measured import SAMPLE, is_right, with_samples
 
 
 def mcnemar(ds: xr.Dataset) -> xr.Dataset:
@@ -23,7 +23,7 @@ def mcnemar(ds: xr.Dataset) -> xr.Dataset:
         `p_value`, `p_value_holm`, and `n_samples`.
 
     Raises:
-        InputError: if the study has no labels.
+        InputError: if the study has no labels, or holds shares of right predictions for each sample.
 
     Examples:
         >>> lesions = rpp.BlockLesion(net).attribute(images, target=labels)
@@ -36,7 +36,12 @@ def mcnemar(ds: xr.Dataset) -> xr.Dataset:
             "McNemar's test needs to know which predictions are right, before and after: run the study with "
             "target=labels (variables 'correct' and 'intact_correct')"
         )
-    after, before = xr.broadcast(ds["correct"].astype(bool), ds["intact_correct"].astype(bool))
+    ds = with_samples(ds)
+    after, before = xr.broadcast(is_right(ds["correct"]), is_right(ds["intact_correct"]))
+    if not after.dtype == before.dtype == np.bool_:
+        raise InputError(
+            "McNemar's test counts predictions that are right or wrong, and 'correct' holds shares or missing values"
+        )
     broken, mended = (before & ~after).sum(SAMPLE), (~before & after).sum(SAMPLE)
     p_value = broken.copy(data=_exact(broken.values, mended.values))
     named = {

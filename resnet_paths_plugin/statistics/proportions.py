@@ -1,5 +1,7 @@
 """Score intervals for shares of samples, which do not shrink to a point where no sample differs."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import scipy
 from numpy.typing import NDArray
@@ -7,11 +9,11 @@ from numpy.typing import NDArray
 Values = NDArray[np.float64]
 
 
-def wilson(successes: NDArray[np.int64], n: int, level: float) -> tuple[Values, Values]:
+def wilson(successes: Values, n: int, level: float) -> tuple[Values, Values]:
     """Return the ends of Wilson's score interval of a share (Wilson 1927).
 
     Args:
-        successes: how many of the samples, any shape.
+        successes: how many of the samples, any shape; means over draws may be fractions.
         n: number of samples.
         level: level of confidence.
     """
@@ -23,24 +25,44 @@ def wilson(successes: NDArray[np.int64], n: int, level: float) -> tuple[Values, 
     return np.minimum(np.maximum(centre - half, 0), share), np.maximum(np.minimum(centre + half, 1), share)
 
 
-def paired_difference(one: NDArray[np.bool_], other: NDArray[np.bool_], level: float) -> tuple[Values, Values]:
+@dataclass(frozen=True, eq=False)
+class Cells:
+    """How many of n samples count under two conditions, any shape; means over draws may be fractions.
+
+    Attributes:
+        both: number of samples that count under both.
+        only_one: under the first alone.
+        only_other: under the second alone.
+        n: number of samples.
+    """
+
+    both: Values
+    only_one: Values
+    only_other: Values
+    n: int
+
+    @classmethod
+    def of(cls, one: NDArray[np.bool_], other: NDArray[np.bool_]) -> "Cells":
+        """Count the samples, along the last axis."""
+        return cls(
+            (one & other).sum(axis=-1) * 1.0, (one & ~other).sum(axis=-1) * 1.0, (~one & other).sum(axis=-1) * 1.0,
+            one.shape[-1],
+        )  # fmt: skip
+
+
+def paired_difference(cells: Cells, level: float) -> tuple[Values, Values]:
     """Return the ends of the score interval of a difference of two shares of the same samples.
 
     It is Newcombe's hybrid of two Wilson intervals with their correlation (Newcombe 1998, Statistics in Medicine 17,
     2635-2650, method 10).
 
     Args:
-        one: whether each sample counts, `[..., n]`.
-        other: the same under the other condition; its share is subtracted.
+        cells: how many samples count under each condition; the second one's share is subtracted.
         level: level of confidence.
     """
-    n = one.shape[-1]
-    first, second = one.sum(axis=-1), other.sum(axis=-1)
-    both = (one & other).sum(axis=-1)
-    only_one, only_other = first - both, second - both
-    neither = n - both - only_one - only_other
+    n, first, second = cells.n, cells.both + cells.only_one, cells.both + cells.only_other
     (low_one, high_one), (low_other, high_other) = (wilson(count, n, level) for count in (first, second))
-    correlation = _correlation(both, only_one, only_other, neither)
+    correlation = _correlation(cells)
     difference = (first - second) / n
     down, up = first / n - low_one, high_other - second / n
     low = difference - np.sqrt(np.maximum(down**2 - 2 * correlation * down * up + up**2, 0))
@@ -49,14 +71,12 @@ def paired_difference(one: NDArray[np.bool_], other: NDArray[np.bool_], level: f
     return low, high
 
 
-def _correlation(
-    both: NDArray[np.int64], only_one: NDArray[np.int64], only_other: NDArray[np.int64], neither: NDArray[np.int64]
-) -> Values:
+def _correlation(cells: Cells) -> Values:
     """Return the correlation of two binary variables, corrected for continuity where it is positive; 0 if undefined."""
-    n = both + only_one + only_other + neither
-    cross = (both * neither - only_one * only_other).astype(np.float64)
-    corrected = np.where(cross > 0, np.maximum(cross - n / 2, 0), cross)
-    margins = [both + only_one, only_other + neither, both + only_other, only_one + neither]
-    spread = np.sqrt(np.prod(np.array(margins, dtype=np.float64), axis=0))
+    neither = cells.n - cells.both - cells.only_one - cells.only_other
+    cross = cells.both * neither - cells.only_one * cells.only_other
+    corrected = np.where(cross > 0, np.maximum(cross - cells.n / 2, 0), cross)
+    first, second = cells.both + cells.only_one, cells.both + cells.only_other
+    spread = np.sqrt(first * (cells.n - first) * second * (cells.n - second))
     found: Values = np.divide(corrected, spread, out=np.zeros_like(spread), where=spread > 0)
     return found

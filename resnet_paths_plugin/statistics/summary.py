@@ -2,10 +2,13 @@
 
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 
 from resnet_paths_plugin.statistics.bootstrap import Interval, as_dataset, bootstrapped, check_options
-from resnet_paths_plugin.statistics.measured import SAMPLE, draws_of, measured
-from resnet_paths_plugin.statistics.proportions import paired_difference, wilson
+from resnet_paths_plugin.statistics.measured import SAMPLE, Draws, draws_of, measured, with_samples
+from resnet_paths_plugin.statistics.proportions import Cells, paired_difference, wilson
+
+Numbers = NDArray[np.float64]
 
 _EFFECTS = ("error", "loss")
 """Measures whose effect is the changed network's minus the intact one's: positive means harm."""
@@ -15,8 +18,9 @@ def summary(ds: xr.Dataset, *, level: float = 0.95, n_resamples: int = 2000, see
     """Return each measure of a study as its mean over samples, with an interval.
 
     Everything is computed from the samples that the dataset holds. Shares of samples, such as `error`, have Wilson's
-    score interval, and their effects the paired score interval of Newcombe; all else, and whatever is averaged over
-    random draws, has a bootstrap interval (see `bootstrap`). That a difference is not resolved does not show equality.
+    score interval, and the effect on the error the paired score interval of Newcombe, neither of which shrinks to a
+    point where no sample differs; all else has a bootstrap interval (see `bootstrap`). Averaged over random draws, a
+    share has the wider of both. That a difference is not resolved does not show equality.
 
     Args:
         ds: the result of a study.
@@ -40,24 +44,22 @@ def summary(ds: xr.Dataset, *, level: float = 0.95, n_resamples: int = 2000, see
         (6, True)
     """
     check_options(level, n_resamples, seed)
-    draws = draws_of(ds)
-    chosen = measured(ds)
+    ds = with_samples(ds)
+    draws, chosen = draws_of(ds), measured(ds)
     effects = {
         f"{name}_effect": _difference(chosen[name], chosen[f"intact_{name}"], name)
         for name in _EFFECTS
         if name in chosen and f"intact_{name}" in chosen
     }
-    shares = {
-        name: _share(values, level)
-        for name, values in chosen.items()
-        if values.dtype == np.bool_ and not (draws is not None and draws.dim in values.dims)
-    }
-    if "error_effect" in effects and "error" in shares:
-        shares["error_effect"] = _paired_share(effects["error_effect"], chosen, level)
-    others = {name: values for name, values in {**chosen, **effects}.items() if name not in shares}
-    intervals = bootstrapped(others, draws, level=level, n_resamples=n_resamples, seed=seed)
-    ordered = {name: {**shares, **intervals}[name] for name in (*chosen, *effects)}
-    return as_dataset(ds, ordered, draws, {"level": level, "n_resamples": n_resamples, "seed": seed})
+    intervals = bootstrapped({**chosen, **effects}, draws, level=level, n_resamples=n_resamples, seed=seed)
+    for name, values in chosen.items():
+        if values.dtype == np.bool_:
+            scores = wilson(_counts(values, draws), values.sizes[SAMPLE], level)
+            intervals[name] = _with_scores(intervals[name], scores, draws, values)
+    if "error_effect" in effects and chosen["error"].dtype == chosen["intact_error"].dtype == np.bool_:
+        scores = paired_difference(_cells(chosen["error"], chosen["intact_error"], draws), level)
+        intervals["error_effect"] = _with_scores(intervals["error_effect"], scores, draws, chosen["error"])
+    return as_dataset(ds, intervals, draws, {"level": level, "n_resamples": n_resamples, "seed": seed})
 
 
 def _difference(changed: xr.DataArray, intact: xr.DataArray, name: str) -> xr.DataArray:
@@ -67,16 +69,33 @@ def _difference(changed: xr.DataArray, intact: xr.DataArray, name: str) -> xr.Da
     return found
 
 
-def _share(values: xr.DataArray, level: float) -> Interval:
-    n = values.sizes[SAMPLE]
-    share = values.mean(SAMPLE).assign_attrs(values.attrs)
-    low, high = wilson(np.asarray(values.sum(SAMPLE).values), n, level)
-    return Interval(share, share.copy(data=low), share.copy(data=high))
+def _counts(values: xr.DataArray, draws: Draws | None) -> Numbers:
+    """Return how many samples count, as the mean over draws where there are some."""
+    return _over_draws(np.asarray(values.sum(SAMPLE).values, dtype=np.float64), values, draws)
 
 
-def _paired_share(difference: xr.DataArray, chosen: dict[str, xr.DataArray], level: float) -> Interval:
-    changed, intact = xr.broadcast(chosen["error"], chosen["intact_error"])
-    changed, intact = (one.transpose(..., SAMPLE) for one in (changed, intact))
-    low, high = paired_difference(changed.values, intact.values, level)
-    value = difference.mean(SAMPLE).transpose(*changed.dims[:-1]).assign_attrs(difference.attrs)
-    return Interval(value, value.copy(data=low), value.copy(data=high))
+def _cells(changed: xr.DataArray, intact: xr.DataArray, draws: Draws | None) -> Cells:
+    one, other = (part.transpose(..., SAMPLE).values for part in xr.broadcast(changed, intact))
+    cells = Cells.of(one, other)
+    both, only_one, only_other = (
+        _over_draws(part, changed, draws) for part in (cells.both, cells.only_one, cells.only_other)
+    )
+    return Cells(both, only_one, only_other, cells.n)
+
+
+def _over_draws(counts: Numbers, values: xr.DataArray, draws: Draws | None) -> Numbers:
+    if draws is None or draws.dim not in values.dims:
+        return counts
+    axis = [dim for dim in values.dims if dim != SAMPLE].index(draws.dim)
+    return np.stack([counts.take(rows, axis).mean(axis) for rows in draws.members], axis=-1)
+
+
+def _with_scores(
+    interval: Interval, scores: tuple[Numbers, Numbers], draws: Draws | None, values: xr.DataArray
+) -> Interval:
+    """Return the score interval, or where there are draws what either it or the bootstrap interval holds."""
+    low, high = (end.copy(data=score) for end, score in zip((interval.low, interval.high), scores, strict=True))
+    if draws is not None and draws.dim in values.dims:
+        low = low.copy(data=np.minimum(low.values, interval.low.values))  # NaN where a single draw has none
+        high = high.copy(data=np.maximum(high.values, interval.high.values))
+    return Interval(interval.value, low, high)

@@ -372,3 +372,14 @@ def test_a_known_input_size_is_used_without_known_statistics():
     preprocessing, resize = preprocessing_for(image_model(), array_of(noise(1, 9, 9, 3)), MEAN, STD)
     assert preprocessing == Preprocessing(size=(8, 8), mean=MEAN, std=STD)
     assert resize
+
+
+@pytest.mark.skipif(os.name != "posix", reason="makes links")
+def test_links_to_folders_and_hidden_files_are_not_read(tmp_path):
+    write_folder(tmp_path, cat=noise(2, 4, 4, 3), dog=noise(1, 4, 4, 3))
+    (tmp_path / "cat" / "back").symlink_to(tmp_path / "cat")
+    (tmp_path / "cat" / "again").symlink_to(tmp_path)
+    (tmp_path / "cat" / "._0.png").write_bytes(b"as macOS leaves it")
+    (tmp_path / "dog" / ".cache").mkdir()
+    (tmp_path / "dog" / ".cache" / "thumb.png").write_bytes(b"no image")
+    assert [file.name for file in read_images(tmp_path).files] == ["0.png", "1.png", "0.png"]

@@ -8,7 +8,10 @@ from synthetic_studies import random_lesions, single_lesions
 
 import resnet_paths_plugin as rpp
 from resnet_paths_plugin.errors import InputError
-from resnet_paths_plugin.statistics.proportions import paired_difference, wilson
+from resnet_paths_plugin.statistics.proportions import Cells, paired_difference, wilson
+
+EXPANDED_80 = np.sqrt(80 / 79) * scipy.stats.t.ppf(0.975, 79) / scipy.stats.norm.ppf(0.975)
+"""How much wider intervals of 80 samples are made."""
 
 
 def study(values, dim="lesion", name="loss", **variables):
@@ -33,7 +36,8 @@ def test_the_bootstrap_agrees_with_scipys():
         theirs = scipy.stats.bootstrap((one,), np.mean, n_resamples=20_000, method="percentile", rng=1)
         for end in ("low", "high"):
             width = ours.loss_high[row] - ours.loss_low[row]
-            assert abs(ours[f"loss_{end}"][row] - getattr(theirs.confidence_interval, end)) < 0.03 * width
+            expected = one.mean() + (getattr(theirs.confidence_interval, end) - one.mean()) * EXPANDED_80
+            assert abs(ours[f"loss_{end}"][row] - expected) < 0.03 * width
     np.testing.assert_allclose(ours.loss, values.mean(axis=1), rtol=1e-12)
     assert int(ours.n_samples) == 80
     assert int(ours.n_draws) == 1
@@ -85,10 +89,11 @@ def test_intervals_over_samples_cover_the_truth():
 
 
 @pytest.mark.zoo
-def test_intervals_over_draws_and_samples_cover_the_truth():
+@pytest.mark.parametrize("draws", [2, 3, 5, 20])
+def test_intervals_over_draws_and_samples_cover_the_truth(draws):
     rng, covered = np.random.default_rng(7), 0
     for _ in range(1000):
-        found = rpp.statistics.bootstrap(drawn(rng, sizes=[1], draws=20, samples=100), n_resamples=400)
+        found = rpp.statistics.bootstrap(drawn(rng, sizes=[1], draws=draws, samples=100), n_resamples=400)
         covered += bool(found.loss_low[0] <= 1 <= found.loss_high[0])
     assert covered >= 900
 
@@ -100,7 +105,7 @@ def test_intervals_of_shares_cover_the_truth(rates):
     (first, second, both), rng, n = rates, np.random.default_rng(7), 200
     cells = rng.choice(4, p=[both, first - both, second - both, 1 - first - second + both], size=(1000, n))
     one, other = cells < 2, (cells == 0) | (cells == 2)
-    low, high = paired_difference(one, other, 0.95)
+    low, high = paired_difference(Cells.of(one, other), 0.95)
     assert ((low <= first - second) & (first - second <= high)).sum() >= 900
     low, high = wilson(one.sum(axis=1), n, 0.95)
     assert ((low <= first) & (first <= high)).sum() >= 900
@@ -122,19 +127,19 @@ def cells(both, only_one, only_other, neither):
 
 def test_the_paired_interval_is_the_published_one():
     """Newcombe 1998, Statistics in Medicine 17, 2635-2650, table II, method 10, first example."""
-    np.testing.assert_allclose(paired_difference(*cells(36, 12, 2, 0), 0.95), (0.0569, 0.3404), atol=6e-5)
+    np.testing.assert_allclose(paired_difference(Cells.of(*cells(36, 12, 2, 0)), 0.95), (0.0569, 0.3404), atol=6e-5)
 
 
 def test_the_paired_interval_turns_with_its_sides():
     one, other = cells(30, 9, 4, 7)
-    low, high = paired_difference(one, other, 0.95)
-    np.testing.assert_allclose(paired_difference(other, one, 0.95), (-high, -low), atol=1e-12)
-    np.testing.assert_allclose(paired_difference(~one, ~other, 0.95), (-high, -low), atol=1e-12)
+    low, high = paired_difference(Cells.of(one, other), 0.95)
+    np.testing.assert_allclose(paired_difference(Cells.of(other, one), 0.95), (-high, -low), atol=1e-12)
+    np.testing.assert_allclose(paired_difference(Cells.of(~one, ~other), 0.95), (-high, -low), atol=1e-12)
 
 
 def test_the_correlation_of_a_pair_is_corrected_for_continuity():
     """By hand: the cells' cross product is 20 * 20 - 5 * 5 = 375, corrected 375 - 50 / 2, and all margins are 25."""
-    low, high = paired_difference(*cells(20, 5, 5, 20), 0.95)
+    low, high = paired_difference(Cells.of(*cells(20, 5, 5, 20)), 0.95)
     down, up = 0.5 - wilson(np.array(25), 50, 0.95)[0], wilson(np.array(25), 50, 0.95)[1] - 0.5
     expected = np.sqrt(down**2 - 2 * 350 / 625 * down * up + up**2)
     np.testing.assert_allclose((low, high), (-expected, expected), atol=1e-12)
@@ -149,7 +154,7 @@ def test_draws_of_each_size_are_resampled_on_their_own():
 
 
 def test_a_share_of_no_samples_is_not_known_exactly():
-    low, high = paired_difference(np.zeros((1, 50), bool), np.zeros((1, 50), bool), 0.95)
+    low, high = paired_difference(Cells.of(np.zeros((1, 50), bool), np.zeros((1, 50), bool)), 0.95)
     assert low[0] < 0 < high[0]
 
 
@@ -189,7 +194,7 @@ def test_a_summary_of_random_lesions_is_by_their_number(tmp_path):
         ({"level": 95}, "between 0 and 1"),
         ({"n_resamples": 0}, "between 1 and"),
         ({"seed": -1}, "from 0 on"),
-        ({"names": "accuracy"}, "'accuracy' has no value for each sample"),
+        ({"names": "accuracy"}, "'accuracy' is no measure with a value"),
     ],
 )
 def test_bad_options_are_refused(options, message):
@@ -200,3 +205,72 @@ def test_bad_options_are_refused(options, message):
 def test_a_dataset_without_measures_is_refused():
     with pytest.raises(InputError, match="holds no measure"):
         xr.Dataset({"error": ("lesion", [0.1])}).resnet_paths.summary()
+
+
+def test_groups_are_averaged_by_their_number():
+    rng = np.random.default_rng(0)
+    ds = drawn(rng, sizes=[2], draws=3, samples=20)
+    ds["n_deleted"], ds["n_deleted_units"] = ("lesion", [3, 4, 5]), ("lesion", [2, 2, 2])
+    found = rpp.statistics.bootstrap(ds)
+    assert found.loss.dims == ("n_deleted_units",)
+    assert found.n_draws.values.tolist() == [3]
+
+
+def test_studies_of_two_seeds_are_averaged_together():
+    rng = np.random.default_rng(0)
+    both = xr.concat([drawn(rng, sizes=[1, 2], draws=3, samples=20) for _ in range(2)], "lesion")
+    assert rpp.statistics.bootstrap(both).n_draws.values.tolist() == [6, 6]
+
+
+def test_a_single_draw_or_sample_has_no_interval():
+    rng = np.random.default_rng(0)
+    ds = drawn(rng, sizes=[1, 2], draws=3, samples=20).isel(lesion=[0, 1, 2, 3])
+    found = rpp.statistics.bootstrap(ds)
+    assert np.isnan(found.loss_low).values.tolist() == [False, True]
+    assert np.isnan(rpp.statistics.bootstrap(study(np.ones((2, 1)))).loss_low).all()
+
+
+def test_no_change_of_a_random_lesion_is_not_known_exactly():
+    right = np.ones((4, 60), dtype=bool)
+    ds = study(right, name="correct", intact_correct=("sample", right[0]))
+    ds = ds.assign(n_deleted=("lesion", [1, 1, 2, 2]), draw=("lesion", [0, 1, 0, 1]))
+    found = ds.resnet_paths.summary()
+    theirs = scipy.stats.binomtest(0, 60).proportion_ci(method="wilson")
+    np.testing.assert_allclose(found.error_high, theirs.high)
+    assert (found.error_effect_low < 0).all()
+    assert (found.error_effect_high > 0).all()
+
+
+def test_samples_that_are_masked_are_left_out():
+    ds = single_lesions()
+    chosen = np.arange(ds.sizes["sample"]) % 5 == 0
+    masked = ds.where(xr.DataArray(chosen, dims="sample"))
+    found, wanted = masked.resnet_paths.summary(), ds.isel(sample=chosen).resnet_paths.summary()
+    for name in ("error", "error_low", "loss", "error_effect_high", "n_samples"):
+        np.testing.assert_allclose(found[name], wanted[name], err_msg=name)
+    assert rpp.statistics.mcnemar(masked).equals(rpp.statistics.mcnemar(ds.isel(sample=chosen)))
+
+
+def test_shares_of_a_samples_tokens_are_no_predictions():
+    ds = study([[0.4, 1.0, 0.6]], name="correct", intact_correct=("sample", [1.0, 1.0, 1.0]))
+    np.testing.assert_allclose(ds.resnet_paths.summary().error, [1 / 3])
+    with pytest.raises(InputError, match="shares"):
+        rpp.statistics.mcnemar(ds)
+
+
+def test_whole_numbers_are_measured_and_classes_are_not():
+    ds = study(np.array([[1, 2, 3]]), name="rank", prediction=(("lesion", "sample"), [[0, 1, 2]]))
+    found = ds.resnet_paths.summary()
+    assert found["rank"].item() == 2
+    assert "prediction" not in found
+
+
+def test_no_sample_is_refused():
+    with pytest.raises(InputError, match="at least one"):
+        single_lesions().isel(sample=slice(0, 0)).resnet_paths.summary()
+
+
+def test_a_summary_is_saved_as_any_result(tmp_path):
+    found = single_lesions().resnet_paths.summary()
+    rpp.save(found, tmp_path / "summary.nc")
+    assert rpp.load(tmp_path / "summary.nc").identical(found)
