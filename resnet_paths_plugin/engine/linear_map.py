@@ -1,6 +1,6 @@
 """LinearMap: an affine map over channels, the same at each position, that stands in for a branch.
 
-It is run as a 1x1 convolution, or as a linear layer where channels come last. How it is fitted is no matter here.
+It is run as a 1x1 convolution, or as a linear layer where channels come last. This module does not fit maps.
 """
 
 from collections.abc import Callable
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from resnet_paths_plugin.errors import InputError
 from resnet_paths_plugin.graph.operators import aten
 
 _CONVOLUTIONS = {3: aten.conv1d.default, 4: aten.conv2d.default, 5: aten.conv3d.default}
@@ -24,8 +25,11 @@ class LinearMap:
         weight: `A`, shape `[C_out, C_in]`, in the dtype of the source.
         bias: `b`, shape `[C_out]`.
         dim: the dimension of the source that holds its channels, counted from the last (`-1`).
-        strides: for each dimension of the source the step from one position that is read to the next: 1, but where a
-            branch has fewer positions than its source.
+        strides: for each dimension of the source, the map reads every `stride`-th position. Each is 1 unless the branch
+            has fewer positions than its source; those of the batch and of the channels are always 1.
+
+    Raises:
+        InputError: if weight, bias, dimension and strides do not fit each other.
 
     Examples:
         >>> halves = rpp.LinearMap(0.5 * torch.eye(8), torch.zeros(8), dim=-3, strides=(1, 1, 1, 1))
@@ -38,6 +42,26 @@ class LinearMap:
     bias: Tensor
     dim: int
     strides: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        """Check that the parts fit each other."""
+        ndim = len(self.strides)
+        if self.weight.ndim != 2 or self.bias.shape != self.weight.shape[:1]:
+            raise InputError(
+                "a linear map has a weight of shape [C_out, C_in] and a bias of shape [C_out], not "
+                f"{list(self.weight.shape)} and {list(self.bias.shape)}"
+            )
+        if self.bias.dtype != self.weight.dtype:
+            raise InputError(f"weight and bias must have one dtype, not {self.weight.dtype} and {self.bias.dtype}")
+        if not -ndim <= self.dim < 0:
+            raise InputError(
+                f"dim counts from the last dimension: it must be from {-ndim} to -1 for {ndim} strides, one for each "
+                f"dimension of the source, not {self.dim}"
+            )
+        if any(stride < 1 for stride in self.strides) or self.strides[self.dim] != 1:
+            raise InputError(
+                f"strides must be at least 1, and 1 at the channels (dimension {self.dim}), not {tuple(self.strides)}"
+            )
 
     def __call__(self, source: Tensor) -> Tensor:
         """Return the map of a source `[..., C_in, ...]`: as many dimensions, with `C_out` channels."""

@@ -291,6 +291,17 @@ def _check_linear(net: HasBlocks, place: int, applied: LinearMap) -> None:
     source, root = (program.nodes[at].meta["val"] for at in (branch.source, program.sums[branch.sum].root))
     if program.sums[branch.sum].is_layer:
         raise ScheduleError(f"{block.name!r} is a layer, and a linear map stands in for the branch beside a skip")
+    if applied.weight.dtype != source.dtype:
+        raise ScheduleError(
+            f"the linear map of {block.name!r} is of {applied.weight.dtype}, and its source of {source.dtype}: give "
+            "weight and bias that dtype"
+        )
+    batch = program.batch_dim(branch.source)
+    if len(applied.strides) != source.ndim or (batch is not None and applied.strides[batch] != 1):
+        raise ScheduleError(
+            f"the linear map of {block.name!r} needs {source.ndim} strides, one for each dimension of its source with "
+            f"1 at the batch, not {tuple(applied.strides)}"
+        )
     with suppress(Exception):
         sizes = [2 if isinstance(size, SymInt) else size for size in source.shape]
         found = applied.to(torch.device("meta"))(torch.empty(sizes, dtype=applied.weight.dtype, device="meta"))

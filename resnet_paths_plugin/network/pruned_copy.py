@@ -26,11 +26,12 @@ _Memory = tuple[int, int, tuple[int, ...]]
 
 
 def pruned_copy(model: nn.Module, blocks: BlockLike | Iterable[BlockLike], example_inputs: Any = None) -> nn.Module:
-    """Return a deep copy of a model, of its own class, in which the modules of deleted blocks do nothing.
+    """Return a deep copy of a model, of the same class, without the branches of some blocks.
 
-    In the place of the module that owns a block stands `nn.Identity`, its projection, or either with the part that
-    follows the sum, such as an activation or a norm. Hooks, methods, flags and names of all other parts are those of
-    the model; hooks on the deleted module go with it. The model is not changed.
+    The module that owns a deleted block is replaced by the parts that still act on its input: its projection, and what
+    follows the sum, such as a norm, a dropout or an activation; by `nn.Identity` where there are none, or where only
+    an activation is left and the input is a value of the same activation already. Hooks, methods, flags and names of
+    all other parts are those of the model; hooks on the replaced module go with it. The model is not changed.
 
     Args:
         model: a module, or an unraveled network.
@@ -39,13 +40,15 @@ def pruned_copy(model: nn.Module, blocks: BlockLike | Iterable[BlockLike], examp
         example_inputs: as in `unravel`; the copy's outputs are compared on these inputs too.
 
     Returns:
-        The copy. In eval mode its outputs are those of `lesioned(blocks)`, which is tried on random inputs of the
-        captured shape: bit for bit, or where the model's operators round otherwise in the last digits.
+        The copy. In eval mode its outputs are those of `lesioned(blocks)`, bit for bit or, where operators round
+        otherwise, up to the last digits: that is tried on random inputs of the captured shape, and what stands in for
+        each module also on multiples of its input.
 
     Raises:
         UnknownBlockError: if the network does not have one of the blocks.
-        InputError: if a block is not a whole module that can be left out, with the reason: `net.pruned(blocks)` then
-            gives a module that is made from the graph.
+        InputError: if a block is not a whole module, or its module does more than its parts do, such as a factor or a
+            dropout in its own code, or the network is optimized: `net.pruned(blocks)` then gives a module that is made
+            from the graph.
 
     Examples:
         >>> small = rpp.pruned_copy(model, ["layer1.1", "layer3.1"])

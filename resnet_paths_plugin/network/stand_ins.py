@@ -1,6 +1,7 @@
 """Stand-ins for deleted branches, fitted on a reference: their means, or least-squares maps of their sources.
 
-`moments` is what one run of the intact network tells of them, which `fitted` adds up: runs may be anywhere.
+`moments` runs the intact network on some samples and returns sums over them; `fitted` adds the sums of all runs up and
+solves for the stand-ins. Runs may be made in different processes.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,6 +19,7 @@ from resnet_paths_plugin.engine.linear_map import LinearMap
 from resnet_paths_plugin.errors import InputError
 from resnet_paths_plugin.graph.channels import channel_dim
 from resnet_paths_plugin.graph.operators import same_sizes
+from resnet_paths_plugin.graph.windows import window_strides
 from resnet_paths_plugin.network.captured_network import CapturedNetwork
 from resnet_paths_plugin.network.covariances import Covariances
 from resnet_paths_plugin.network.reference import reference_runs
@@ -49,8 +51,9 @@ class StandIns:
 
     def to(self, device: torch.device) -> "StandIns":
         """Return them with their tensors on a device."""
-        constants = {block: constant.to(device) for block, constant in self.constants.items()}
-        return StandIns(constants, {block: one.to(device) for block, one in self.linear.items()}, self.explained)
+        with torch.inference_mode(mode=False):
+            constants = {block: constant.to(device) for block, constant in self.constants.items()}
+            return StandIns(constants, {block: one.to(device) for block, one in self.linear.items()}, self.explained)
 
 
 def check_ablation(network: CapturedNetwork, ablation: str, known: Sequence[str], ridge: float | None) -> None:
@@ -106,7 +109,11 @@ def moments(network: CapturedNetwork, blocks: Sequence[int], kind: Fitted, args:
 def fitted(
     network: CapturedNetwork, blocks: Sequence[int], kind: Fitted, found: Iterable[Moments], ridge: float = RIDGE
 ) -> StandIns:
-    """Return the stand-ins of some branches from the moments of all runs, in their order."""
+    """Return the stand-ins of some branches from the moments of all runs, in their order.
+
+    Raises:
+        InputError: if a value of the reference is not finite at one of the blocks.
+    """
     if kind == "mean":
         return _means(network, blocks, found)
     totals: dict[int, Covariances] = {}
@@ -116,10 +123,12 @@ def fitted(
             totals[block] = totals[block].with_more(part) if block in totals else part
     linear, explained = {}, {}
     for block, total in totals.items():
-        weight, bias = total.least_squares(ridge)
+        _check_finite(network, block, kind, *vars(total).values())
         dim, strides = layout(network, block)
         dtype = network.program.nodes[network.program.branches[block].source].meta["val"].dtype
-        linear[block] = LinearMap(weight.to(dtype), bias.to(dtype), dim, strides).to(network.device)
+        with torch.inference_mode(mode=False):
+            weight, bias = total.least_squares(ridge)
+            linear[block] = LinearMap(weight.to(dtype), bias.to(dtype), dim, strides).to(network.device)
         explained[block] = total.explained(weight)
     return StandIns(linear=linear, explained=explained)
 
@@ -174,13 +183,23 @@ def layout(network: CapturedNetwork, block: int) -> tuple[int, tuple[int, ...]]:
     channels = len(sizes) + dim
     if channels == program.batch_dim(branch.source):
         raise _unfit(network, block, "its branch mixes what is the batch here")
-    strides = [1 if at == channels else _stride(size, wanted[at]) for at, size in enumerate(sizes)]
-    positions = [at for at in range(len(sizes)) if at not in {channels, program.batch_dim(branch.source)}]
-    is_sequence = dim == -1 and len(positions) == 1
-    if None in strides or (is_sequence and strides[positions[0]] != 1):
-        shapes = f"{list(network.blocks[block].source_shape)} to {list(network.blocks[block].sum_shape)}"
-        raise _unfit(network, block, f"it takes {shapes}, and no stride leads from the positions of one to the other's")
-    return dim, tuple(stride or 1 for stride in strides)
+    batch = program.batch_dim(branch.source)
+    positions = [at for at in range(len(sizes)) if at not in {channels, batch}]
+    strides = [1] * len(sizes)
+    moved = [at for at in positions if not same_sizes([sizes[at]], [wanted[at]])]
+    if moved:
+        region = [program.nodes[at] for at in branch.region]
+        found = window_strides(source, region, program.nodes[branch.value]) if (batch, channels) == (0, 1) else None
+        if found is None or any(-(-sizes[at] // found[at - 2]) != wanted[at] for at in positions):
+            shapes = f"{list(network.blocks[block].source_shape)} to {list(network.blocks[block].sum_shape)}"
+            raise _unfit(
+                network,
+                block,
+                f"it takes {shapes}, and no stride of its convolutions and poolings leads from the positions of one to "
+                "the other's",
+            )
+        strides[2:] = found
+    return dim, tuple(strides)
 
 
 def check_seen(network: CapturedNetwork, blocks: Iterable[int], seen: Iterable[int], ablation: str) -> None:
@@ -211,13 +230,17 @@ def _in_graph(network: CapturedNetwork, at: int, values: Tensor) -> Tensor:
     return values.movedim(0, dim)
 
 
-def _stride(size: Any, wanted: Any) -> int | None:
-    """Return the smallest stride that takes so many positions to so many; None where there is none."""
-    if same_sizes([size], [wanted]):
-        return 1
-    if not isinstance(size, int) or not isinstance(wanted, int):
-        return None
-    return next((stride for stride in range(2, size + 1) if -(-size // stride) == wanted), None)
+def _check_finite(network: CapturedNetwork, block: int, kind: Fitted, *sums: NDArray[Any]) -> None:
+    """Check that sums over a reference can be fitted to.
+
+    Raises:
+        InputError: if one is not finite.
+    """
+    if not all(np.isfinite(one).all() for one in sums):
+        raise InputError(
+            f"ablation={kind!r}: at {network.blocks[block].name!r} the reference gives values that are not finite (NaN "
+            "or infinity). Check the reference for them, or run the model in a longer dtype"
+        )
 
 
 def _unfit(network: CapturedNetwork, block: int, reason: str) -> InputError:
@@ -248,8 +271,11 @@ def _means(network: CapturedNetwork, blocks: Sequence[int], found: Iterable[Mome
             sums[block] = sums[block] + values if block in sums else values
             dtypes[block] = getattr(torch, str(one[f"{block} dtype"]))
         count += int(one[f"{blocks[0]} count"]) if blocks else 0
-    means = {block: torch.from_numpy(total / count).to(dtypes[block]) for block, total in sums.items()}
-    return StandIns({block: laid_out(network, block, mean).to(network.device) for block, mean in means.items()})
+    for block, total in sums.items():
+        _check_finite(network, block, "mean", total)
+    with torch.inference_mode(mode=False):
+        means = {block: torch.from_numpy(total / count).to(dtypes[block]) for block, total in sums.items()}
+        return StandIns({block: laid_out(network, block, mean).to(network.device) for block, mean in means.items()})
 
 
 def _covariances(network: CapturedNetwork, state: BlockActivation) -> Moments:

@@ -434,6 +434,118 @@ def test_blocks_without_a_map_are_refused_by_name(make, reason):
         net.lesioned(0, ablation="linear", reference=images())
 
 
+def centre(stride, kernel, padding):
+    """Return a convolution that takes the middle position of each window; its branch is a map of that position."""
+    made = nn.Conv2d(3, 3, kernel, stride=stride, padding=padding)
+    with torch.no_grad():
+        made.weight.zero_()
+        made.weight[:, :, kernel // 2, kernel // 2] = torch.randn(3, 3)
+    return made
+
+
+class Strided(nn.Module):
+    """Its skip and its branch have fewer positions than its source."""
+
+    def __init__(self, *branch, skip=None, step=slice(None, None, 2)):
+        super().__init__()
+        self.branch, self.skip, self.step = nn.Sequential(*branch), skip, step
+
+    def forward(self, x):
+        skip = x[:, :, self.step, self.step] if self.skip is None else self.skip(x)
+        return skip + self.branch(x)
+
+
+def strided(branch, size=8, **options):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), Strided(*branch, **options)).double().eval()
+    return rpp.unravel(model, images(size=size)), model
+
+
+@pytest.mark.parametrize(
+    ("branch", "size", "stride"),
+    [
+        ([centre(2, 3, 1)], 8, 2),
+        ([centre(2, 3, 1)], 7, 2),
+        ([centre(2, 1, 0)], 7, 2),
+        ([nn.ReflectionPad2d(1), centre(2, 3, 0)], 8, 2),
+        ([centre(1, 3, 1), nn.BatchNorm2d(3), centre(2, 5, 2), centre(2, 3, 1)], 9, 4),
+    ],
+)
+def test_a_stride_is_that_of_the_branchs_windows(branch, size, stride):
+    net, model = strided(branch, size, step=slice(None, None, stride))
+    fitted = net.lesioned(0, ablation="linear", reference=images(40, size=size), ridge=0)
+    assert fitted.schedule.linear[0].strides == (1, 1, stride, stride)
+    x = images(size=size)
+    with torch.no_grad():  # of each window the branch reads its middle alone, so that the map is exact
+        torch.testing.assert_close(fitted(x), model(x), rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("branch", "options"),
+    [
+        ([centre(2, 3, 0)], {"step": slice(1, -1, 2)}),
+        ([nn.ZeroPad2d((0, 1, 0, 1)), centre(2, 3, 0)], {}),
+        ([nn.AdaptiveAvgPool2d(1), centre(1, 1, 0)], {"skip": nn.AdaptiveMaxPool2d(1)}),
+        ([nn.AdaptiveAvgPool2d(4), centre(1, 1, 0)], {}),
+    ],
+)
+def test_windows_that_lie_elsewhere_are_refused(branch, options):
+    net, _ = strided(branch, **options)
+    with pytest.raises(InputError, match="'1' allows none: .*no stride"):
+        net.lesioned(0, ablation="linear", reference=images(size=8))
+
+
+@pytest.mark.parametrize("ablation", ["mean", "linear"])
+def test_what_is_fitted_in_inference_mode_can_be_differentiated(ablation):
+    net, _ = network()
+    with torch.inference_mode():
+        view = net.lesioned([1], ablation=ablation, reference=images())
+    x = images().requires_grad_()
+    functional.cross_entropy(view(x), LABELS).backward()
+    other = images().requires_grad_()
+    functional.cross_entropy(net.lesioned([1], ablation=ablation, reference=images())(other), LABELS).backward()
+    assert torch.equal(x.grad, other.grad)
+
+
+@pytest.mark.parametrize("ablation", ["mean", "linear"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_reference_that_is_not_finite_is_refused_by_name(ablation, value):
+    net, _ = network()
+    reference = images()
+    reference[2, 0, 1, 1] = value
+    with pytest.raises(InputError, match=r"'blocks.1' the reference gives values that are not finite"):
+        net.lesioned([1], ablation=ablation, reference=reference)
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"bias": torch.zeros(1, dtype=torch.float64)}, "bias of shape"),
+        ({"weight": torch.zeros(4, dtype=torch.float64)}, "weight of shape"),
+        ({"bias": torch.zeros(4)}, "one dtype"),
+        ({"weight": torch.eye(4), "bias": torch.zeros(4)}, "its source of torch.float64"),
+        ({"dim": 1}, "from -4 to -1"),
+        ({"dim": -5}, "from -4 to -1"),
+        ({"strides": (1, 2, 1, 1)}, "1 at the channels"),
+        ({"strides": (1, 1, 0, 1)}, "at least 1"),
+        ({"strides": (2, 1, 1, 1)}, "1 at the batch"),
+        ({"strides": (1, 1, 1)}, "needs 4 strides"),
+        ({"strides": (1, 1, 1, 1, 1), "dim": -4}, "needs 4 strides"),
+    ],
+)
+def test_maps_whose_parts_do_not_fit_are_refused(parts, message):
+    net, _ = network()
+    good = {
+        "weight": torch.eye(4, dtype=torch.float64),
+        "bias": torch.zeros(4, dtype=torch.float64),
+        "dim": -3,
+        "strides": (1, 1, 1, 1),
+    }
+    with pytest.raises((InputError, ScheduleError), match=message):
+        rpp.Schedule.from_rows(net, {0: ()}, linear={0: rpp.LinearMap(**{**good, **parts})})
+    assert rpp.Schedule.from_rows(net, {0: ()}, linear={0: rpp.LinearMap(**good)}).changes(0)
+
+
 def test_schedules_with_maps_that_do_not_fit_are_refused():
     net, _ = network(PostActivation)
     good = net.lesioned(["plain"], ablation="linear", reference=images()).schedule.linear[0]
