@@ -26,7 +26,7 @@ def window_strides(source: fx.Node, region: Iterable[fx.Node], value: fx.Node) -
     """Return the strides from the positions of a source `[B, C, *]` to a branch's; None where they are not known.
 
     They are known where position `i` of the branch is about position `stride * i` of the source: the windows there are
-    centred nearer to it than to any other position that is a multiple of the stride.
+    centred nearer to it than to any other multiple of the stride, or on it where there is only one window.
 
     Args:
         source: the source.
@@ -37,8 +37,12 @@ def window_strides(source: fx.Node, region: Iterable[fx.Node], value: fx.Node) -
     for node in region:
         grids[node] = _grid_of(node, grids)
     grid = grids.get(value)
-    if grid is None or any(abs(centre) > Fraction(stride - 1, 2) for stride, centre in grid):
+    if grid is None:
         return None
+    for size, (stride, centre) in zip(value.meta["val"].shape[2:], grid, strict=True):
+        is_whole = size == 1 and stride > 1  # one window over all positions is a global pooling
+        if abs(centre) > (0 if is_whole else Fraction(stride - 1, 2)):
+            return None
     return tuple(stride for stride, _ in grid)
 
 
@@ -69,7 +73,7 @@ def _windows(node: fx.Node, ndim: int) -> list[tuple[int, Fraction]] | None:
         for at, one in enumerate(node.target._schema.arguments)  # type: ignore[union-attr]  # noqa: SLF001 - torch's
     }
     if node.target in _PADDING:
-        pads = arguments.get("pad", arguments.get("padding"))
+        pads: Any = arguments.get("pad", arguments.get("padding"))
         if len(pads) > 2 * ndim:
             return None
         before = [*(pads[at] for at in range(0, len(pads), 2)), *[0] * (ndim - len(pads) // 2)]
