@@ -171,6 +171,28 @@ def test_onnx_that_is_not_installed_is_said_before_the_run(monkeypatch):
     assert "pip install" in told(*pruning("--delete", 1, "--onnx", "small.onnx"))
 
 
+@torch.no_grad()
+def test_weights_too_large_for_an_onnx_file_come_beside_it(images, tmp_path, monkeypatch):
+    runtime = pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
+    pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
+    monkeypatch.setattr(pruned_files, "_MOST_IN_ONNX", 500)
+    monkeypatch.setattr("torch.onnx._internal.exporter._onnx_program._LARGE_MODEL_THRESHOLD", 500)
+    given = ("--blocks", "blocks.0", "--onnx", tmp_path / "small.onnx")
+    result = invoke(*pruning(*given, output=tmp_path / "small.safetensors"))
+    assert result.exit_code == 0, result.output
+    assert sorted(path.name for path in tmp_path.glob("*onnx*")) == ["small.onnx", "small.onnx.data"]
+    assert "small.onnx.data" in result.output
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    for path in tmp_path.glob("*onnx*"):
+        path.rename(moved / path.name)
+    session = runtime.InferenceSession(moved / "small.onnx")
+    (found,) = session.run(None, {session.get_inputs()[0].name: images[0].numpy()})
+    np.testing.assert_allclose(found, model_without("blocks.0")(images[0]).numpy(), rtol=1e-4, atol=1e-3)
+    (moved / "small.onnx.data").rename(tmp_path / "small.onnx.data")
+    assert "exists already" in told(*pruning(*given, "--no-clobber", output=tmp_path / "other.safetensors"))
+
+
 def test_an_operator_that_onnx_lacks_leaves_no_file(place):
     pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
     (place / "bessel_network.py").write_text(
