@@ -148,8 +148,8 @@ def _onnx(module: nn.Module, args: tuple[Any, ...], path: Path) -> list[tuple[Pa
         ) from error
     if program is None:
         raise ResnetPathsError("--onnx: torch returned no ONNX program. Leave --onnx out, or take --program")
-    values = [value for value in program.model.graph.initializers.values() if value.const_value is not None]
-    if sum(value.const_value.nbytes for value in values) <= _MOST_IN_ONNX:
+    values: list[Any] = [one for one in program.model.graph.initializers.values() if one.const_value is not None]
+    if sum(int(value.const_value.nbytes) for value in values) <= _MOST_IN_ONNX:
         return [(path, lambda temporary: program.save(str(temporary)))]
     data = _data_path(path)
     large = [value for value in values if value.const_value.nbytes >= _LEAST_MOVED]
