@@ -23,6 +23,17 @@ def positive(name: str, value: int | None) -> int | None:
     return int(value)
 
 
+def flag(name: str, value: object) -> bool:
+    """Return True or False as it is.
+
+    Raises:
+        InputError: for anything else.
+    """
+    if not isinstance(value, bool):
+        raise InputError(f"{name} must be True or False, not {value!r}")
+    return value
+
+
 def check_draws(draws: int, seed: int) -> int:
     """Return a number of random draws after checking it and the seed.
 

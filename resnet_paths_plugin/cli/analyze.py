@@ -35,7 +35,7 @@ from resnet_paths_plugin.cli.outputs import (
 )
 from resnet_paths_plugin.cli.preprocessing import InputBatches, preprocessing_for
 from resnet_paths_plugin.cli.running import PartialRun, check_cluster_options, executor_for, run_options
-from resnet_paths_plugin.cli.studies import STUDIES, Study, StudyOptions, checked_figures, studies_by
+from resnet_paths_plugin.cli.studies import STUDIES, Study, StudyOptions, checked_figures, images_taken, studies_by
 from resnet_paths_plugin.cli.subject import check_classes, held_out_digits, unraveled
 from resnet_paths_plugin.cli.terminal import echo, is_terminal
 from resnet_paths_plugin.errors import InputError, ResnetPathsError
@@ -166,10 +166,6 @@ def analyze(
     batches = InputBatches(
         found, targets, preprocessing, resize=resize, batch_size=batch_size, dtype=models.dtype_of(module)
     )
-    network = unraveled(module, batches, path_images, units, optimize, manager, verify=verify)
-    check_classes(network, batches)
-    noun = "residual blocks" if units == "blocks" else "layers that can be deleted"
-    echo(f"{network.name}: {len(network.blocks)} {noun}, {len(found)} images of {found.origin}")
     options = StudyOptions(
         embedded=model is None and images is None and units == "blocks",
         draws=draws,
@@ -184,6 +180,10 @@ def analyze(
         internal_batch_size=batch_size,
         show_progress=is_terminal(sys.stderr) if progress is None else progress,
     )
+    network = unraveled(module, batches, images_taken(options, len(found)), units, optimize, manager, verify=verify)
+    check_classes(network, batches)
+    noun = "residual blocks" if units == "blocks" else "layers that can be deleted"
+    echo(f"{network.name}: {len(network.blocks)} {noun}, {len(found)} images of {found.origin}")
     wanted = [study for study in studies if study.wanted(network, options)]
     if not wanted:
         raise InputError(f"{', '.join(analyzers)} finds nothing to study in {network.name} with these options")

@@ -4,6 +4,7 @@ import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,6 +21,10 @@ from resnet_paths_plugin.files.output_files import Mode, replacing, writable
 
 _SUFFIXES = {"--output": ".safetensors", "--onnx": ".onnx", "--program": ".pt2"}
 _EXTRA = ("onnx", "onnxscript")
+_MOST_IN_ONNX = 1536 * 2**20
+"""Bytes of weights that an ONNX file holds: protobuf ends at 2 GiB, and torch leaves a quarter of it for the rest."""
+_LEAST_MOVED = 256
+"""Bytes from which on a tensor may be in a file of its own: small ones, such as axes, are looked for in the model."""
 
 Write = Callable[[Path], object]
 """Writes a file of this name."""
@@ -51,6 +56,9 @@ class PrunedFiles:
                 raise InputError(f"{option} {path} must end in {_SUFFIXES[option]}")
             writable(path, mode)
             roles.writes(option, path)
+        if self.onnx is not None:
+            writable(_data_path(self.onnx), mode)
+            roles.writes("the weights of --onnx", _data_path(self.onnx))
         if self.onnx is not None and not all(map(find_spec, _EXTRA)):
             raise InputError(
                 "--onnx needs the packages onnx and onnxscript: pip install 'resnet-paths-plugin[onnx]', or leave it "
@@ -59,6 +67,8 @@ class PrunedFiles:
 
     def write(self, module: nn.Module, args: tuple[Any, ...], facts: Mapping[str, str], mode: Mode) -> list[Path]:
         """Write the files, after everything that goes into them is made, and return them.
+
+        Weights that are too large for an ONNX file come beside it, in a file of its name and `.data`.
 
         Args:
             module: the network, in eval mode.
@@ -74,7 +84,7 @@ class PrunedFiles:
         if self.program is not None:
             made.append((self.program, _program(module, args)))
         if self.onnx is not None:
-            made.append((self.onnx, _onnx(module, args)))
+            made.extend(_onnx(module, args, self.onnx))
         for path, write in made:
             with replacing(path, writable(path, mode), mode) as temporary:
                 write(temporary)
@@ -125,7 +135,8 @@ def _program(module: nn.Module, args: tuple[Any, ...]) -> Write:
     return lambda path: path.write_bytes(content.getvalue())
 
 
-def _onnx(module: nn.Module, args: tuple[Any, ...]) -> Write:
+def _onnx(module: nn.Module, args: tuple[Any, ...], path: Path) -> list[tuple[Path, Write]]:
+    """Return the files of an ONNX model to write in this order: its weights first where they are large."""
     try:
         program = torch.onnx.export(
             module, args, dynamo=True, dynamic_shapes=_free_batch(args), verbose=False, optimize=True
@@ -137,7 +148,38 @@ def _onnx(module: nn.Module, args: tuple[Any, ...]) -> Write:
         ) from error
     if program is None:
         raise ResnetPathsError("--onnx: torch returned no ONNX program. Leave --onnx out, or take --program")
-    return lambda path: program.save(str(path))
+    values: list[Any] = [one for one in program.model.graph.initializers.values() if one.const_value is not None]
+    if sum(int(value.const_value.nbytes) for value in values) <= _MOST_IN_ONNX:
+        return [(path, lambda temporary: program.save(str(temporary)))]
+    data = _data_path(path)
+    large = [value for value in values if value.const_value.nbytes >= _LEAST_MOVED]
+    return [(data, lambda temporary: _move_out(large, temporary, data.name)), (path, partial(_save_rest, program))]
+
+
+def _data_path(onnx: Path) -> Path:
+    """Return the file of the weights that are too large for an ONNX file."""
+    return onnx.with_name(f"{onnx.name}.data")
+
+
+def _move_out(values: Sequence[Any], temporary: Path, name: str) -> None:
+    """Write the weights of an ONNX model to a file, which the model will look for by another name beside itself."""
+    from onnxscript import ir  # noqa: PLC0415 - an extra
+
+    moved = ir.external_data.convert_tensors_to_external(
+        [value.const_value for value in values], temporary.parent, temporary.name
+    )
+    for value, tensor in zip(values, moved, strict=True):
+        value.const_value = ir.ExternalTensor(
+            name, tensor.offset, tensor.length, tensor.dtype, shape=tensor.shape, name=tensor.name,
+            base_dir=temporary.parent,
+        )  # fmt: skip
+
+
+def _save_rest(program: Any, temporary: Path) -> None:
+    """Write an ONNX model without the weights that are in a file of their own."""
+    from onnxscript import ir  # noqa: PLC0415 - an extra
+
+    ir.save(program.model, temporary)
 
 
 def _first_cause(error: BaseException) -> BaseException:

@@ -5,10 +5,12 @@ import signal
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 
 from resnet_paths_plugin.cli.outputs import partial_path
 from resnet_paths_plugin.errors import CheckpointError, FileError, InputError
@@ -18,6 +20,7 @@ from resnet_paths_plugin.execution.parent_watch import end_with_parent
 
 _SECONDS_TO_CONNECT = 30
 _MOST_WORKERS = 10_000
+_SIZES = "sizes"
 
 
 def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -25,7 +28,8 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
         click.option(
             "--resume", is_flag=True,
-            help="Go on from what an interrupted run of the same command has finished; FILE.nc.partial keeps it.",
+            help="Go on from what an interrupted run of the same command has finished, which a folder beside the "
+            "output keeps, named after it with .partial at the end.",
         ),
         click.option(
             "--wait-for-workers/--no-wait-for-workers", default=True, show_default=True,
@@ -51,7 +55,7 @@ def last_note(error: BaseException) -> list[str]:
 
 
 class PartialRun:
-    """The finished tasks of several studies, one folder each inside `FILE.nc.partial`, held until all is done.
+    """The finished tasks of several studies, one folder each inside `FILE.partial`, held until all is done.
 
     Args:
         output: the file that is written when all studies are done.
@@ -89,6 +93,28 @@ class PartialRun:
             wait_for_workers=wait_for_workers,
             verify=verify,
         )
+
+    def options_like(self, options: RunOptions, group: str) -> RunOptions:
+        """Return the options of another study, for one more group, which was not known at the start."""
+        return replace(options, checkpoint=self._folders.setdefault(group, TaskFolder(self.path / group)))
+
+    def sizes(self, place: int, work: str, chosen: Callable[[], range]) -> range:
+        """Return sizes as the run that is resumed chose them; choose and keep them otherwise.
+
+        Sizes that follow from measured times would be others in the next run, and tasks are of the same sizes only.
+
+        Args:
+            place: which choice it is, of several.
+            work: fingerprint of what the choice rests on beside the times.
+            chosen: returns the sizes.
+        """
+        name = f"{_SIZES}-{place:08d}"
+        kept = self._whole.read(name, "", "times", work)
+        if kept is not None:
+            return range(int(kept["first"]), int(kept["last"]) + 1)
+        found = chosen()
+        self._whole.write(name, "", {"first": np.array(found[0]), "last": np.array(found[-1])}, work)
+        return found
 
     def __len__(self) -> int:
         return len(self._whole)
@@ -132,6 +158,7 @@ class PartialRun:
             folder = TaskFolder(path)
             if path.is_dir() and folder.was_opened:
                 folder.remove()
+        self._whole.forget(_SIZES)
         self._whole.record(CALL, facts)
 
 

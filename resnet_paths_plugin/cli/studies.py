@@ -96,12 +96,28 @@ class Study:
     takes_run: bool = True
 
 
-def common_size(batches: InputBatches, path_images: int) -> int:
-    """Return the largest number of images, at most a batch, that each study's images can be cut into."""
+def common_size(batches: InputBatches, cuts: Sequence[int]) -> int:
+    """Return the largest number of images, at most a batch, that all images and each study's can be cut into.
+
+    Args:
+        batches: all images.
+        cuts: how many images studies take, at most all; 0 for a study that is left out.
+    """
     total = len(batches.targets)
-    counts = [total] + [min(count, total) for count in (path_images, min(path_images, _MAPS_SHOWN)) if count]
-    common = math.gcd(*counts)
+    common = math.gcd(total, *(min(count, total) for count in cuts if count))
     return max(size for size in range(1, batches.batch_size + 1) if common % size == 0)
+
+
+def images_taken(options: StudyOptions, total: int) -> tuple[int, ...]:
+    """Return how many of all images each study takes at a time; 0 for one that is left out."""
+    searched = min(options.search_images, total) if "BlockSelection" in options.analyzers else 0
+    return (
+        options.path_images,
+        min(options.path_images, _MAPS_SHOWN),
+        options.pair_images if "BlockInteraction" in options.analyzers else 0,
+        searched,
+        searched // 2,  # half of them is held out
+    )
 
 
 def _single_lesions(network: UnraveledNetwork, images: InputBatches, options: StudyOptions, _: Results) -> xr.Dataset:

@@ -25,14 +25,24 @@ def held_out_digits() -> LabelledImages:
 def unraveled(
     model: nn.Module,
     batches: InputBatches,
-    path_images: int,
+    cuts: Sequence[int],
     units: Units,
     optimize: Sequence[Optimization],
     manager: pluggy.PluginManager,
     *,
     verify: bool,
 ) -> UnraveledNetwork:
-    """Unravel the model for the images that it is to be run on; where it freezes the batch, for one that all fit."""
+    """Unravel the model for the images that it is to be run on; where it freezes the batch, for one that all fit.
+
+    Args:
+        model: the model.
+        batches: all images; where the batch is frozen, their batch size becomes a multiple of it.
+        cuts: numbers of images that are to be a multiple of a frozen batch, beside that of all.
+        units: as of `unravel`.
+        optimize: as of `unravel`.
+        manager: the plugin manager.
+        verify: as of `unravel`.
+    """
 
     def captured(count: int) -> UnraveledNetwork:
         example, _ = next(iter(batches.head(count)))
@@ -44,7 +54,7 @@ def unraveled(
     network = captured(2)
     network.require_blocks()
     if network.frozen_batch:
-        size = common_size(batches, path_images)
+        size = common_size(batches, cuts)
         batches.batch_size -= batches.batch_size % size
         network = captured(size)
     if not verify:

@@ -99,10 +99,11 @@ def describe_interactions(ds: xr.Dataset) -> str:
     if most:
         told += f"; the strongest {'is' if len(most) == 1 else 'are'} {listed(most)}"
     if "additive_share" in ds and np.isfinite(ds["additive_share"]):
-        low, high = number(float(ds["additive_share_low"])), number(float(ds["additive_share_high"]))
+        low, high = float(ds["additive_share_low"]), float(ds["additive_share_high"])
+        reach = f", 95 % interval {number(low)} to {number(high)}" if np.isfinite(low) else ""
         told += (
-            f". The best additive model explains {number(float(ds['additive_share']))} (R squared, 95 % interval {low} "
-            f"to {high}) of the effects of {ds.sizes['random_set']} random sets that it was not fitted to"
+            f". The best additive model explains {number(float(ds['additive_share']))} (R squared{reach}) of the "
+            f"effects of {ds.sizes['random_set']} random sets that it was not fitted to"
         )
     return told + "."
 

@@ -132,7 +132,8 @@ def describe_selection(ds: xr.Dataset) -> str:
         else f"On the {int(ds['n_searched_samples'])} samples that were searched on"
     )
     measure = spoken(str(ds.attrs.get("measure", "the measure")))
-    error = f" \N{PLUS-MINUS SIGN} {number(float(chosen['held_out_effect_stderr']))}" if is_held_out else ""
+    stderr = float(chosen["held_out_effect_stderr"]) if is_held_out else np.nan
+    error = f" \N{PLUS-MINUS SIGN} {number(stderr)}" if np.isfinite(stderr) else ""
     harm = f"{number(float(chosen[effect]))}{error} ({measure})"
     told = [f"{where}, the {size} of {n_blocks} blocks that the {methods[0]} search deletes do harm of {harm}"]
     ranked = np.flatnonzero((methods == "influence") & (sizes == size))

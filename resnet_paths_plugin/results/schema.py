@@ -138,7 +138,7 @@ QUANTITIES: Mapping[str, Quantity] = {
     "interaction_per_sample": Quantity("the interaction on the sample", np.float64),
     "set_effect": Quantity("effect of deleting the random set, mean over samples", np.float64),
     "additive_effect": Quantity("effect of the random set as an additive model of other sets says", np.float64),
-    "additive_share": Quantity("R squared of additive_effect", np.float64),
+    "additive_share": Quantity("R squared of additive_effect, without the noise of few samples", np.float64),
     "additive_share_low": Quantity("lower end of the 95 % interval of additive_share", np.float64),
     "additive_share_high": Quantity("upper end of the 95 % interval of additive_share", np.float64),
     # networks trained in different ways

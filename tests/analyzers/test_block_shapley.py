@@ -338,3 +338,51 @@ def test_means_over_other_samples_are_left_out_of_a_selection():
 def test_bad_options_are_refused(options, message):
     with pytest.raises(InputError, match=message):
         study(**options)
+
+
+def _drops(lesions):
+    return lesions["target_score_drop"].astype(np.float64).mean("sample")
+
+
+@pytest.mark.parametrize("budget", [10, 12, 14, 30, 47])
+@pytest.mark.parametrize("order", [1, 2])
+def test_single_deletions_are_in_the_budget_too(order, budget):
+    net, _, x = network(functools.partial(PreActivation, blocks=6))
+    budget = budget * order * 3
+    found = rpp.BlockShapley(net).attribute(x, LABELS, method="permutation", order=order, budget=budget)
+    assert int(found["n_coalitions"]) <= budget
+    if "single_effect" in found:
+        alone = rpp.BlockLesion(net).attribute(x, LABELS)
+        np.testing.assert_allclose(found["single_effect"], _drops(alone), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["exact", "permutation"])
+def test_one_block_has_all_of_the_measure_and_no_pair(method):
+    net, _, x = network(functools.partial(PreActivation, blocks=1))
+    found = rpp.BlockShapley(net).attribute(x, LABELS, method=method, order=2)
+    np.testing.assert_allclose(found["shapley_value"], _drops(rpp.BlockLesion(net).attribute(x, LABELS)), rtol=1e-4)
+    assert np.isnan(found["shapley_interaction"]).all()
+
+
+@pytest.mark.filterwarnings("ignore:Not all budget is required:UserWarning")
+def test_a_mistake_in_a_measure_is_told_as_it_is_under_shapiq():
+    pytest.importorskip("shapiq")
+    net, _, x = network()
+
+    def wrong(_, __):
+        raise ValueError("mistake in the measure")
+
+    with pytest.raises((ValueError, InputError), match="mistake in the measure") as caught:
+        rpp.BlockShapley(net).attribute(
+            x, LABELS, value="wrong", measures={"wrong": wrong}, method="SVARM", higher_is_better=True, budget=40
+        )
+    assert "does not estimate" not in str(caught.value)
+
+
+def test_no_coalitions_have_no_values_and_a_list_is_no_measure():
+    net, _, x = network()
+    assert rpp.BlockGame(net, x, LABELS).per_sample(np.zeros((0, 3), dtype=bool)).shape == (0, 7)
+    with pytest.raises(InputError, match="name of one measure"):
+        rpp.BlockGame(net, x, LABELS, value=["loss"])
+    with pytest.raises(InputError, match="per_sample must be True or False"):
+        study(per_sample="no")

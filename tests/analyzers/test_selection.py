@@ -13,8 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 import resnet_paths_plugin as rpp
 from resnet_paths_plugin import demo
 from resnet_paths_plugin.analyzers.coalitions import search_plan
-from resnet_paths_plugin.errors import InputError, UnknownBlockError
+from resnet_paths_plugin.errors import InputError, NonFiniteOutputWarning, UnknownBlockError
 from resnet_paths_plugin.execution import TaskFolder
+from resnet_paths_plugin.plotting.selection import describe_selection
 
 N = 5
 FAST = {"latency": False, "n_random": 2}
@@ -341,3 +342,69 @@ def test_on_a_trained_network_the_best_pairs_and_triples_are_found():
         assert (
             ds.random_searched_effect.values[ds.random_n_deleted.values == size] >= best.searched_effect.item()
         ).all()
+
+
+def test_a_network_that_freezes_its_batch_costs_what_the_same_network_costs_that_does_not():
+    original, (images, labels) = model(), data()
+
+    class Frozen(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = model()
+
+        def forward(self, x):
+            return self.net(torch.stack([image * 1 for image in x]))
+
+    batches = list(zip(images.split(6), labels.split(6), strict=True))
+    expected = rpp.BlockSelection(original).attribute(images, labels, method="exhaustive", holdout=None, **FAST)
+    found = rpp.BlockSelection(Frozen()).attribute(batches, method="exhaustive", holdout=None, n_random=2)
+    assert found.latency.attrs["batch_size"] == 6
+    for name in ("multiply_adds", "parameters", "intact_multiply_adds"):
+        np.testing.assert_array_equal(found[name], expected[name])
+    np.testing.assert_allclose(found.searched_effect, expected.searched_effect, atol=1e-10)
+
+
+@pytest.mark.parametrize("option", ["higher_is_better", "only_movable", "latency"])
+def test_a_word_is_no_truth_value(net, option):
+    with pytest.raises(InputError, match=f"{option} must be True or False"):
+        rpp.BlockSelection(net).attribute(*data(), **{option: "no"})
+
+
+def test_one_sample_held_out_has_no_standard_error(net):
+    images, labels = data()
+    ds = rpp.BlockSelection(net).attribute(
+        images[:6], labels[:6], holdout=(images[6:7], labels[6:7]), latency=False, n_random=0
+    )
+    assert np.isnan(ds.held_out_effect_stderr).all()
+    rise = rise_by_hand(model(), indices(ds.isel(selection=0)), images[6:7], labels[6:7])
+    assert float(ds.held_out_effect[0]) == pytest.approx(rise.item(), abs=1e-10)
+    sentence = describe_selection(ds)
+    assert "\N{PLUS-MINUS SIGN}" not in sentence
+    assert "nan" not in sentence
+
+
+def test_what_is_no_number_on_samples_held_out_is_warned_of(net):
+    images, labels = data()
+
+    def odd(outputs, target):
+        return torch.where(target == 4, float("inf"), 0.0) + outputs[:, 0]
+
+    odd.higher_is_better = True
+    with pytest.warns(NonFiniteOutputWarning, match="on samples held out"):
+        rpp.BlockSelection(net).attribute(
+            images, 0 * labels, measure="odd", measures={"odd": odd}, holdout=(images[:3], 0 * labels[:3] + 4), **FAST
+        )
+
+
+@pytest.mark.parametrize("method", ["exhaustive", "evolutionary"])
+def test_a_search_of_each_size_anew_costs_what_the_size_alone_costs(net, method):
+    options = {"method": method, "population": 3, "generations": 2, **FAST}
+    images, labels = data()
+    together = rpp.BlockSelection(net).attribute(images, labels, k=(1, 2, 3), **options)
+    for size in (1, 2, 3):
+        alone = chosen_of(rpp.BlockSelection(net).attribute(images, labels, k=size, **options), method, size)
+        row = chosen_of(together, method, size)
+        assert indices(row) == indices(alone)
+        assert (int(row.n_tried), float(row.search_cost)) == (int(alone.n_tried), float(alone.search_cost))
+        if method == "exhaustive":
+            assert int(row.n_tried) == row.search_cost == len(list(combinations(range(N), size)))

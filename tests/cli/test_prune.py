@@ -9,6 +9,7 @@ import command_lines
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from command_lines import MODEL, STATISTICS, invoke, trained
 from matplotlib.image import imread
 from safetensors import safe_open
@@ -17,6 +18,7 @@ from safetensors.torch import load_model
 import resnet_paths_plugin as rpp
 from resnet_paths_plugin.analyzers.coalitions import selected_costs
 from resnet_paths_plugin.cli import prune_sizes, pruned_files, subject
+from resnet_paths_plugin.errors import InputError
 
 place = command_lines.place  # a fixture
 
@@ -89,6 +91,35 @@ def test_the_files_are_the_network_without_the_blocks(images, tmp_path):
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    "chosen", [("--delete", 1, "--halving", 2), ("--blocks", "blocks.1"), ("--keep-latency", 0.99)]
+)
+def test_a_network_that_freezes_its_batch_is_pruned_at_that_batch(chosen, tmp_path):
+    files = ("--output", tmp_path / "a.safetensors", "--program", tmp_path / "a.pt2", "--no-progress")
+    given = ("--weights", "weights.safetensors", "--images", "images.npz", *STATISTICS, *files)
+    found = [invoke("prune", f"tiny_residual_network:{name}", *given, *chosen) for name in ("build", "frozen")]
+    assert [one.exit_code for one in found] == [0, 0], found[1].output
+    sizes = [int(re.search(r"latency of a batch of (\d+)", one.output)[1]) for one in found]
+    assert sizes[0] == 1 < sizes[1] <= 12
+    if "--blocks" in chosen:
+        lines = [line for one in found for line in one.output.splitlines()]
+        rows = [line.split() for line in lines if line.startswith(("error  ", "multiply-adds  ", "parameters  "))]
+        rows = [rows[:3], rows[3:]]
+        assert rows[0] == rows[1]
+
+
+@torch.no_grad()
+def test_a_program_made_for_one_image_takes_any_number(images, place, tmp_path):
+    arrays = np.load(place / "images.npz")
+    np.savez(tmp_path / "one.npz", images=arrays["images"][:1], labels=arrays["labels"][:1])
+    given = (MODEL, "--weights", "weights.safetensors", "--images", tmp_path / "one.npz", *STATISTICS)
+    files = ("--output", tmp_path / "a.safetensors", "--program", tmp_path / "a.pt2")
+    result = invoke("prune", *given, *files, "--blocks", "blocks.1")
+    assert result.exit_code == 0, result.output
+    found = torch.export.load(tmp_path / "a.pt2").module()(images[0])
+    np.testing.assert_allclose(found, model_without("blocks.1")(images[0]), rtol=1e-5, atol=1e-4)
+
+
 def test_a_search_deletes_what_the_analyzer_chooses(images, tmp_path):
     result = invoke(
         *pruning(
@@ -123,6 +154,57 @@ def test_the_fewest_blocks_that_are_fast_enough_are_deleted(monkeypatch, tmp_pat
         (names,) = re.findall(r"deleted: (.*)", result.output)
         assert len(names.split(", ")) == size
     assert "still takes 49% of the time" in told(*pruning("--keep-latency", 0.3))
+
+
+def test_the_search_goes_on_until_the_share_lies_between_two_sizes():
+    share_left = {size: 1 - size / 100 for size in range(1, 91)}
+    share_left |= {size: 0.9 - size / 100 for size in range(60, 91)}
+
+    def search(chosen):
+        sizes = chosen()
+        searched.extend(sizes)
+        ds = xr.Dataset({
+            "method": ("selection", ["greedy"] * len(sizes)), "n_deleted": ("selection", list(sizes)),
+            "latency": ("selection", [share_left[size] for size in sizes]), "intact_latency": 1.0,
+        })  # fmt: skip
+        return sizes, ds
+
+    for first in (range(40, 44), range(1, 3), range(85, 91), range(59, 61)):
+        for share in (0.995, 0.7, 0.35, 0.1):
+            searched = []
+            ds, place = prune_sizes.fewest_fast_enough(search, lambda first=first: first, 90, "greedy", share)
+            fewest = min(size for size, left in share_left.items() if left <= share)
+            assert int(ds["n_deleted"][place]) == fewest
+            assert fewest == 1 or fewest - 1 in searched
+    with pytest.raises(InputError, match=r"still takes 0% of the time|was not reached"):
+        prune_sizes.fewest_fast_enough(search, lambda: range(1, 3), 90, "greedy", -1)
+
+
+@pytest.mark.filterwarnings("always:timed again")
+def test_a_resumed_search_for_latency_keeps_its_sizes(monkeypatch, tmp_path):
+    def timed(after):
+        def latencies(modules, _):
+            return [1.0, *[after] * (len(modules) - 1)]
+
+        return latencies
+
+    monkeypatch.setattr(selected_costs, "latencies", timed(0.5))
+    monkeypatch.setattr(prune_sizes, "latencies", timed(0.9))
+    given = pruning("--keep-latency", 0.95, output=tmp_path / "a.safetensors")
+    with monkeypatch.context() as stopped:
+        stopped.setattr(pruned_files.PrunedFiles, "write", lambda *_: (_ for _ in ()).throw(InputError("stopped")))
+        assert "--resume" in told(*given)
+    assert (tmp_path / "a.safetensors.partial").exists()
+    n_calls = []
+    command = importlib.import_module("resnet_paths_plugin.cli.prune")
+    monkeypatch.setattr(command, "sizes_for_latency", lambda *_: n_calls.append(1))
+    monkeypatch.setattr(prune_sizes, "latencies", timed(0.96))
+    result = invoke(*given, "--resume")
+    assert result.exit_code == 0, result.output
+    assert not n_calls
+    assert "timed again, the network takes 96%" in " ".join(result.output.split())
+    assert re.search(r"latency \(ms\) .* 96.0%", result.output)
+    assert not (tmp_path / "a.safetensors.partial").exists()
 
 
 @pytest.mark.slow
@@ -169,6 +251,28 @@ def test_no_input_and_no_older_file_is_replaced_by_mistake(place):
 def test_onnx_that_is_not_installed_is_said_before_the_run(monkeypatch):
     monkeypatch.setattr(pruned_files, "find_spec", lambda _: None)
     assert "pip install" in told(*pruning("--delete", 1, "--onnx", "small.onnx"))
+
+
+@torch.no_grad()
+def test_weights_too_large_for_an_onnx_file_come_beside_it(images, tmp_path, monkeypatch):
+    runtime = pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
+    pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
+    monkeypatch.setattr(pruned_files, "_MOST_IN_ONNX", 500)
+    monkeypatch.setattr("torch.onnx._internal.exporter._onnx_program._LARGE_MODEL_THRESHOLD", 500)
+    given = ("--blocks", "blocks.0", "--onnx", tmp_path / "small.onnx")
+    result = invoke(*pruning(*given, output=tmp_path / "small.safetensors"))
+    assert result.exit_code == 0, result.output
+    assert sorted(path.name for path in tmp_path.glob("*onnx*")) == ["small.onnx", "small.onnx.data"]
+    assert "small.onnx.data" in result.output
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    for path in tmp_path.glob("*onnx*"):
+        path.rename(moved / path.name)
+    session = runtime.InferenceSession(moved / "small.onnx")
+    (found,) = session.run(None, {session.get_inputs()[0].name: images[0].numpy()})
+    np.testing.assert_allclose(found, model_without("blocks.0")(images[0]).numpy(), rtol=1e-4, atol=1e-3)
+    (moved / "small.onnx.data").rename(tmp_path / "small.onnx.data")
+    assert "exists already" in told(*pruning(*given, "--no-clobber", output=tmp_path / "other.safetensors"))
 
 
 def test_an_operator_that_onnx_lacks_leaves_no_file(place):

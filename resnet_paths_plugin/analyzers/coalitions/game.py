@@ -120,6 +120,8 @@ class BlockGame:
         if higher_is_better is not None and not isinstance(higher_is_better, bool):
             raise InputError(f"higher_is_better must be True, False or None, not {higher_is_better!r}")
         check_draws(1, seed)
+        if not isinstance(value, str):
+            raise InputError(f"value must be the name of one measure, such as 'loss', not {value!r}")
         self.value = value
         self._higher_is_better = higher_is_better
         self._batches = batches = Batches(inputs, target, additional_forward_args)
@@ -222,6 +224,8 @@ class BlockGame:
             True
         """
         given = self._checked(coalitions)
+        if not len(given):
+            return np.zeros((0, self._n_samples or self._batches.n_samples or 0))
         self._evaluate(given)
         return self._evaluated.per_sample(given)
 

@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 from captum.log import log_usage
 
-from resnet_paths_plugin.analyzers.arguments import check_draws
+from resnet_paths_plugin.analyzers.arguments import check_draws, flag
 from resnet_paths_plugin.analyzers.coalitions.additivity import Sets, additive_share, random_sets
 from resnet_paths_plugin.analyzers.coalitions.analyzer import OTHER, GameAnalyzer, tell, with_measure
 from resnet_paths_plugin.analyzers.coalitions.game import BlockGame
@@ -82,7 +82,7 @@ class BlockInteraction(GameAnalyzer):
             higher_is_better: whether more of the measure means a better network; None asks the measure.
             sets: random sets that the additive share is of, each drawn once; None takes 8 for each block, or all where
                 there are fewer; 0 leaves the share out. It takes 2 for each block.
-            n_deleted: sizes of the random sets, drawn alike often; None takes 2 to half of the blocks (at least 4).
+            n_deleted: sizes of the random sets, all equally likely; None takes 2 to half of the blocks (at least 4).
             level: whether single blocks are deleted, or groups: all blocks of one owning module.
             ablation: what stands in for a deleted branch, as in `BlockLesion`.
             reference: data for branch means and linear maps, as `inputs`; None takes the inputs themselves.
@@ -90,7 +90,7 @@ class BlockInteraction(GameAnalyzer):
             per_sample: whether to return the interactions on each sample too, `n * n * B` numbers.
             internal_batch_size: samples per forward pass; None chooses a number that suits the cache.
             perturbations_per_eval: coalitions per forward pass, in one larger batch; None chooses.
-            seed: seed of the random sets, of the bootstrap, and of other samples.
+            seed: seed of the random sets, of the folds, and of other samples.
             show_progress: whether to say what is going to be run, and to show a progress bar.
             run: where to run it, and where to keep what is finished; None runs it here.
 
@@ -99,8 +99,9 @@ class BlockInteraction(GameAnalyzer):
             (block, other_block), means over samples, signed so that positive means harm; the diagonal of `pair_effect`
             is the single effect, that of `interaction` NaN. Of random sets (random_set): `deleted` (random_set, block),
             `set_effect`, and `additive_effect`, which the best additive model of other sets says; `additive_share`, its
-            R^2 on sets that it was not fitted to (5 folds), with the 95 % interval `additive_share_low`,
-            `additive_share_high` of a bootstrap over samples and sets. `n_coalitions`, `n_samples`; with `per_sample`
+            R^2 on sets that it was not fitted to (5 folds), freed from the noise of few samples: NaN of one sample, and
+            where noise hides that effects differ; its 95 % interval `additive_share_low`, `additive_share_high` over
+            samples and sets, NaN with fewer than 10 samples. `n_coalitions`, `n_samples`; with `per_sample`
             also `interaction_per_sample` (block, other_block, sample).
 
         Raises:
@@ -110,6 +111,7 @@ class BlockInteraction(GameAnalyzer):
         """
         arguments = dict(locals())
         check_draws(1, seed)
+        flag("per_sample", per_sample)
         sizes = None if n_deleted is None else _whole_numbers(n_deleted)
         play = partial(_play, sets=sets, sizes=sizes, per_sample=per_sample, seed=seed, told=show_progress)
         return self.run_game(

@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from resnet_paths_plugin.analyzers.arguments import check_draws
+from resnet_paths_plugin.analyzers.arguments import check_draws, flag
 from resnet_paths_plugin.analyzers.coalitions.searches import Method
 from resnet_paths_plugin.analyzers.coalitions.set_space import SetSpace
 from resnet_paths_plugin.analyzers.gradients.influence import PROXIES
@@ -98,8 +98,8 @@ class SearchPlan:
             raise InputError(
                 "ablation='resample' makes no network of its own: leave 'zero', or take 'mean' or 'linear'"
             )
-        if not isinstance(latency, bool):
-            raise InputError(f"latency must be True or False, not {latency!r}")
+        flag("latency", latency)
+        flag("only_movable", only_movable)
         check_draws(1, seed)
         units = units_of(network, level)
         space = _space(network, units, level, keep, only_movable=only_movable, per_stage=per_stage)

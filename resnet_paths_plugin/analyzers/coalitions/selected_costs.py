@@ -37,7 +37,7 @@ class SelectedCosts:
     ) -> None:
         self._network, self._plan, self._substitution = network, plan, substitution
         self._device = network.device if device is None else torch.device(str(device))
-        size = network.samples_per_run(first.size, min(first.size, plan.latency_batch_size))
+        size = network.frozen_batch or network.samples_per_run(first.size, min(first.size, plan.latency_batch_size))
         chunk = next(first.chunks(size))
         self._chunk = chunk
         self._args = on_device(chunk.args, self._device)

@@ -7,7 +7,7 @@ import xarray as xr
 from captum.attr import PerturbationAttribution
 from captum.log import log_usage
 
-from resnet_paths_plugin.analyzers.arguments import read_once
+from resnet_paths_plugin.analyzers.arguments import flag, read_once
 from resnet_paths_plugin.analyzers.base import Analyzer
 from resnet_paths_plugin.analyzers.coalitions.held_out import Holdout
 from resnet_paths_plugin.analyzers.coalitions.search_plan import PLANNED, Proxy, SearchPlan
@@ -96,8 +96,9 @@ class BlockSelection(Analyzer, PerturbationAttribution):  # type: ignore[misc]  
             keep: blocks (or groups) that are not deleted.
             only_movable: whether only blocks are deleted that could trade places with others: none with a projection.
             per_stage: the most blocks that are deleted of one stage.
-            holdout: the share of the samples that is held out, drawn at random; None searches and reports on all; or
-                samples of their own, `(inputs, target)` or an iterable of such batches.
+            holdout: the share of the samples that is held out, drawn at random; None searches on all samples and
+                reports on none, so that `searched_effect` is of those that the sets were chosen on; or samples of their
+                own, `(inputs, target)` or an iterable of such batches.
             proxy: the variable of `BlockInfluence` that ranks the blocks, its mean over the samples searched, or values
                 of your own as a DataArray with dim `block`; the least goes first.
             beam_width: sets that go on from size to size in a beam search.
@@ -125,18 +126,22 @@ class BlockSelection(Analyzer, PerturbationAttribution):  # type: ignore[misc]  
         Returns:
             A Dataset with dims `selection` (each method's set of each size, by rising size), `random_set`, `step` (all
             sets that were measured, in order) and `block`: `deleted` (selection, block) bool; `method`, `n_deleted`
-            (blocks), `n_deleted_units` (blocks or groups), `searched_effect`, `held_out_effect` with its standard error
-            over samples `held_out_effect_stderr`, `held_out_error` (of classes with labels, a fraction), `parameters`,
-            `multiply_adds` (of one sample), `latency` (seconds; device, batch size and threads are its attributes),
-            `n_tried` (sets) and `search_cost` (evaluations on all samples searched) (selection); the same of random
-            sets as `random_...` (random_set), and of the intact network as `intact_...`; `step_deleted` (step, block),
-            `step_effect`, `step_n_samples`, `step_method` (step); `n_searched_samples`, `n_held_out_samples`.
+            (blocks), `n_deleted_units` (blocks or groups), `searched_effect`; where samples are held out
+            `held_out_effect` with its standard error over samples `held_out_effect_stderr` (NaN of one sample) and
+            `held_out_error` (of classes with labels, a fraction); `parameters`, `multiply_adds` (of one sample),
+            `latency` (seconds; device, batch size and threads are its attributes; a frozen batch is timed at its size),
+            `n_tried` (sets) and `search_cost` (evaluations on all samples searched), up to the set's size where a
+            search goes from size to size, and of that size else (selection); the same of random sets as `random_...`
+            (random_set), and of the intact network as `intact_...`; `step_deleted` (step, block), `step_effect`,
+            `step_n_samples`, `step_method` (step); `n_searched_samples`, `n_held_out_samples`.
 
         Raises:
             NoResidualBlocksError: if the network has no residual blocks.
             UnknownBlockError: if `keep` names a block or group that the network does not have.
             InputError: if inputs, targets, measures or options do not fit, or there is no such set.
         """
+        if higher_is_better is not None:
+            flag("higher_is_better", higher_is_better)
         k, method, keep = read_once(k, "k"), read_once(method, "method"), read_once(keep, "keep")
         arguments = dict(locals())
         chosen = {name: arguments[name] for name in PLANNED}

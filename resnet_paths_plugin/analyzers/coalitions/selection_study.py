@@ -214,6 +214,7 @@ class SelectionStudy(Study):
             raise InputError(
                 "holdout leaves no sample to report on: give more samples, a larger share, or holdout=None"
             )
+        self._warn_of_non_finite(reported.n_odd, len(self._reported), held_out=True)
         plan, searched = self.plan, self._searched
         costs = SelectedCosts(self.network, plan, self._first, self._conditions.substitution, self._device)
         chosen = np.stack([one.chosen for one in searched.found])
@@ -245,6 +246,9 @@ class SelectionStudy(Study):
         effects = KnownEffects(partial(self._sums, run), plan.rounds)
         methods = dict.fromkeys((*plan.methods, "influence") if self._ranks() else plan.methods)
         for method in methods:
+            if method in {"exhaustive", "evolutionary"}:
+                searched.found += self._found_alone(method, effects, searched)
+                continue
             judge = Judge(method, effects)
             searched.found += self._found(method, judge, run)
             searched.steps += judge.steps
@@ -252,15 +256,19 @@ class SelectionStudy(Study):
         if len(searched.random_sets):
             searched.random_effects = effects(searched.random_sets, plan.rounds)
         searched.n_samples = effects.n_samples(plan.rounds)
-        self._warn_of_non_finite(searched.steps)
+        self._warn_of_non_finite(sum(not np.isfinite(step.effect) for step in searched.steps), len(searched.steps))
         return searched
 
-    def _warn_of_non_finite(self, steps: list[Step]) -> None:
-        odd = sum(not np.isfinite(step.effect) for step in steps)
+    def _warn_of_non_finite(self, odd: int, count: int, *, held_out: bool = False) -> None:
         if odd:
+            where = (
+                "on samples held out, under {odd} of {count} sets that are reported: their effects there mean little"
+                if held_out
+                else "under {odd} of {count} sets that were measured: they count as the worst"
+            ).format(odd=odd, count=count)
             warnings.warn(
-                f"{self.measure!r} is NaN or infinite under {odd} of {len(steps)} sets that were measured: they count "
-                "as the worst. Look at the model's outputs there, or take a bounded measure",
+                f"{self.measure!r} is NaN or infinite {where}. Look at the model's outputs there, or take a bounded "
+                "measure",
                 NonFiniteOutputWarning,
                 stacklevel=2,
             )
@@ -268,27 +276,28 @@ class SelectionStudy(Study):
     def _ranks(self) -> bool:
         return self._influence is not None or not isinstance(self.plan.proxy, str)
 
+    def _found_alone(self, method: str, effects: KnownEffects, searched: _Searched) -> list[Found]:
+        """Return what a search finds that searches for each size anew: what it took is that of the size."""
+        plan, found = self.plan, []
+        for size in plan.sizes:
+            judge = Judge(method, effects)
+            if method == "exhaustive":
+                found.append(searches.exhaustive(judge, plan.space, size))
+            else:
+                generator = np.random.default_rng([plan.seed, _EVOLUTION, size])
+                found.append(
+                    searches.evolutionary(judge, plan.space, size, plan.population, plan.generations, generator)
+                )
+            searched.steps += judge.steps
+        return found
+
     def _found(self, method: str, judge: Judge, run: StudyRun) -> list[Found]:
-        """Return what a search finds, for each size."""
+        """Return what a search finds that goes from size to size, or ranks the blocks once."""
         plan = self.plan
         if method in {"greedy", "beam"}:
             found = searches.beam(judge, plan.space, plan.sizes, plan.beam_width if method == "beam" else 1)
             return [found[size] for size in plan.sizes]
-        if method == "exhaustive":
-            return [searches.exhaustive(judge, plan.space, size) for size in plan.sizes]
-        if method == "influence":
-            return self._by_influence(judge, run)
-        return [
-            searches.evolutionary(
-                judge,
-                plan.space,
-                size,
-                plan.population,
-                plan.generations,
-                np.random.default_rng([plan.seed, _EVOLUTION, size]),
-            )
-            for size in plan.sizes
-        ]
+        return self._by_influence(judge, run)
 
     def _by_influence(self, judge: Judge, run: StudyRun) -> list[Found]:
         plan = self.plan
@@ -358,7 +367,8 @@ class SelectionStudy(Study):
             sums, n_samples = self._summed(run, deleted, part)
             if part not in self._intact:
                 self._intact[part], sums = float(sums[0]), sums[1:]
-            found.append(self._sign * (sums - self._intact[part]))
+            with np.errstate(invalid="ignore"):  # infinity less infinity, which is warned of
+                found.append(self._sign * (sums - self._intact[part]))
         return np.concatenate(found), n_samples
 
     def _summed(self, run: StudyRun, deleted: NDArray[np.bool_], part: int) -> tuple[NDArray[np.float64], int]:

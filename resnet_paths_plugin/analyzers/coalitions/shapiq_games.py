@@ -1,5 +1,6 @@
 """Games of this package in the hands of `shapiq`, which is imported here alone, and when it is asked for."""
 
+import importlib
 import inspect
 from types import ModuleType
 from typing import Any
@@ -36,8 +37,7 @@ def approximators() -> dict[str, type]:
     Raises:
         InputError: if it is not installed.
     """
-    from shapiq import approximator  # noqa: PLC0415 - see above
-
+    approximator: Any = importlib.import_module("shapiq.approximator")
     return {
         name: value
         for name, value in vars(approximator).items()
@@ -72,10 +72,11 @@ def approximated(
     error: Exception | None = None
     for index in ("SV", "SII") if order == 1 else ("SII",):
         try:
-            found = _made(known[name], game.n_players, order, index, seed).approximate(budget, game)
+            made = _made(known[name], game.n_players, order, index, seed)
         except (TypeError, ValueError) as failed:
             error = failed
             continue
+        found = made.approximate(budget, game)
         if found.index in {index, "SV"} and found.max_order >= order:
             return _values(found, game.n_players, order)
     what = "Shapley values" if order == 1 else "Shapley interaction indices of order 2"

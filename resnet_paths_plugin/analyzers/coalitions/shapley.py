@@ -8,8 +8,9 @@ import numpy as np
 import xarray as xr
 from captum.log import log_usage
 
-from resnet_paths_plugin.analyzers.arguments import check_draws, positive
+from resnet_paths_plugin.analyzers.arguments import check_draws, flag, positive
 from resnet_paths_plugin.analyzers.coalitions.analyzer import OTHER, GameAnalyzer, tell, with_measure
+from resnet_paths_plugin.analyzers.coalitions.evaluated import Coalitions
 from resnet_paths_plugin.analyzers.coalitions.game import BlockGame
 from resnet_paths_plugin.analyzers.coalitions.shapiq_games import approximated
 from resnet_paths_plugin.analyzers.coalitions.shapley_values import (
@@ -92,7 +93,7 @@ class BlockShapley(GameAnalyzer):
             method: `"exact"`, from all `2^n` coalitions; `"permutation"`, from random orders, each beside its reverse;
                 the name of an approximator of `shapiq`, such as `"KernelSHAP"`; `"auto"` is exact where the budget
                 allows.
-            budget: coalitions that may be evaluated.
+            budget: coalitions that may be evaluated, those of single deletions included.
             level: whether players are single blocks, or groups: all blocks of one owning module.
             ablation: what stands in for a deleted branch, as in `BlockLesion`.
             reference: data for branch means and linear maps, as `inputs`; None takes the inputs themselves.
@@ -108,9 +109,9 @@ class BlockShapley(GameAnalyzer):
             A Dataset with dim `block`: `shapley_value`, `shapley_stderr` (block): the standard error over pairs of
             orders, 0 where values are exact, NaN where an approximator gives none; `n_orders`, with `"permutation"`;
             `single_effect` (block), of deleting each block alone, signed so that positive means harm, where the
-            measure's direction is known; `efficiency_error`, by how much the values do not add up; `n_coalitions`;
-            at order 2 `shapley_interaction`, `shapley_interaction_stderr` (block, other_block). All are of the mean
-            over samples. With `per_sample` also `shapley_value_per_sample` (block, sample).
+            measure's direction is known and the budget allows it; `efficiency_error`, by how much the values do not add
+            up; `n_coalitions`; at order 2 `shapley_interaction`, `shapley_interaction_stderr` (block, other_block). All
+            are of the mean over samples. With `per_sample` also `shapley_value_per_sample` (block, sample).
 
         Raises:
             NoResidualBlocksError: if the network has no residual blocks.
@@ -118,6 +119,7 @@ class BlockShapley(GameAnalyzer):
         """
         arguments = dict(locals())
         check_draws(1, seed)
+        flag("per_sample", per_sample)
         _check(order, budget)
         play = partial(
             _play, method=method, order=order, budget=budget, per_sample=per_sample, seed=seed, told=show_progress
@@ -153,10 +155,11 @@ def _play(
     elif per_sample:
         raise InputError(f"values of each sample come with method='exact' or 'permutation', not {method!r}")
     else:
-        found = approximated(game, method, budget, order, seed)
+        left = budget - len(_alone(game))  # for the approximator, unless that is most of the budget
+        found = approximated(game, method, left if 2 * left > budget else budget, order, seed)
         variables = _variables(Estimate(found[0][:, None], np.full(n, np.nan), found[1], None))
     others: dict[str, Entry] = {} if order == 1 else {OTHER: ((OTHER,), list(game.players))}
-    return StudyResult(_about(game, variables), others)
+    return StudyResult(_about(game, variables, budget), others)
 
 
 def _exact(game: BlockGame, order: int, budget: int, *, per_sample: bool, told: bool) -> dict[str, Entry]:
@@ -190,8 +193,8 @@ def _from_orders(
             f"a standard error takes two pairs of orders of {n} players, {2 + 4 * (n - 1) * order} coalitions, and the "
             f"budget is {budget}: give more"
         )
-    sampled = SampledOrders.drawn(n, n_pairs, seed)
-    coalitions = sampled.coalitions(order)
+    sampled, coalitions = _orders_within(game, n_pairs, budget, order, seed)
+    n_pairs = len(sampled.orders)
     tell(game, coalitions, told=told)
     game(coalitions)  # all of them in one study
     found = sampled.estimate(game.per_sample if per_sample else game, order)
@@ -199,6 +202,25 @@ def _from_orders(
     if per_sample:
         variables["shapley_value_per_sample"] = (("block", "sample"), found.values)
     return variables
+
+
+def _orders_within(
+    game: BlockGame, n_pairs: int, budget: int, order: int, seed: int
+) -> tuple[SampledOrders, Coalitions]:
+    """Return orders and what is evaluated for them: single deletions too, for which a pair of orders may stay away."""
+    for count in range(n_pairs, max(n_pairs - 2, 1), -1):
+        sampled = SampledOrders.drawn(game.n_players, count, seed)
+        coalitions = np.concatenate([sampled.coalitions(order), _alone(game)])
+        if len(np.unique(np.packbits(coalitions, axis=1), axis=0)) <= budget:
+            return sampled, coalitions
+    sampled = SampledOrders.drawn(game.n_players, n_pairs, seed)
+    return sampled, sampled.coalitions(order)
+
+
+def _alone(game: BlockGame) -> Coalitions:
+    """Return the coalitions without one player each, whose values are effects where a direction is known."""
+    n = game.n_players
+    return ~np.eye(n, dtype=bool) if game.direction is not None else np.zeros((0, n), dtype=bool)
 
 
 def _variables(found: Estimate) -> dict[str, Entry]:
@@ -214,7 +236,7 @@ def _variables(found: Estimate) -> dict[str, Entry]:
     return variables
 
 
-def _about(game: BlockGame, variables: Mapping[str, Entry]) -> dict[str, Entry]:
+def _about(game: BlockGame, variables: Mapping[str, Entry], budget: int) -> dict[str, Entry]:
     """Return the variables with what a reader needs to judge them."""
     n = game.n_players
     intact, nothing = game(np.array([[True] * n, [False] * n]))
@@ -224,8 +246,8 @@ def _about(game: BlockGame, variables: Mapping[str, Entry]) -> dict[str, Entry]:
         "efficiency_error": ((), values.sum() - (intact - nothing)),
         "n_samples": ((), game.n_samples),
     }
-    direction = game.direction
-    if direction is not None:
+    alone = _alone(game)
+    if len(alone) and (game.n_evaluated + n <= budget or not game.forward_passes(alone)):
         about["single_effect"] = (("block",), game.effects(np.eye(n, dtype=bool)))
     about["n_coalitions"] = ((), game.n_evaluated)
     return with_measure(game, about)

@@ -132,6 +132,8 @@ class SampledOrders:
         if order == 1:
             return Estimate(found, stderr, None, None)
         means = values.mean(axis=2)
+        if n == 1:
+            return Estimate(found, stderr, np.full((1, 1), np.nan), np.full((1, 1), np.nan))
         skipped = game(self._skipping(both).reshape(-1, n)).reshape(len(both), n - 1, -1).mean(axis=2)
         second = means[:, 2:] - means[:, 1:-1] - skipped + means[:, :-2]
         return Estimate(found, stderr, *self._interactions(second))
