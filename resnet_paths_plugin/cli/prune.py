@@ -91,7 +91,10 @@ class _Asked:
 
 
 def _names(_: click.Context, __: click.Parameter, value: str | None) -> tuple[str, ...]:
-    return tuple(part.strip() for part in value.split(",") if part.strip()) if value else ()
+    names = tuple(part.strip() for part in value.split(",") if part.strip()) if value is not None else ()
+    if value is not None and not names:
+        raise click.BadParameter("it names no block: give names with commas between them, such as A,B")
+    return names
 
 
 @click.command(cls=Command, epilog=MODEL_HELP, short_help="Delete blocks; write the smaller network.")

@@ -88,6 +88,8 @@ def describe_interactions(ds: xr.Dataset) -> str:
     names = [str(name) for name in ds["block"].values]
     first, other = np.triu_indices(len(names), 1)
     pairs = values[first, other]
+    if not len(pairs):
+        return "There is no pair of blocks that could interact."
     measure = spoken(str(ds["interaction"].attrs.get("measure", "measure")))
     told = (
         f"Of {len(pairs)} pairs {int((pairs > 0).sum())} harm the {measure} more together than their effects add up to"

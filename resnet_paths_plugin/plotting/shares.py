@@ -48,8 +48,9 @@ class Shares(Figure):
 def plot_shapley_values(ds: xr.Dataset, ax: Axes | None = None) -> Axes:
     """Draw the Shapley value of each block as a bar, beside the effect of deleting the block alone.
 
-    Both are drawn so that positive means that the block helps: of a loss, how much the block takes away. Whiskers are
-    95 % intervals, where values are estimates.
+    Both are drawn so that positive means that the block helps: of a loss, how much the block takes away. Where it is
+    not known which way a measure is better, shares are drawn as they are. Whiskers are 95 % intervals, where values are
+    estimates.
 
     Args:
         ds: result of `BlockShapley`.
@@ -92,12 +93,15 @@ def describe_shapley_values(ds: xr.Dataset) -> str:
     measure = spoken(_measure(ds))
     names = [str(name) for name in ds["block"].values]
     blocks = f"{len(share)} {_player(ds)}s"
-    told = f"The shares of {blocks} in the {measure} add up to {number(share.sum())}"
+    told = f"The shares of {blocks} in {_what(ds)} add up to {number(share.sum())}"
     most = [f"{names[place]} ({number(share[place])})" for place in effects.worst(share, NAMED)]
     if most:
         told += f"; the largest {'is that' if len(most) == 1 else 'are those'} of {listed(most)}"
     if (share < 0).any():
-        told += f"; {int((share < 0).sum())} are negative: without them the {measure} would be better on average"
+        count = int((share < 0).sum())
+        told += f"; {count} {'is' if count == 1 else 'are'} negative"
+        if _is_directed(ds):
+            told += f": without {'it' if count == 1 else 'them'} the {measure} would be better on average"
     if "single_effect" in ds:
         alone = ds["single_effect"].values
         told += f". The effects of deleting each {_player(ds)} alone add up to {number(alone.sum())}"
@@ -106,6 +110,16 @@ def describe_shapley_values(ds: xr.Dataset) -> str:
 
 def _measure(ds: xr.Dataset) -> str:
     return style.plain(ds["shapley_value"].attrs.get("measure", "measure"))
+
+
+def _what(ds: xr.Dataset) -> str:
+    """Return what is shared out: of a measure of which less is better, its fall."""
+    return f"the {'fall of the ' if _lowers(ds) else ''}{spoken(_measure(ds))}"
+
+
+def _is_directed(ds: xr.Dataset) -> bool:
+    """Whether it is known which way the measure is better."""
+    return "higher_is_better" in ds["shapley_value"].attrs
 
 
 def _player(ds: xr.Dataset) -> str:
@@ -117,7 +131,7 @@ def _lowers(ds: xr.Dataset) -> bool:
 
 
 def _help(ds: xr.Dataset, figure: str) -> FloatArray:
-    """Return how much each block helps: of a measure of which less is better, the negative of its value."""
+    """Return what is drawn of each block: of a measure of which less is better, the negative of its value."""
     share = style.variable(ds, "shapley_value", figure).values.astype(np.float64)
     return -share if _lowers(ds) else share
 
@@ -134,5 +148,6 @@ def _reach(ds: xr.Dataset) -> FloatArray | None:
 
 def _label(ds: xr.Dataset) -> str:
     unit = str(ds["shapley_value"].attrs.get("units", "1"))
-    what = f"{'fall' if _lowers(ds) else 'gain'} of {_measure(ds).replace('_', ' ')} by the {_player(ds)}"
+    change = ("fall" if _lowers(ds) else "gain") if _is_directed(ds) else "change"
+    what = f"{change} of {_measure(ds).replace('_', ' ')} by the {_player(ds)}"
     return style.wrapped(what if unit in {"", "1"} else f"{what} ({unit})")

@@ -344,11 +344,9 @@ def _drops(lesions):
     return lesions["target_score_drop"].astype(np.float64).mean("sample")
 
 
-@pytest.mark.parametrize("budget", [10, 12, 14, 30, 47])
-@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize(("order", "budget"), [(1, 22), (1, 24), (1, 32), (1, 60), (2, 42), (2, 60)])
 def test_single_deletions_are_in_the_budget_too(order, budget):
     net, _, x = network(functools.partial(PreActivation, blocks=6))
-    budget = budget * order * 3
     found = rpp.BlockShapley(net).attribute(x, LABELS, method="permutation", order=order, budget=budget)
     assert int(found["n_coalitions"]) <= budget
     if "single_effect" in found:

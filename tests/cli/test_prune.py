@@ -229,6 +229,7 @@ def test_the_embedded_network_needs_no_images(tmp_path, monkeypatch):
         (("--delete", 4), "at most 2"),
         (("--blocks", "blocks.0,blocks.1,blocks.2"), "leave"),
         (("--blocks", "blocks.7"), "blocks.7"),
+        (("--blocks", ","), "it names no block"),
         (("--delete", 1, "--onnx", "small.pb"), "must end in .onnx"),
         (("--delete", 1, "--program", "small.pt"), "must end in .pt2"),
         (("--delete", 1, "--program", "no/small.pt2"), "does not exist"),

@@ -75,6 +75,23 @@ class TestShares:
         np.testing.assert_allclose(alone.get_ydata(), ds["single_effect"])
         assert ax.get_ylabel() == "fall of loss by the block (nat)"
 
+    def test_a_measure_of_no_known_direction_is_neither_good_nor_bad(self):
+        ds = shares().drop_vars("single_effect")
+        ds["shapley_value"].attrs.update(measure="mine", units="1")
+        del ds["shapley_value"].attrs["higher_is_better"]
+        ax = plotting.plot_shapley_values(ds)
+        bars = [bar for container in ax.containers for bar in container if hasattr(bar, "get_height")]
+        np.testing.assert_allclose([bar.get_height() for bar in bars], ds["shapley_value"])
+        assert ax.get_ylabel() == "change of mine by the block"
+        told = Shares().sentence(ds)
+        assert "negative" in told
+        assert "better" not in told
+
+    def test_the_sum_for_a_loss_is_that_of_its_fall(self):
+        ds = shares()
+        total = -float(ds["shapley_value"].sum())
+        assert f"in the fall of the loss add up to {total:.3g}" in Shares().sentence(ds)
+
     def test_a_score_is_drawn_as_it_is(self):
         ds = shares()
         ds["shapley_value"].attrs.update(measure="target_score", units="1", higher_is_better=1)
