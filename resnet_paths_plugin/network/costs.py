@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
-from torch.utils.benchmark import Measurement, Timer
 from torch.utils.flop_counter import FlopCounterMode
 
 from resnet_paths_plugin.engine.schedule import Schedule
@@ -60,13 +59,15 @@ def latencies(modules: Sequence[nn.Module], args: tuple[Any, ...]) -> list[float
         modules: the modules, in eval mode.
         args: arguments that all of them take.
     """
+    from torch.utils.benchmark import Measurement, Timer  # noqa: PLC0415 - it looks for compilers, and says so
+
     timers = [
         Timer("module(*args)", globals={"module": module, "args": args}, num_threads=torch.get_num_threads())
         for module in modules
     ]
     with torch.no_grad():
         rounds = [[timer.blocked_autorange(min_run_time=_SECONDS) for timer in timers] for _ in range(_ROUNDS)]
-    return [_median(found) for found in zip(*rounds, strict=True)]
+    return [float(Measurement.merge(found)[0].median) for found in zip(*rounds, strict=True)]
 
 
 def measured_module(network: CapturedNetwork, schedule: Schedule, device: torch.device | None = None) -> nn.Module:
@@ -90,8 +91,3 @@ def on_device(args: tuple[Any, ...], device: torch.device) -> tuple[Any, ...]:
     """Return arguments with their tensors on a device."""
     moved: tuple[Any, ...] = pytree.tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, args)
     return moved
-
-
-def _median(found: Sequence[Measurement]) -> float:
-    (merged,) = Measurement.merge(found)
-    return float(merged.median)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
+from xarray.backends.netCDF4_ import NETCDF4_PYTHON_LOCK
 
 from resnet_paths_plugin.errors import FileError, InputError
 from resnet_paths_plugin.files.file_roles import FileRoles
@@ -204,17 +205,26 @@ def load(path: str | os.PathLike[str]) -> xr.Dataset | xr.DataTree:
         >>> rpp.load(rpp.save(lesions, "lesions.nc")).identical(lesions)
         True
     """
-    import netCDF4  # noqa: PLC0415 - it and h5py take a while, and analyzers need neither
-
-    from resnet_paths_plugin.results import file_checks, hdf5_checks  # noqa: PLC0415 - see above
+    # They and netCDF4 take a while, and analyzers need none of them.
+    from resnet_paths_plugin.results import file_checks, hdf5_checks  # noqa: PLC0415
 
     path = file_name(path)
     file_checks.check_signature(path)
     hdf5_checks.check_unlocked(path)
     check_seal(path)
     hdf5_checks.check_contained(path)
+    with alone():  # netCDF-C is not made for several threads, and xarray's lock holds for what it reads itself
+        return _loaded(path)
+
+
+def _loaded(path: Path) -> xr.Dataset | xr.DataTree:
+    """Read a file into memory; within `alone`."""
+    import netCDF4  # noqa: PLC0415 - as in `load`
+
+    from resnet_paths_plugin.results import file_checks, hdf5_checks  # noqa: PLC0415 - as in `load`
+
     try:
-        with alone(), warnings.catch_warnings():
+        with NETCDF4_PYTHON_LOCK, warnings.catch_warnings():
             # So netCDF4 says that it leaves out what it cannot read.
             warnings.filterwarnings("error", ".*unsupported", UserWarning)
             file = netCDF4.Dataset(os.path.realpath(path))
@@ -225,8 +235,9 @@ def load(path: str | os.PathLike[str]) -> xr.Dataset | xr.DataTree:
         raise FileError(f"{path} is damaged or no netCDF file: expected a file made by save ({error})") from error
     with file:
         try:
-            _check_schema(file, path)
-            file_checks.check_declared(file, path)
+            with NETCDF4_PYTHON_LOCK:
+                _check_schema(file, path)
+                file_checks.check_declared(file, path)
             groups = _read(file)
             for group in groups.values():
                 _check_kinds(group)
