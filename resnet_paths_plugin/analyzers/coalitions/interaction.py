@@ -41,7 +41,7 @@ class BlockInteraction(GameAnalyzer):
         >>> pairs = rpp.BlockInteraction(net).attribute(images, labels, value="loss")
         >>> pairs.interaction.dims, pairs.single_effect.sizes["block"]
         (('block', 'other_block'), 6)
-        >>> pairs.additive_share_low.item() <= pairs.additive_share_high.item()
+        >>> pairs.additive_share_low.isnull().item()  # fewer than 10 samples have no interval
         True
     """
 
