@@ -27,7 +27,7 @@ _MAKING_S = 600.0
 """Within this time a folder without a lock may be one that is being made."""
 
 
-class CargoFolder:
+class PayloadFolder:
     """A temporary folder that this process holds until `remove`.
 
     Raises:

@@ -20,7 +20,7 @@ from resnet_paths_plugin.execution.fingerprints import fingerprint
 from resnet_paths_plugin.execution.options import is_client
 from resnet_paths_plugin.execution.payload import key_of, packed, unpacked
 from resnet_paths_plugin.execution.tasks import Arrays, ChecksModel, Samples, Task, Work
-from resnet_paths_plugin.execution.temp_folders import CargoFolder
+from resnet_paths_plugin.execution.temp_folders import PayloadFolder
 from resnet_paths_plugin.execution.torch_settings import Settings
 from resnet_paths_plugin.execution.worker_state import (
     TaskContext,
@@ -88,7 +88,7 @@ class WorkerPool:
         self._state = WorkerState(network, work)
         self._payload: tuple[Any, Any] = (None, None)
         self._sent: _Sent | None = None
-        self._folder: CargoFolder | None = None
+        self._folder: PayloadFolder | None = None
         self._waits, self._warned = wait_for_workers, False
         self._idle = 0
 
@@ -292,14 +292,14 @@ class WorkerPool:
         if self._client is not None:
             self._payload = sent.payload, self._scattered(work)
             return
-        self._folder = CargoFolder()
+        self._folder = PayloadFolder()
         self._payload = sent.payload, self._folder.write("work", work)
 
     def _sent_now(self, digest: str) -> "_Sent":
         content = packed(self._network)
         if self._client is not None:
             return _Sent(digest, key_of(content), self._scattered(content))
-        folder = CargoFolder()
+        folder = PayloadFolder()
         sent = _Sent(digest, key_of(content), None)
         weakref.finalize(sent, folder.remove)
         sent.payload = folder.write("network.pt2", content)

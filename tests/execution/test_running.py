@@ -34,7 +34,7 @@ from resnet_paths_plugin.errors import (
 from resnet_paths_plugin.execution import devices, fingerprints, temp_folders, worker_pool
 from resnet_paths_plugin.execution.batches import Batch
 from resnet_paths_plugin.execution.payload import packed, unpacked
-from resnet_paths_plugin.execution.temp_folders import CargoFolder
+from resnet_paths_plugin.execution.temp_folders import PayloadFolder
 from resnet_paths_plugin.execution.torch_settings import Settings
 
 pytestmark = pytest.mark.slow
@@ -472,8 +472,8 @@ def test_a_folder_of_temporary_files_that_cannot_be_written_is_named(processes, 
 
 
 HOLDS = (
-    "from resnet_paths_plugin.execution.temp_folders import CargoFolder; import os, sys; "
-    "folder = CargoFolder(); print(folder.path, flush=True); sys.stdin.read(); os._exit(9)"
+    "from resnet_paths_plugin.execution.temp_folders import PayloadFolder; import os, sys; "
+    "folder = PayloadFolder(); print(folder.path, flush=True); sys.stdin.read(); os._exit(9)"
 )
 
 
@@ -510,7 +510,7 @@ def test_folders_of_callers_that_were_killed_are_removed_and_no_others(monkeypat
     (outside / "in-use.lock").touch()
     link = tmp_path / f"{machine}link"
     link.symlink_to(outside)
-    mine, again = CargoFolder(), CargoFolder()
+    mine, again = PayloadFolder(), PayloadFolder()
     assert set(tmp_path.iterdir()) == {*kept, outside, link, mine.path, again.path}
     assert (outside / "in-use.lock").exists()
     mine.remove()
@@ -526,7 +526,7 @@ def test_folders_of_callers_that_were_killed_are_removed_and_no_others(monkeypat
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_a_fork_leaves_its_callers_folder(monkeypatch, tmp_path):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    folder = CargoFolder()
+    folder = PayloadFolder()
     process = os.fork()
     if not process:
         folder.remove()
@@ -536,13 +536,13 @@ def test_a_fork_leaves_its_callers_folder(monkeypatch, tmp_path):
 
 
 def test_workers_that_do_not_see_this_machines_files_are_told_of(processes, monkeypatch):
-    written = CargoFolder.write
+    written = PayloadFolder.write
 
     def elsewhere(folder, name, content):
         written(folder, f"{name}.else", content)
         return folder.path / name
 
-    monkeypatch.setattr(CargoFolder, "write", elsewhere)
+    monkeypatch.setattr(PayloadFolder, "write", elsewhere)
     with pytest.raises(
         InputError, match=r"do not see this machine's files\. Use a dask client, or set the environment"
     ):

@@ -64,7 +64,7 @@ def random_sets(n_players: int, sizes: Sequence[int], count: int, seed: int) -> 
 def additive_share(sets: Sets, effects: FloatArray, seed: int) -> AdditiveShare:
     """Fit `d(T) = sum of b_i over i in T` to sets, and judge it on others, as if by samples without end.
 
-    Effects are means over samples, and the noise of few samples, which no model foretells, would lower R^2. It does not
+    Effects are means over samples, and the noise of few samples, which no model predicts, would lower R^2. It does not
     here: squares of residuals and of effects are means over all pairs of different samples, of the product of one's
     and the other's, whose expectation holds no noise. The interval is that of the share, by Student's t, with the
     standard error of the jackknife over samples and of the linearised share over sets.

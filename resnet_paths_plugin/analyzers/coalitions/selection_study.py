@@ -181,7 +181,7 @@ class SelectionStudy(Study):
             sizes[_INFLUENCE_SAMPLES] = min(samples, self._influence.samples_per_pass(run))
         return sizes
 
-    def chunks(self, batches: Iterable[Batch], size: int) -> Iterator[Samples]:  # noqa: ARG002 - some of those given
+    def chunks(self, batches: Iterable[Batch], size: int) -> Iterator[Samples]:  # noqa: ARG002 - the split has them
         """Cut the samples to report on into those of tasks."""
         return self._conditions.chunks(self._samples.reported(), size)
 
@@ -320,7 +320,7 @@ class SelectionStudy(Study):
 
     def _measured_proxy(self, run: StudyRun) -> NDArray[np.float64]:
         """Return the proxy of each block, its mean over the samples searched."""
-        assert self._influence is not None  # noqa: S101 - asked for by the callers
+        assert self._influence is not None  # noqa: S101 - or no influence is ranked by
         study = self._influence
         batches = map(self._for_influence, self._samples.all_searched())
         samples = study.chunks(batches, run.sizes[_INFLUENCE_SAMPLES])

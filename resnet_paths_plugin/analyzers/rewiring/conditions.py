@@ -115,7 +115,7 @@ class Conditions:
 
     def prepare(self, schedules: Sequence[Schedule], run: StudyRun) -> None:
         """Go through the reference for what these schedules need."""
-        if self._ablation == "mean" or self._ablation == "linear":  # noqa: PLR1714 - a type checker reads it
+        if self._ablation == "mean" or self._ablation == "linear":  # noqa: PLR1714 - mypy narrows no `in`
             fit = self._fitted(self._ablation, tuple(deleted(schedules)), run)
             self.substitution = Substitution(self._ablation, fit)
         if self._recalibrated:
