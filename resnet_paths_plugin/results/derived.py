@@ -9,18 +9,9 @@ import xarray as xr
 
 from resnet_paths_plugin import paths
 from resnet_paths_plugin.errors import InputError, StaleResultWarning
-from resnet_paths_plugin.results.schema import QUANTITIES
+from resnet_paths_plugin.results.schema import PER_SAMPLE, QUANTITIES
 
 Array = npt.NDArray[np.float64]
-
-PER_SAMPLE = frozenset({
-    "sample", "target_score", "target_score_drop", "loss", "kl_divergence", "correct", "prediction",
-    "prediction_changed", "label", "branch_to_source_norm", "source_sum_cosine", "block_influence", "angular_distance",
-    "branch_descent_cosine", "lesion_estimate", "gate_openness", "gradient", "input", "gradient_norm",
-    "tail_gradient_norm", "completeness_error", "path_gradient_rms", "shapley_value_per_sample",
-    "interaction_per_sample",
-})  # fmt: skip
-"""Variables of the schema that have a value for each sample; no other one has."""
 
 FROM_SAMPLES = {
     "error": "correct",

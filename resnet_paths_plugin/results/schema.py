@@ -408,3 +408,12 @@ ATTRIBUTES: Mapping[str, str] = {
     "class_names": "their names, where a plugin knows them",
 }
 """Global attributes of every result; each argument `NAME` of `attribute` stands beside them as `argument_NAME`."""
+
+PER_SAMPLE = frozenset({
+    "sample", "target_score", "target_score_drop", "loss", "kl_divergence", "correct", "prediction",
+    "prediction_changed", "label", "branch_to_source_norm", "source_sum_cosine", "block_influence", "angular_distance",
+    "branch_descent_cosine", "lesion_estimate", "gate_openness", "gradient", "input", "gradient_norm",
+    "tail_gradient_norm", "completeness_error", "path_gradient_rms", "shapley_value_per_sample",
+    "interaction_per_sample",
+})  # fmt: skip
+"""Variables of the schema that have a value for each sample; no other one has."""

@@ -144,8 +144,8 @@ def test_the_installed_plugin_is_listed_with_its_origin_hooks_and_analyzer(told)
         "    module: tidepool_resnet_paths\n"
         "    hooks:  analyzers, describe_model, figures, load_model, measures, review_blocks\n"
     ) in told
-    assert "    BlockInteraction (tidepool_resnet_paths.interaction): Say which blocks stand in for each other" in told
-    assert "    interaction_map (tidepool_resnet_paths.figures): Which two blocks make up for each other (red)" in told
+    assert "    BlockRedundancy (tidepool_resnet_paths.redundancy): Say which blocks stand in for each other" in told
+    assert "    redundancy_map (tidepool_resnet_paths.figures): Which two blocks make up for each other (red)" in told
 
 
 def test_blocks_have_the_librarys_names_and_zones_and_its_head_is_none(told):
@@ -164,33 +164,33 @@ def test_the_command_line_loads_the_weights_that_the_library_ships(analyzed, mod
 
 
 def test_the_analyzer_gives_what_patching_the_model_by_hand_gives(analyzed, model, pictures):
-    result, rise = analyzed["BlockInteraction"].to_dataset(), rises(model, pictures)
+    result, rise = analyzed["BlockRedundancy"].to_dataset(), rises(model, pictures)
     for block in BLOCKS:
         np.testing.assert_allclose(
             result["deletion_effect"].sel(block=block), rise[block,], rtol=1e-4, atol=2e-5, err_msg=block
         )
-        assert result["interaction"].sel(block=block, other_block=block).isnull().all()
+        assert result["redundancy"].sel(block=block, other_block=block).isnull().all()
     largest = 0.0
     for one, other in combinations(BLOCKS, 2):
         expected = rise[one, other] - rise[one,] - rise[other,]
         largest = max(largest, np.abs(expected).max())
         for pair in ((one, other), (other, one)):
-            found = result["interaction"].sel(block=pair[0], other_block=pair[1])
+            found = result["redundancy"].sel(block=pair[0], other_block=pair[1])
             np.testing.assert_allclose(found, expected, rtol=1e-4, atol=2e-5, err_msg=" ".join(pair))
     assert largest > 1  # there is something to find
 
 
 def test_the_analyzers_result_states_model_plugins_and_arguments(analyzed):
-    attrs = analyzed["BlockInteraction"].attrs
+    attrs = analyzed["BlockRedundancy"].attrs
     expected = {
-        "title": "Interaction of the blocks of limpet6", "model_library": "tidepool", "model_library_version": "0.3.0",
+        "title": "Redundancy of the blocks of limpet6", "model_library": "tidepool", "model_library_version": "0.3.0",
         "model_architecture": "limpet6", "model_class": "tidepool.limpet.Limpet", "argument_effect": "loss",
         "class_names": "['ripples', 'reeds', 'slope', 'pebbles']",
     }  # fmt: skip
     assert {name: attrs[name] for name in expected} == expected
     assert "tidepool 0.3.0 via tidepool 0.3.0" in attrs["plugins"].split(", ")
-    interaction = analyzed["BlockInteraction"]["interaction"]
-    assert (interaction.dims, interaction.attrs["units"]) == (("block", "other_block", "sample"), "nat")
+    redundancy = analyzed["BlockRedundancy"]["redundancy"]
+    assert (redundancy.dims, redundancy.attrs["units"]) == (("block", "other_block", "sample"), "nat")
 
 
 def test_the_measure_is_in_every_study_of_the_models_that_it_is_for(analyzed, model, pictures):
@@ -208,14 +208,14 @@ def test_the_measure_is_in_every_study_of_the_models_that_it_is_for(analyzed, mo
 
 
 def test_the_figure_is_drawn_beside_the_file_told_and_shown_in_the_report(told, place, analyzed):
-    assert (place / "limpet6-blockinteraction.png").read_bytes().startswith(b"\x89PNG")
-    mean = analyzed["BlockInteraction"]["interaction"].mean("sample").values
-    one, other = divmod(int(np.nanargmax(np.abs(mean))), len(BLOCKS))
-    sentence = f"{list(BLOCKS)[one]} and {list(BLOCKS)[other]} interact most: {mean[one, other]:+.2g} nat."
-    assert f"Interaction of every two blocks\n    {sentence}" in told
+    assert (place / "limpet6-blockredundancy.png").read_bytes().startswith(b"\x89PNG")
+    mean = analyzed["BlockRedundancy"]["redundancy"].mean("sample").values
+    one, other = divmod(int(np.nanargmax(mean)), len(BLOCKS))
+    sentence = f"{list(BLOCKS)[one]} and {list(BLOCKS)[other]} are the most redundant: {mean[one, other]:+.2g} nat."
+    assert f"Redundancy of every two blocks\n    {sentence}" in told
     page = (place / "limpet6.html").read_text(encoding="utf-8")
     assert html.escape(sentence) in page
-    assert "BlockInteraction: no figure fits it" not in told
+    assert "BlockRedundancy: no figure fits it" not in told
 
 
 FROM_PYTHON = """
@@ -224,14 +224,14 @@ FROM_PYTHON = """
     import numpy as np, torch
     import resnet_paths_plugin as rpp
     from resnet_paths_plugin.plugins import manager as plugins
-    from tidepool_resnet_paths.interaction import BlockInteraction
+    from tidepool_resnet_paths.redundancy import BlockRedundancy
 
     model = rpp.load_model("tidepool/limpet6", pretrained=True)
     arrays = np.load("pictures.npz")
     inputs = (torch.tensor(arrays["images"]).permute(0, 3, 1, 2) / 255 - 0.5) / 0.25
     labels = torch.tensor(arrays["labels"])
     batches = [(inputs[:150], labels[:150]), (inputs[150:], labels[150:])]
-    result = BlockInteraction(model).attribute(batches, effect="target_score")
+    result = BlockRedundancy(model).attribute(batches, effect="target_score")
     ax = result.resnet_paths.plot()
     lengths = rpp.PathLengthGradient(model).attribute(inputs[:4], target=labels[:4])
 
@@ -241,12 +241,12 @@ FROM_PYTHON = """
         except rpp.ResnetPathsError as error:
             return f"{type(error).__name__}: {error}"
 
-    analyzer = plugins.analyzers()["BlockInteraction"]
+    analyzer = plugins.analyzers()["BlockRedundancy"]
     json.dump({
         "description": asdict(plugins.describe(model)),
         "of another library": repr(plugins.describe(torch.nn.Linear(2, 2))),
-        "is its class": analyzer is BlockInteraction,
-        "interaction": result["interaction"].values.tolist(),
+        "is its class": analyzer is BlockRedundancy,
+        "redundancy": result["redundancy"].values.tolist(),
         "kind": result.resnet_paths.kind,
         "drawn": ax.images[0].get_array().filled(0).tolist(),
         "ticks": [label.get_text() for label in ax.get_yticklabels()],
@@ -286,14 +286,14 @@ def test_the_analyzer_is_used_from_python_as_those_of_this_package(from_python, 
     rise = rises(model, pictures, of=target_scores)
     for (at, one), (place, other) in combinations(enumerate(BLOCKS), 2):
         expected = rise[one, other] - rise[one,] - rise[other,]
-        found = from_python["interaction"][at][place]
+        found = from_python["redundancy"][at][place]
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=5e-5, err_msg=f"{one} {other}")
 
 
 def test_a_result_is_drawn_by_the_plugins_figure(from_python):
-    assert from_python["kind"] == "interaction_map"
+    assert from_python["kind"] == "redundancy_map"
     assert from_python["ticks"] == list(BLOCKS)
-    expected = np.nan_to_num(np.array(from_python["interaction"], dtype=float)).mean(-1)
+    expected = np.nan_to_num(np.array(from_python["redundancy"], dtype=float)).mean(-1)
     np.testing.assert_allclose(from_python["drawn"], expected, rtol=1e-6, atol=1e-9)
 
 
@@ -310,7 +310,7 @@ def test_mistakes_are_told_to_people(from_python):
         "ModelNotFoundError: tidepool has no trained weights for 'limpet12', only for limpet6"
     )
     assert from_python["unknown effect"] == "InputError: effect must be 'loss' or 'target_score', not 'error'"
-    assert from_python["no target"].startswith("InputError: interactions are those of effects on the labels")
+    assert from_python["no target"].startswith("InputError: redundancies are those of effects on the labels")
 
 
 def test_the_plugin_uses_public_names_only():

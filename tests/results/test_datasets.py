@@ -116,12 +116,25 @@ def test_every_variable_of_the_design_is_known_with_its_dtype_and_units():
         | dtype("rank_correlation entry_weight", "f8")
         | dtype("lesion reordering schedule block skip_kind branch_type group module measure", "U")
         | dtype("family proxy training", "U")
+        | dtype("explained_variance searched_effect held_out_effect held_out_effect_stderr held_out_error", "f8")
+        | dtype("random_searched_effect random_held_out_effect random_held_out_effect_stderr", "f8")
+        | dtype("random_held_out_error latency random_latency search_cost step_effect", "f8")
+        | dtype("shapley_value shapley_stderr shapley_value_per_sample shapley_interaction", "f8")
+        | dtype("shapley_interaction_stderr efficiency_error single_effect pair_effect interaction", "f8")
+        | dtype("interaction_per_sample set_effect additive_effect additive_share", "f8")
+        | dtype("additive_share_low additive_share_high", "f8")
+        | dtype("parameters multiply_adds random_parameters random_multiply_adds n_tried step_n_samples", "i8")
+        | dtype("n_searched_samples n_held_out_samples n_coalitions n_orders", "i8")
+        | dtype("random_n_deleted random_n_deleted_units", "i4")
+        | dtype("linear_added random_deleted step_deleted", "?")
+        | dtype("selection method step_method other_block", "U")
     )
     stored = {name: np.dtype(quantity.dtype) for name, quantity in schema.QUANTITIES.items()}
     assert stored == expected
     units = {name: quantity.units for name, quantity in schema.QUANTITIES.items()}
     assert {name for name, unit in units.items() if unit == "nat"} == {"loss", "kl_divergence"}
-    assert set(units.values()) == {"1", "nat"}
+    assert {name for name, unit in units.items() if unit == "s"} == {"latency", "random_latency"}
+    assert set(units.values()) == {"1", "nat", "s"}
 
 
 def test_every_variable_of_a_result_has_a_long_name_and_units():
@@ -138,6 +151,12 @@ def test_values_get_the_dtype_of_the_schema():
     assert result["intact_loss"].dtype == np.float32
     assert result["sample"].dtype == np.int64
     assert result["sharpness"].dtype == np.float64
+
+
+def test_what_the_schema_has_for_all_samples_together_has_no_dim_of_samples():
+    for name in ("interaction", "error", "intact_error"):
+        with pytest.raises(InputError, match=f"the schema's '{name}' is said of all samples together"):
+            make_lesion(**{name: ("sample", np.zeros(3))})
 
 
 def test_a_quantity_of_the_intact_network_is_named_so():

@@ -18,7 +18,7 @@ from resnet_paths_plugin.errors import InputError, StaleResultWarning
 from resnet_paths_plugin.plotting.influence import describe_influence
 from resnet_paths_plugin.results import derived
 from resnet_paths_plugin.results.derived import refreshed
-from resnet_paths_plugin.results.schema import QUANTITIES
+from resnet_paths_plugin.results.schema import PER_SAMPLE, QUANTITIES
 
 pytestmark = pytest.mark.filterwarnings("ignore:In a future version of xarray the default:FutureWarning")
 X = torch.randn(8, 5, generator=torch.Generator().manual_seed(1))
@@ -64,12 +64,12 @@ SHARED = {
 
 
 def test_the_table_of_what_is_derived_from_what_is_whole():
-    parts = [derived.PER_SAMPLE, set(derived.OVER_SAMPLES), *SHARED.values()]
+    parts = [PER_SAMPLE, set(derived.OVER_SAMPLES), *SHARED.values()]
     recomputed = {name for name in derived.FROM_SAMPLES if not name.startswith("intact_")}
     names = [*itertools.chain(*parts), *recomputed]
     assert sorted(names) == sorted(QUANTITIES)
     sources = {source.removeprefix("intact_") for source in derived.FROM_SAMPLES.values()} - {"proxy"}
-    assert sources <= derived.PER_SAMPLE
+    assert sources <= PER_SAMPLE
 
 
 def assert_same(found, wanted):

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 import resnet_paths_plugin as rpp
 import tidepool
-from tidepool_resnet_paths.figures import InteractionMap
-from tidepool_resnet_paths.interaction import BlockInteraction
+from tidepool_resnet_paths.figures import RedundancyMap
 from tidepool_resnet_paths.measures import score_margin
+from tidepool_resnet_paths.redundancy import BlockRedundancy
 
 
 @rpp.hookimpl
@@ -66,13 +66,13 @@ def resnet_paths_review_blocks(
 @rpp.hookimpl
 def resnet_paths_analyzers() -> Mapping[str, type]:
     """Offer the analyzer that this plugin brings along; it works on any model."""
-    return {"BlockInteraction": BlockInteraction}
+    return {"BlockRedundancy": BlockRedundancy}
 
 
 @rpp.hookimpl
 def resnet_paths_figures() -> Sequence[rpp.Figure]:
     """Offer the figure of the analyzer's result."""
-    return [InteractionMap()]
+    return [RedundancyMap()]
 
 
 @rpp.hookimpl

@@ -1,4 +1,4 @@
-"""The figure of interactions: a map of every two blocks."""
+"""The figure of redundancies: a map of every two blocks."""
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -8,15 +8,15 @@ from matplotlib.axes import Axes
 import resnet_paths_plugin as rpp
 
 
-class InteractionMap(rpp.Figure):
+class RedundancyMap(rpp.Figure):
     """Which two blocks make up for each other (red), and which destroy the same (blue)."""
 
-    name = "interaction_map"
-    title = "Interaction of every two blocks"
+    name = "redundancy_map"
+    title = "Redundancy of every two blocks"
 
     def fits(self, ds: xr.Dataset) -> bool:
-        """Whether it is a result of BlockInteraction."""
-        return "interaction" in ds and {"block", "other_block"} <= set(ds["interaction"].dims)
+        """Whether it is a result of BlockRedundancy."""
+        return "redundancy" in ds and {"block", "other_block"} <= set(ds["redundancy"].dims)
 
     def draw(self, ds: xr.Dataset, *, ax: Axes | None = None) -> Axes:
         """Draw the mean over samples: blocks down and across, white where two blocks work independently."""
@@ -25,18 +25,19 @@ class InteractionMap(rpp.Figure):
             _, ax = plt.subplots(figsize=(5, 4), layout="constrained")
         bound = float(np.nanmax(np.abs(mean.values)))
         picture = ax.imshow(mean, cmap="RdBu_r", vmin=-bound, vmax=bound)
-        ax.figure.colorbar(picture, ax=ax, label=f"interaction ({ds['interaction'].attrs['units']})")
+        ax.figure.colorbar(picture, ax=ax, label=f"redundancy ({ds['redundancy'].attrs['units']})")
         for ticks in (ax.set_xticks, ax.set_yticks):
             ticks(range(len(mean)), ds["block"].values.tolist())
         return ax
 
     def sentence(self, ds: xr.Dataset) -> str:
-        """Return the two blocks that interact most."""
+        """Return the two most redundant blocks."""
         mean = _mean(ds)
-        one, other = np.unravel_index(np.nanargmax(np.abs(mean.values)), mean.shape)
+        one, other = np.unravel_index(np.nanargmax(mean.values), mean.shape)
         names, value = ds["block"].values, float(mean[one, other])
-        return f"{names[one]} and {names[other]} interact most: {value:+.2g} {ds['interaction'].attrs['units']}."
+        units = ds["redundancy"].attrs["units"]
+        return f"{names[one]} and {names[other]} are the most redundant: {value:+.2g} {units}."
 
 
 def _mean(ds: xr.Dataset) -> xr.DataArray:
-    return ds["interaction"].mean("sample").transpose("block", "other_block")
+    return ds["redundancy"].mean("sample").transpose("block", "other_block")

@@ -1,4 +1,4 @@
-"""BlockInteraction: whether deleting two blocks does more than deleting each alone adds up to."""
+"""BlockRedundancy: how much more deleting two blocks does than deleting each alone adds up to."""
 
 from collections.abc import Iterable, Iterator
 from functools import partial
@@ -17,7 +17,7 @@ Effect = Literal["loss", "target_score"]
 UNITS = {"loss": "nat", "target_score": "1"}
 
 
-class BlockInteraction(rpp.Analyzer, PerturbationAttribution):  # type: ignore[misc]  # captum is untyped
+class BlockRedundancy(rpp.Analyzer, PerturbationAttribution):  # type: ignore[misc]  # captum is untyped
     """Say which blocks stand in for each other, and which work only together.
 
     Args:
@@ -38,7 +38,7 @@ class BlockInteraction(rpp.Analyzer, PerturbationAttribution):  # type: ignore[m
     ) -> xr.Dataset:
         """Delete every block alone and every two together, n (n + 1) / 2 lesions in all, and compare the effects.
 
-        With `E_i` the rise of the loss when block `i` is deleted, and `E_ij` when both are, the interaction is
+        With `E_i` the rise of the loss when block `i` is deleted, and `E_ij` when both are, their redundancy is
         `E_ij - E_i - E_j`. Above 0, each block makes up for the loss of the other; below 0, the second deletion
         destroys what the first has destroyed already; at 0, the two work independently of each other.
 
@@ -53,7 +53,7 @@ class BlockInteraction(rpp.Analyzer, PerturbationAttribution):  # type: ignore[m
 
         Returns:
             A Dataset with dims `block`, `other_block` and `sample`, float64: `deletion_effect` (block, sample), and
-            `interaction` (block, other_block, sample), the same both ways round and NaN for a block with itself.
+            `redundancy` (block, other_block, sample), the same both ways round and NaN for a block with itself.
 
         Raises:
             NoResidualBlocksError: if the network has no residual blocks.
@@ -62,10 +62,10 @@ class BlockInteraction(rpp.Analyzer, PerturbationAttribution):  # type: ignore[m
         arguments = dict(locals())
         if effect not in get_args(Effect):
             raise rpp.errors.InputError(f"effect must be 'loss' or 'target_score', not {effect!r}")
-        return self.run_study(partial(InteractionStudy, effect=effect), arguments)
+        return self.run_study(partial(RedundancyStudy, effect=effect), arguments)
 
 
-class InteractionStudy(ScheduleStudy):
+class RedundancyStudy(ScheduleStudy):
     """The lesions of every block and of every two, and what their effects say of each other.
 
     Args:
@@ -86,7 +86,7 @@ class InteractionStudy(ScheduleStudy):
                 labels=["+".join(network.blocks[index].name for index in lesion) for lesion in lesions],
                 schedules=[rpp.Schedule.lesion(network, lesion) for lesion in lesions],
             ),
-            title=f"Interaction of the blocks of {network.name}",
+            title=f"Redundancy of the blocks of {network.name}",
             summary="How much more deleting two blocks together does than deleting each alone adds up to.",
         )
 
@@ -94,26 +94,26 @@ class InteractionStudy(ScheduleStudy):
         """Check that a batch has labels of the outputs."""
         if batch.target is None:
             raise rpp.errors.InputError(
-                "interactions are those of effects on the labels: pass target, or batches with targets"
+                "redundancies are those of effects on the labels: pass target, or batches with targets"
             )
         super().check(batch)
 
     def results(self, chunks: Iterable[Chunk]) -> Iterator[rpp.StudyResult]:
-        """Yield the interactions on each chunk of samples."""
+        """Yield the redundancies on each chunk of samples."""
         blocks = self.network.blocks
         for deleted in super().results(chunks):
             measured, intact = (deleted.variables[name][1] for name in (self.effect, f"intact_{self.effect}"))
             rise = np.asarray(measured, dtype=float) - np.asarray(intact, dtype=float)
             alone, both = rise[: len(blocks)], rise[len(blocks) :]
-            interaction = np.full((len(blocks), *alone.shape), np.nan)
+            redundancy = np.full((len(blocks), *alone.shape), np.nan)
             for (one, other), effect in zip(self.pairs, both, strict=True):
-                interaction[one, other] = interaction[other, one] = effect - alone[one] - alone[other]
+                redundancy[one, other] = redundancy[other, one] = effect - alone[one] - alone[other]
             yield rpp.StudyResult(
                 {
                     "deletion_effect": (("block", "sample"), alone, self._described("when the block is deleted")),
-                    "interaction": (
+                    "redundancy": (
                         ("block", "other_block", "sample"),
-                        interaction,
+                        redundancy,
                         self._described("by deleting both, less those by deleting each"),
                     ),
                 },
