@@ -182,7 +182,7 @@ def single_lesions(tree: xr.DataTree) -> tuple[str, str, str, str]:
     """Fig. 3."""
     ds = tree["single_lesions"].to_dataset()
     rise = ds["error"] - ds["intact_error"]
-    projection = ds["skip_kind"].values == "projection"
+    projection = ds["block_skip_kind"].values == "projection"
     worst = ds["block"].values[np.argsort(-rise.values)[:4]]
     found = (
         f"intact {float(ds['intact_error']):.1%}; rise for a block that keeps the resolution: median "

@@ -153,7 +153,7 @@ def compared(studies: Sequence[Sequence[xr.Dataset]], options: argparse.Namespac
 def print_table(result: xr.Dataset) -> None:
     """Print the errors in percent: mean and standard deviation over the seeds, and what deleting a block does."""
     seeds = result.sizes["seed"]
-    movable = (result.skip_kind != "projection").values[result.deleted.argmax("block")]
+    movable = (result.block_skip_kind != "projection").values[result.deleted.argmax("block")]
     print(
         f"{result.attrs['model_architecture']}, {result.attrs['epochs']} epochs, {seeds} seeds, m of n: "
         f"{result.attrs['n_active']} of {result.attrs['n_sampled']}. Held-out errors in %, mean (standard deviation)."

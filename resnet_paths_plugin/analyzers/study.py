@@ -10,7 +10,7 @@ from resnet_paths_plugin.execution.batches import Batch, Batches, Target
 from resnet_paths_plugin.network.model_pass import Tap
 from resnet_paths_plugin.network.own_pass import Compared, Found, OwnPass, ThroughAutograd
 from resnet_paths_plugin.network.unraveled import UnraveledNetwork
-from resnet_paths_plugin.results.datasets import Entry
+from resnet_paths_plugin.results.variables import Entry
 
 __all__ = [
     "Arrays", "Batch", "Batches", "Chunk", "Compared", "Found", "FunctionWork", "OwnPass", "Samples", "Stage", "Study",

@@ -7,6 +7,7 @@ import xarray as xr
 from resnet_paths_plugin.analyzers.study import Chunk, Study
 from resnet_paths_plugin.errors import InputError
 from resnet_paths_plugin.results import datasets
+from resnet_paths_plugin.results.variables import Entry
 
 _DIM = "sample"
 
@@ -32,7 +33,7 @@ class _CountedChunks:
 
 
 def results_as_datasets(
-    study: Study, chunks: Iterable[Chunk], *, coords: Mapping[str, datasets.Entry], attrs: Mapping[str, object]
+    study: Study, chunks: Iterable[Chunk], *, coords: Mapping[str, Entry], attrs: Mapping[str, object]
 ) -> Iterator[xr.Dataset]:
     """Yield the Dataset of each result of a study.
 

@@ -56,7 +56,7 @@ def single_lesions(ds: xr.Dataset, figure: str) -> SingleLesions:
     """
     deleted = style.variable(ds, "deleted", figure).transpose("lesion", "block").values.astype(bool)
     names = style.variable(ds, "block", figure).values
-    groups = ds["group"].values if "group" in ds.coords else names
+    groups = ds["block_group"].values if "block_group" in ds.coords else names
     by_owner = groups == np.unique(groups)[:, None]
     # A lesion is a group's if it has as many blocks as the group and shares them all. Counts up to 2**24 are exact.
     owned = by_owner.sum(axis=1)
@@ -87,16 +87,16 @@ def single_lesions(ds: xr.Dataset, figure: str) -> SingleLesions:
 
 def projections(ds: xr.Dataset) -> NDArray[np.bool_]:
     """Whether each block's skip is a projection, shape `[n]`."""
-    if "skip_kind" in ds.coords:
-        return np.asarray(ds["skip_kind"].values == "projection")
+    if "block_skip_kind" in ds.coords:
+        return np.asarray(ds["block_skip_kind"].values == "projection")
     return np.zeros(ds.sizes["block"], dtype=bool)
 
 
 def stages(ds: xr.Dataset) -> FloatArray:
     """Each block's stage, shape `[n]`; NaN where it is not known."""
-    if "stage" not in ds.coords:
+    if "block_stage" not in ds.coords:
         return np.full(ds.sizes["block"], np.nan)
-    stage = ds["stage"].values.astype(np.float64)
+    stage = ds["block_stage"].values.astype(np.float64)
     return np.where(stage < 0, np.nan, stage)
 
 

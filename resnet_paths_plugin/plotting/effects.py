@@ -20,8 +20,7 @@ DEFAULT_MEASURES = ("error", "prediction_changed")
 
 _SHORT_LABELS = {"error": "error", "prediction_changed": "changed predictions", "correct": "correct predictions"}
 _NO_MEASURES = frozenset({
-    "deleted", "n_deleted", "n_deleted_units", "draw", "prediction", "order", "kendall_tau", "kendall_tau_all_blocks",
-    "n_swaps", "changed", "n_changed", "family",
+    "deleted", "prediction", "order", "kendall_tau", "kendall_tau_all_blocks", "changed",
 })  # fmt: skip
 
 

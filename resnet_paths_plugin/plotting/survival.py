@@ -91,7 +91,9 @@ def chain_length(ds: xr.Dataset, figure: str) -> int:
         n = int(ds["path_length"].values[-1])
     if not n:
         raise InputError(f"{figure} needs the number of residual blocks, and this dataset has no dimension 'block'")
-    if ds.attrs.get("units") == "layers" or ("skip_kind" in ds.coords and (ds["skip_kind"].values == "none").any()):
+    if ds.attrs.get("units") == "layers" or (
+        "block_skip_kind" in ds.coords and (ds["block_skip_kind"].values == "none").any()
+    ):
         raise InputError(f"{figure} draws the paths of residual blocks, and this is a study of a network's layers")
     if "log10_path_count" in ds and "path_length" in ds.dims and not _are_binomials(ds, n):
         raise InputError(

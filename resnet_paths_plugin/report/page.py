@@ -48,11 +48,11 @@ _MODEL_FACTS = {
 _BLOCK_FACTS = {
     "block_index": "index",
     "block": "block",
-    "stage": "stage",
-    "skip_kind": "skip",
-    "branch_type": "branch",
-    "depth": "depth",
-    "group": "group",
+    "block_stage": "stage",
+    "block_skip_kind": "skip",
+    "block_branch_type": "branch",
+    "block_depth": "depth",
+    "block_group": "group",
 }
 
 
@@ -211,8 +211,8 @@ def _lead(found: list[ReportStudy]) -> str:
         ds = study.dataset
         unit = "layers" if ds.attrs.get("units") == "layers" else "residual blocks"
         said.append(f"{ds.sizes['block']} {unit}" if ds.sizes["block"] != 1 else f"one {unit[:-1]}")
-        if "skip_kind" in ds.coords:
-            kinds, counts = np.unique(ds["skip_kind"].values, return_counts=True)
+        if "block_skip_kind" in ds.coords:
+            kinds, counts = np.unique(ds["block_skip_kind"].values, return_counts=True)
             said.append("skips: " + ", ".join(f"{count} {kind}" for kind, count in zip(kinds, counts, strict=True)))
     samples = [study.dataset.sizes["sample"] for study in found if "sample" in study.dataset.sizes]
     if samples:
@@ -233,8 +233,8 @@ def _block_tables(study: ReportStudy) -> Iterator[BlockTable]:
         if ds is None or "block" not in ds.coords:
             continue
         names = [name for name in _BLOCK_FACTS if name in ds.coords]
-        if "group" in names and np.array_equal(ds["group"].values, ds["block"].values):
-            names.remove("group")
+        if "block_group" in names and np.array_equal(ds["block_group"].values, ds["block"].values):
+            names.remove("block_group")
         unit = "layer" if ds.attrs.get("units") == "layers" else "block"
         columns = [unit if name == "block" else _BLOCK_FACTS[name] for name in names]
         cells = [[_cell(name, value) for value in ds[name].values.tolist()] for name in names]
@@ -260,7 +260,7 @@ def _deletions(ds: xr.Dataset) -> tuple[str, list[str]]:
 
 
 def _cell(name: str, value: object) -> str:
-    return "\N{EN DASH}" if name == "stage" and value == -1 else str(value)
+    return "\N{EN DASH}" if name == "block_stage" and value == -1 else str(value)
 
 
 def _variables(ds: xr.Dataset) -> list[list[str]]:

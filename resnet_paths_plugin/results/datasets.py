@@ -5,16 +5,13 @@ It computes nothing and knows no graph: analyzers hand over arrays, readers get 
 
 import gc
 import os
-import re
-import unicodedata
 import warnings
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 import xarray as xr
 from xarray.backends.netCDF4_ import NETCDF4_PYTHON_LOCK
 
@@ -23,56 +20,24 @@ from resnet_paths_plugin.files.file_roles import FileRoles
 from resnet_paths_plugin.files.file_seals import check_seal, seal
 from resnet_paths_plugin.files.input_files import file_name
 from resnet_paths_plugin.files.output_files import Mode, replacing, writable_netcdf
-from resnet_paths_plugin.graph.blocks import ResidualBlock
 from resnet_paths_plugin.process_lock import alone, without_cluster
-from resnet_paths_plugin.results.provenance import fits_netcdf, netcdf_safe
-from resnet_paths_plugin.results.schema import PER_SAMPLE, QUANTITIES, SCHEMA_VERSION, Quantity
+from resnet_paths_plugin.results.conversion import converted
+from resnet_paths_plugin.results.provenance import netcdf_safe
+from resnet_paths_plugin.results.schema import COORDINATES, PER_SAMPLE, SCHEMA_VERSION
+from resnet_paths_plugin.results.variables import (
+    INTACT,
+    Entry,
+    check_kinds,
+    check_name,
+    check_storable,
+    quantity_of,
+    variable_of,
+)
 
 if TYPE_CHECKING:
     import netCDF4
 
-Dims = str | Sequence[str]
-Entry = tuple[Dims, npt.ArrayLike] | tuple[Dims, npt.ArrayLike, Mapping[str, object]]
-"""A variable as xarray takes it: dims, values and, where the schema does not know it, attributes."""
-_STAGE_FLAGS: Mapping[str, object] = {"flag_values": np.int32(-1), "flag_meanings": "not_known"}
-_INTACT = "intact_"
 _COUNTED_DIMS = ("sample", "position", "path_length")
-_NAME = re.compile(r"\w[\w.+@-]*")
-# xarray and HDF5 use these themselves; written by hand they vanish or break the file.
-_RESERVED_GLOBALS = frozenset({"coordinates", "CLASS", "NAME", "DIMENSION_LIST", "REFERENCE_LIST"})
-_RESERVED = _RESERVED_GLOBALS | {"dtype"}
-_LONGEST_NAME = 256
-
-
-def check_names(names: Iterable[str]) -> None:
-    """Refuse names that cannot become new variables of a result, such as those of a user's own measures.
-
-    To be called before a long run, since `build` comes after it.
-
-    Raises:
-        InputError: a name is one of the schema's own, or netCDF would refuse or change it.
-    """
-    for name in names:
-        _check_name(name)
-        if _quantity(name) is not None:
-            raise InputError(f"{name!r} is a name of the result's own schema: choose another one")
-
-
-def block_coords(blocks: Sequence[ResidualBlock]) -> dict[str, Entry]:
-    """Return the coordinates of dim `block`, shape `[n]` each.
-
-    `block` holds the names, beside it lie the blocks' facts; a `stage` of -1 is not known.
-    """
-    return {
-        "block": ("block", [block.name for block in blocks]),
-        "block_index": ("block", [block.index for block in blocks]),
-        "stage": ("block", [-1 if block.stage is None else block.stage for block in blocks], _STAGE_FLAGS),
-        "skip_kind": ("block", [block.skip_kind for block in blocks]),
-        "branch_type": ("block", [block.branch_type for block in blocks]),
-        "group": ("block", [block.group for block in blocks]),
-        "module": ("block", [block.module for block in blocks]),
-        "depth": ("block", [block.depth for block in blocks]),
-    }
 
 
 def build(variables: Mapping[str, Entry], *, coords: Mapping[str, Entry], attrs: Mapping[str, object]) -> xr.Dataset:
@@ -81,7 +46,7 @@ def build(variables: Mapping[str, Entry], *, coords: Mapping[str, Entry], attrs:
     Values get the schema's dtype, `long_name` and `units`; what the schema does not know (a user's measure, a
     plugin's variable) keeps its dtype and takes attributes from its entry. float16 and bfloat16, which netCDF
     does not have, become float32 without loss. Dims `sample`, `position` and `path_length` are counted from 0
-    where no coordinate is given.
+    where no coordinate is given. What the schema has as a coordinate is one, wherever it is given.
 
     Args:
         variables: dims and values by name.
@@ -92,21 +57,21 @@ def build(variables: Mapping[str, Entry], *, coords: Mapping[str, Entry], attrs:
         InputError: a name, a value or a dtype cannot be stored exactly, variables differ in the size of a dim, or one
             that the schema has for all samples together comes with a dim `sample`.
     """
-    found = {name: _variable(name, entry) for name, entry in variables.items()}
+    found = {name: variable_of(name, entry) for name, entry in variables.items()}
     for name, variable in found.items():
-        if _quantity(name) is not None and "sample" in variable.dims and name.removeprefix(_INTACT) not in PER_SAMPLE:
+        if quantity_of(name) is not None and "sample" in variable.dims and name.removeprefix(INTACT) not in PER_SAMPLE:
             raise InputError(
                 f"the schema's {name!r} is said of all samples together, and this one has a dim 'sample': "
                 "choose another name for a value of each sample"
             )
-    labels = {name: _variable(name, entry, "coordinate") for name, entry in coords.items()}
+    labels = {name: variable_of(name, entry, "coordinate") for name, entry in coords.items()}
     sizes = _sizes({**found, **labels})
     for dim in _COUNTED_DIMS:
         if dim in sizes and dim not in labels:
-            labels[dim] = _variable(dim, (dim, np.arange(sizes[dim])))
+            labels[dim] = variable_of(dim, (dim, np.arange(sizes[dim])))
     result = xr.Dataset(found, labels, {name: netcdf_safe(value) for name, value in attrs.items()})
-    _check_storable(result)
-    return result
+    check_storable(result)
+    return result.set_coords(COORDINATES & found.keys())
 
 
 def _sizes(variables: Mapping[str, xr.Variable]) -> dict[Hashable, int]:
@@ -173,8 +138,8 @@ def save(result: xr.Dataset | xr.DataTree, path: str | os.PathLike[str], mode: M
     target = writable_netcdf(path, mode)
     check_output(result, path)
     for group in groups.values():
-        _check_storable(group)
-        _check_kinds(group)
+        check_storable(group)
+        check_kinds(group)
     with replacing(path, target, mode) as temporary:
         _write(groups, temporary)
         seal(temporary)
@@ -243,11 +208,11 @@ def _loaded(path: Path) -> xr.Dataset | xr.DataTree:
     with file:
         try:
             with NETCDF4_PYTHON_LOCK:
-                _check_schema(file, path)
+                version = _schema_version(file, path)
                 file_checks.check_declared(file, path)
-            groups = _read(file)
+            groups = {path: converted(group, version) for path, group in _read(file).items()}
             for group in groups.values():
-                _check_kinds(group)
+                check_kinds(group)
             result = groups["/"] if len(groups) == 1 else xr.DataTree.from_dict(groups)
         except FileError:
             raise
@@ -256,120 +221,6 @@ def _loaded(path: Path) -> xr.Dataset | xr.DataTree:
         except Exception as error:  # so do netCDF4 and xarray on values and attributes
             raise FileError(f"{path} is damaged: restore it from a copy or run the study again ({error})") from error
     return result
-
-
-def _quantity(name: str) -> Quantity | None:
-    """Return the schema's entry of a name; `intact_` before it means that of the intact network."""
-    known = QUANTITIES.get(name)
-    of_changed = QUANTITIES.get(name.removeprefix(_INTACT))
-    if known is None and of_changed is not None:
-        return Quantity(f"{of_changed.long_name}, intact network", of_changed.dtype, of_changed.units)
-    return known
-
-
-def _variable(name: str, entry: Entry, kind: str = "measure") -> xr.Variable:
-    """Return one variable with the schema's dtype and attributes."""
-    dims, raw, *own = entry
-    quantity = _quantity(name)
-    try:
-        array = np.asarray(raw)
-        values = _storable(array) if quantity is None else _cast(array, quantity.dtype)
-    except (TypeError, ValueError, RuntimeError) as error:  # a tensor on a GPU, in bfloat16 or with a gradient
-        raise InputError(f"variable {name!r} cannot be stored: {error}") from error
-    attrs: dict[str, object] = {"long_name": f"{kind} '{name}'", "units": "1"}
-    if quantity is not None:
-        attrs = {"long_name": quantity.long_name, "units": quantity.units}
-    attrs |= dict(chain.from_iterable(mapping.items() for mapping in own))
-    try:
-        return xr.Variable(dims, values, {key: netcdf_safe(value) for key, value in attrs.items()})
-    except ValueError as error:  # another number of dims than its values have
-        raise InputError(f"variable {name!r} has shape {values.shape} and dims {dims!r}: {error}") from error
-
-
-def _cast(values: npt.NDArray[np.generic], dtype: type[np.generic]) -> npt.NDArray[np.generic]:
-    """Bring values to the schema's dtype: floats are rounded, everything else must stay what it is."""
-    if values.size == 0:
-        return np.empty(values.shape, dtype)
-    if values.dtype.kind == "O" and all(isinstance(value, int) for value in values.ravel().tolist()):
-        # Counts of paths outgrow int64; by way of text, those beyond float64 become inf instead of an error.
-        values = np.array([float(str(value)) for value in values.ravel().tolist()]).reshape(values.shape)
-    values = _storable(values)
-    if (values.dtype.kind == "U") != (dtype is np.str_):
-        raise InputError(f"expected {dtype.__name__} values, not {values.dtype}")
-    if dtype is np.str_:
-        return values
-    with np.errstate(over="ignore", invalid="ignore"):
-        stored = values.astype(dtype)
-    if not issubclass(dtype, np.floating) and not np.array_equal(stored, values):
-        raise InputError(f"its {values.dtype} values do not fit {dtype.__name__}")
-    return stored
-
-
-def _storable(values: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
-    """Return values in a dtype that netCDF gives back exactly, or refuse them."""
-    if values.dtype.name in ("float16", "bfloat16"):
-        return values.astype(np.float32)
-    if values.dtype.kind in "OUT":
-        texts = values.ravel().tolist()
-        if not all(isinstance(text, str) for text in texts):
-            raise InputError("its values are objects that are not all text; missing text cannot be stored")
-        if any(netcdf_safe(text) != text for text in texts):
-            raise InputError("its text holds NUL or half a surrogate pair")
-        return np.array(texts, dtype="U").reshape(values.shape)
-    if values.dtype.kind == "b" or fits_netcdf(values.dtype):
-        return values.astype(values.dtype.newbyteorder("="), copy=False)
-    raise InputError(f"netCDF has no exact counterpart of dtype {values.dtype}")
-
-
-def _check_name(name: object) -> None:
-    """Refuse a name of a variable, dim or attribute that netCDF or xarray would refuse or change."""
-    if not (
-        isinstance(name, str)
-        and _NAME.fullmatch(name)
-        and unicodedata.is_normalized("NFC", name)
-        and len(name.encode()) <= _LONGEST_NAME
-    ):
-        raise InputError(
-            f"{name!r} cannot be a name in a netCDF file: expected a letter, digit or '_', then also any "
-            "of '.+@-' (no spaces, no '/'), in Unicode's composed form, at most 256 bytes"
-        )
-
-
-def _check_storable(result: xr.Dataset) -> None:
-    """Refuse what a file would not give back unchanged: names, attributes and dtypes."""
-    for name in chain(result.variables, result.dims):
-        _check_name(name)
-    for name, variable in result.variables.items():
-        _check_attributes(variable.attrs, f"variable {name!r}", _RESERVED)
-        values = variable.to_numpy()
-        try:
-            stored = _storable(values).dtype
-        except InputError as error:
-            raise InputError(f"variable {name!r} cannot be stored: {error}") from error
-        if stored.kind != "U" and stored != values.dtype:
-            raise InputError(f"variable {name!r}: netCDF has no {values.dtype}, use .astype({stored.name!r})")
-    _check_attributes(result.attrs, "the result", _RESERVED_GLOBALS)
-
-
-def _check_kinds(result: xr.Dataset) -> None:
-    """Refuse numbers under a name that the schema has for texts, and the reverse."""
-    for name, variable in result.variables.items():
-        quantity = _quantity(str(name))
-        is_text = variable.dtype.kind in "OSTU"
-        if quantity is not None and is_text != (quantity.dtype is np.str_):
-            kinds = ("texts", "numbers") if is_text else ("numbers", "texts")
-            raise InputError(f"variable {name!r} holds {kinds[0]}, and the schema has {kinds[1]} under this name")
-
-
-def _check_attributes(attrs: Mapping[str, object], owner: str, reserved: frozenset[str]) -> None:
-    """Refuse attributes that a file would drop, change or choke on."""
-    for name, value in attrs.items():
-        _check_name(name)
-        if name.startswith("_") or name in reserved:
-            raise InputError(f"attribute {name!r} of {owner}: the file format uses this name itself")
-        safe = netcdf_safe(value)
-        if not isinstance(value, type(safe)) or str(safe) != str(value):
-            raise InputError(f"attribute {name!r} of {owner} would change in a file: store {safe!r} instead")
 
 
 def _groups(result: xr.Dataset | xr.DataTree) -> dict[str, xr.Dataset]:
@@ -381,7 +232,7 @@ def _groups(result: xr.Dataset | xr.DataTree) -> dict[str, xr.Dataset]:
     if not result.children:
         raise InputError("this DataTree has no groups: save its .to_dataset() instead")
     for name in chain.from_iterable(node.children for node in result.subtree):
-        _check_name(name)
+        check_name(name)
     groups = {path: node.to_dataset(inherit=False) for path, node in result.subtree_with_keys}
     return {"/" if path == "." else f"/{path}": group for path, group in groups.items()}
 
@@ -398,8 +249,8 @@ def _write(groups: Mapping[str, xr.Dataset], path: Path) -> None:
         xr.DataTree.from_dict(groups).to_netcdf(path, engine="netcdf4", encoding=encoding)
 
 
-def _check_schema(file: "netCDF4.Dataset", path: Path) -> None:
-    """Refuse a file that is not of this package, or of a schema newer than this one."""
+def _schema_version(file: "netCDF4.Dataset", path: Path) -> int:
+    """Return the version of a file's schema; refuse a file that is not of this package, or of a newer one."""
     versions = [getattr(group, "schema_version", None) for group in (file, *file.groups.values())]
     known = [int(version) for version in versions if isinstance(version, np.integer)]
     if not known:
@@ -411,6 +262,7 @@ def _check_schema(file: "netCDF4.Dataset", path: Path) -> None:
             f"{path} has schema version {max(known)}, this version of resnet-paths-plugin reads up to "
             f"{SCHEMA_VERSION}: upgrade the package"
         )
+    return max(known)
 
 
 def _unfilled(result: xr.Dataset) -> xr.Dataset:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Counts changes of the schema that an older `load` would misread."""
 
 
@@ -73,6 +73,12 @@ QUANTITIES: Mapping[str, Quantity] = {
     "deleted": Quantity("whether the lesion deletes the block's branch", np.bool_),
     "n_deleted": Quantity("number of deleted blocks", np.int32),
     "n_deleted_units": Quantity("number of deleted blocks, or groups at level 'group'", np.int32),
+    "stage": Quantity("stage of the block that the lesion deletes, from 0; -1 for several units", np.int32),
+    "skip_kind": Quantity("kind of skip of the block that the lesion deletes; empty for several units", np.str_),
+    "branch_type": Quantity("type of the branch that the lesion deletes; empty for several units", np.str_),
+    "relative_depth": Quantity(
+        "index of the block that the lesion deletes, from 0 (first) to 1 (last); -1 for several units", np.float64
+    ),
     "draw": Quantity("number of the random draw among changes of the same size, from 0", np.int32),
     "explained_variance": Quantity(
         "share of the branch's variance over the reference that its linear stand-in explains", np.float64
@@ -168,12 +174,12 @@ QUANTITIES: Mapping[str, Quantity] = {
     "sample": Quantity("number of the sample in the order given, from 0", np.int64),
     "block": Quantity("residual block", np.str_),
     "block_index": Quantity("place of the block in execution order, from 0", np.int32),
-    "stage": Quantity("stage of the network that the block belongs to, from 0", np.int32),
-    "skip_kind": Quantity("what the skip does: identity, scaled, projection or gated", np.str_),
-    "branch_type": Quantity("what the branch is made of", np.str_),
-    "group": Quantity("module that is handled as one at level 'group'", np.str_),
-    "module": Quantity("module that owns the block's sum", np.str_),
-    "depth": Quantity("longest chain of weighted operations in the branch", np.int32),
+    "block_stage": Quantity("stage of the network that the block belongs to, from 0", np.int32),
+    "block_skip_kind": Quantity("what the skip does: identity, scaled, projection or gated", np.str_),
+    "block_branch_type": Quantity("what the branch is made of", np.str_),
+    "block_group": Quantity("module that is handled as one at level 'group'", np.str_),
+    "block_module": Quantity("module that owns the block's sum", np.str_),
+    "block_depth": Quantity("longest chain of weighted operations in the branch", np.int32),
 }
 """The variables of every result; norms are Euclidean."""
 
@@ -183,7 +189,16 @@ _SAMPLED = "estimator `sampled`"
 _RANGED = "estimator `exact` or `sampled`, one grade, no `max_length`"
 _BLOCKS: Mapping[str, StudyVariable] = {
     name: StudyVariable(("block",))
-    for name in ("block", "block_index", "stage", "skip_kind", "branch_type", "group", "module", "depth")
+    for name in (
+        "block",
+        "block_index",
+        "block_stage",
+        "block_skip_kind",
+        "block_branch_type",
+        "block_group",
+        "block_module",
+        "block_depth",
+    )
 }
 _SAMPLES: Mapping[str, StudyVariable] = {"sample": StudyVariable(("sample",))}
 
@@ -216,8 +231,6 @@ def _selected(prefix: str, dim: str, needs: str = "") -> dict[str, StudyVariable
 
     return {
         f"{prefix}deleted": StudyVariable((dim, "block"), told()),
-        f"{prefix}n_deleted": StudyVariable((dim,), told()),
-        f"{prefix}n_deleted_units": StudyVariable((dim,), told()),
         f"{prefix}searched_effect": StudyVariable((dim,), told()),
         f"{prefix}held_out_effect": StudyVariable((dim,), told("`holdout`")),
         f"{prefix}held_out_effect_stderr": StudyVariable((dim,), told("`holdout`")),
@@ -228,26 +241,40 @@ def _selected(prefix: str, dim: str, needs: str = "") -> dict[str, StudyVariable
     }
 
 
+def _along(dim: str, *names: str, needs: str = "") -> dict[str, StudyVariable]:
+    """Return coordinates along a dim."""
+    return {name: StudyVariable((dim,), needs) for name in names}
+
+
 STUDIES: Mapping[str, StudySchema] = {
     "BlockLesion": StudySchema(
         {
             "deleted": StudyVariable(("lesion", "block")),
-            "n_deleted": StudyVariable(("lesion",)),
-            "n_deleted_units": StudyVariable(("lesion",)),
-            "draw": StudyVariable(("lesion",)),
             "explained_variance": StudyVariable(("block",), '`ablation="linear"`'),
             **_effects("lesion"),
         },
-        {"lesion": StudyVariable(("lesion",)), **_SAMPLES, **_BLOCKS},
+        {
+            **_along(
+                "lesion",
+                "lesion",
+                "stage",
+                "skip_kind",
+                "branch_type",
+                "relative_depth",
+                "n_deleted",
+                "n_deleted_units",
+                "draw",
+            ),
+            **_SAMPLES,
+            **_BLOCKS,
+        },
     ),
     "BlockSelection": StudySchema(
         {
-            "method": StudyVariable(("selection",)),
             **_selected("", "selection"),
             "n_tried": StudyVariable(("selection",)),
             "search_cost": StudyVariable(("selection",)),
             **_selected("random_", "random_set", "`n_random`"),
-            "step_method": StudyVariable(("step",)),
             "step_deleted": StudyVariable(("step", "block")),
             "step_effect": StudyVariable(("step",)),
             "step_n_samples": StudyVariable(("step",)),
@@ -259,29 +286,30 @@ STUDIES: Mapping[str, StudySchema] = {
             "n_searched_samples": StudyVariable(()),
             "n_held_out_samples": StudyVariable(()),
         },
-        {"selection": StudyVariable(("selection",)), **_BLOCKS},
+        {
+            **_along("selection", "selection", "method", "n_deleted", "n_deleted_units"),
+            **_along("random_set", "random_n_deleted", "random_n_deleted_units", needs="`n_random`"),
+            **_along("step", "step_method"),
+            **_BLOCKS,
+        },
     ),
     "BlockReordering": StudySchema(
         {
             "order": StudyVariable(("reordering", "position")),
             "kendall_tau": StudyVariable(("reordering",)),
             "kendall_tau_all_blocks": StudyVariable(("reordering",)),
-            "n_swaps": StudyVariable(("reordering",)),
-            "draw": StudyVariable(("reordering",)),
             **_effects("reordering"),
         },
         {
-            "reordering": StudyVariable(("reordering",)),
-            "position": StudyVariable(("position",)),
+            **_along("reordering", "reordering", "n_swaps", "draw"),
+            **_along("position", "position"),
             **_SAMPLES,
             **_BLOCKS,
         },
     ),
     "BlockSchedules": StudySchema(
         {
-            "family": StudyVariable(("schedule",)),
             "changed": StudyVariable(("schedule", "block")),
-            "n_changed": StudyVariable(("schedule",)),
             "constant_added": StudyVariable(("schedule", "block")),
             "linear_added": StudyVariable(("schedule", "block")),
             **{
@@ -290,7 +318,7 @@ STUDIES: Mapping[str, StudySchema] = {
             },
             **_effects("schedule"),
         },
-        {"schedule": StudyVariable(("schedule",)), **_SAMPLES, **_BLOCKS},
+        {**_along("schedule", "schedule", "family", "n_changed"), **_SAMPLES, **_BLOCKS},
     ),
     "BlockInfluence": StudySchema(
         {
@@ -374,6 +402,9 @@ STUDIES: Mapping[str, StudySchema] = {
     ),
 }
 """What each analyzer's result holds. A grade with several axes puts one dim for each in place of `path_length`."""
+
+COORDINATES = frozenset(name for study in STUDIES.values() for name in study.coords)
+"""Names that are coordinates wherever they are: what people select and group by."""
 
 ATTRIBUTES: Mapping[str, str] = {
     "Conventions": "convention that the attributes follow",

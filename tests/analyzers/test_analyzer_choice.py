@@ -16,6 +16,7 @@ from resnet_paths_plugin.cli.studies import STUDIES, StudyOptions, studies_by
 from resnet_paths_plugin.errors import InputError, PluginError
 from resnet_paths_plugin.plugins import manager as plugins
 from resnet_paths_plugin.results import datasets
+from resnet_paths_plugin.results.block_coords import block_coords
 
 pytestmark = pytest.mark.slow
 
@@ -40,7 +41,7 @@ class BranchCount:
         )
         labels = [label for _, labels in inputs for label in labels.tolist()]
         variables = {"given": (("sample",), labels)}
-        return datasets.build(variables, coords=datasets.block_coords(self.network.blocks), attrs=attrs)
+        return datasets.build(variables, coords=block_coords(self.network.blocks), attrs=attrs)
 
 
 class Plugin:

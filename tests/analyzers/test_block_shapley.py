@@ -215,7 +215,7 @@ def test_groups_are_players():
     np.testing.assert_allclose(found["shapley_value"], defined_values(v, 2), rtol=1e-9)
     np.testing.assert_allclose(found["shapley_interaction"], defined_interactions(v, 2), rtol=1e-9)
     assert list(found["block"].values) == ["layers.0", "layers.1"]
-    assert list(found["branch_type"].values) == ["attention+mlp"] * 2
+    assert list(found["block_branch_type"].values) == ["attention+mlp"] * 2
 
 
 def test_what_a_silent_measure_means_is_left_open():

@@ -105,8 +105,7 @@ def test_the_divergence_of_an_intact_network_from_itself_is_zero():
 def test_without_targets_what_needs_them_is_absent():
     result = study(target=None)
     assert set(result.data_vars) == {
-        "prediction", "prediction_changed", "kl_divergence", "intact_prediction", "deleted", "n_deleted",
-        "n_deleted_units", "draw",
+        "prediction", "prediction_changed", "kl_divergence", "intact_prediction", "deleted",
     }  # fmt: skip
     assert_same_values(result, study(), ["kl_divergence", "prediction"])
 
@@ -440,7 +439,7 @@ def test_the_result_has_the_schemas_dims_dtypes_and_coordinates():
     assert result["deleted"].dims == ("lesion", "block")
     assert result["deleted"].dtype == np.bool_
     assert result["n_deleted"].dims == result["draw"].dims == ("lesion",)
-    for name in ("block_index", "stage", "skip_kind", "branch_type", "group"):
+    for name in ("block_index", "block_stage", "block_skip_kind", "block_branch_type", "block_group"):
         assert result.coords[name].dims == ("block",)
     np.testing.assert_array_equal(result["sample"], range(7))
 

@@ -175,7 +175,7 @@ def test_blocks_with_projections_and_stages_are_left_alone_where_asked():
     )
     movable = np.array([block.movable for block in network.blocks])
     assert not ds.step_deleted.values[:, ~movable].any()
-    by_stage = ds.step_deleted.groupby("stage").sum()
+    by_stage = ds.step_deleted.groupby("block_stage").sum()
     assert int(by_stage.max()) == 1
 
 

@@ -39,7 +39,7 @@ def test_blocks_of_resnet56_that_change_resolution_are_among_the_worst(batch):
     assert result.sizes["block"] == 27
     assert errors(result["intact_error"]) == 74
     worst = result["lesion"].values[np.argsort(result["error"].values)[-3:]]
-    projections = set(result["block"].values[result["skip_kind"].values == "projection"])
+    projections = set(result["block"].values[result["block_skip_kind"].values == "projection"])
     assert projections == {"layer2.0", "layer3.0"}
     assert projections <= set(worst)
 

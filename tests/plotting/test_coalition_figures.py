@@ -136,7 +136,7 @@ class TestInteractions:
         assert [text.get_text() for text in beside.texts] == ["stage 0", "stage 1", "stage 2"]
 
     def test_blocks_without_stages_have_no_lines(self):
-        ds = interactions().drop_vars("stage")
+        ds = interactions().drop_vars("block_stage")
         matrix, beside = plotting.plot_interactions(ds)
         assert len(matrix.get_lines()) == 1  # the diagonal
         assert not beside.texts

@@ -37,9 +37,9 @@ def lesions(deleted, error=None, **measures):
         {"deleted": (("lesion", "block"), rows), "n_deleted": ("lesion", rows.sum(axis=1))},
         coords={
             "block": [f"layer{stage}.{block}" for block, stage in enumerate(STAGES)],
-            "stage": ("block", STAGES),
-            "skip_kind": ("block", SKIPS),
-            "group": ("block", [f"group{stage}" for stage in STAGES]),
+            "block_stage": ("block", STAGES),
+            "block_skip_kind": ("block", SKIPS),
+            "block_group": ("block", [f"group{stage}" for stage in STAGES]),
         },
     )
     if error is not None:

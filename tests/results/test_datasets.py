@@ -27,6 +27,8 @@ from resnet_paths_plugin.errors import FileError, InputError
 from resnet_paths_plugin.graph.blocks import ResidualBlock
 from resnet_paths_plugin.plugins.model_description import ModelDescription
 from resnet_paths_plugin.results import datasets, provenance, schema
+from resnet_paths_plugin.results.block_coords import block_coords
+from resnet_paths_plugin.results.variables import check_names
 
 
 def make_block(index, name="layer1.0", stage=0):
@@ -78,7 +80,7 @@ def make_lesion(**changes):
         "intact_error": ((), 0.0),
         "sharpness": (("lesion", "sample"), np.ones((2, 3))),
     }
-    coords = {**datasets.block_coords(blocks), "lesion": ("lesion", ["layer1.0", "layer1.0+schicht/ü.0"])}
+    coords = {**block_coords(blocks), "lesion": ("lesion", ["layer1.0", "layer1.0+schicht/ü.0"])}
     return datasets.build({**entries, **changes}, coords=coords, attrs=make_attrs())
 
 
@@ -102,9 +104,7 @@ def test_every_variable_of_the_design_is_known_with_its_dtype_and_units():
     expected = (
         dtype("target_score target_score_drop loss kl_divergence gradient input", "f4")
         | dtype("correct prediction_changed deleted changed constant_added", "?")
-        | dtype(
-            "prediction n_deleted n_deleted_units draw order n_swaps block_index stage depth position path_length", "i4"
-        )
+        | dtype("prediction n_deleted n_deleted_units draw order n_swaps block_index stage position path_length", "i4")
         | dtype("label entry entry_schedule entry_place entry_branch n_changed", "i4")
         | dtype("sample n_draws n_samples", "i8")
         | dtype("error kendall_tau kendall_tau_all_blocks gradient_norm completeness_error path_count", "f8")
@@ -114,7 +114,10 @@ def test_every_variable_of_the_design_is_known_with_its_dtype_and_units():
         | dtype("branch_to_source_norm source_sum_cosine block_influence angular_distance", "f8")
         | dtype("branch_descent_cosine lesion_estimate gate_openness lesion_effect", "f8")
         | dtype("rank_correlation entry_weight", "f8")
-        | dtype("lesion reordering schedule block skip_kind branch_type group module measure", "U")
+        | dtype("lesion reordering schedule block block_skip_kind block_branch_type block_group block_module", "U")
+        | dtype("skip_kind branch_type measure", "U")
+        | dtype("block_stage block_depth", "i4")
+        | dtype("relative_depth", "f8")
         | dtype("family proxy training", "U")
         | dtype("explained_variance searched_effect held_out_effect held_out_effect_stderr held_out_error", "f8")
         | dtype("random_searched_effect random_held_out_effect random_held_out_effect_stderr", "f8")
@@ -142,7 +145,8 @@ def test_every_variable_of_a_result_has_a_long_name_and_units():
     assert len(result.variables) == 9 + 10  # nine measured, eight of the blocks, lesion and sample
     for name, variable in result.variables.items():
         assert len(variable.attrs["long_name"]) > 4, name
-        assert variable.attrs["units"] == ("nat" if "loss" in name else "1"), name
+        is_text = variable.dtype.kind == "U"
+        assert variable.attrs.get("units") == (None if is_text else "nat" if "loss" in name else "1"), name
 
 
 def test_values_get_the_dtype_of_the_schema():
@@ -175,15 +179,15 @@ def test_block_coords_lay_the_facts_beside_the_names():
     result = make_lesion()
     assert result["block"].values.tolist() == ["layer1.0", "schicht/ü.0"]
     assert result["block_index"].values.tolist() == [0, 1]
-    assert result["skip_kind"].values.tolist() == ["identity"] * 2
-    assert result["branch_type"].values.tolist() == ["convolution"] * 2
-    assert result["group"].values.tolist() == result["module"].values.tolist() == ["layer1"] * 2
-    assert result["depth"].values.tolist() == [2, 2]
-    assert all(result[name].dims == ("block",) for name in datasets.block_coords([]))
+    assert result["block_skip_kind"].values.tolist() == ["identity"] * 2
+    assert result["block_branch_type"].values.tolist() == ["convolution"] * 2
+    assert result["block_group"].values.tolist() == result["block_module"].values.tolist() == ["layer1"] * 2
+    assert result["block_depth"].values.tolist() == [2, 2]
+    assert all(result[name].dims == ("block",) for name in block_coords([]))
 
 
 def test_a_stage_that_is_not_known_is_a_documented_flag():
-    stage = make_lesion()["stage"]
+    stage = make_lesion()["block_stage"]
     assert stage.values.tolist() == [0, -1]
     assert stage.attrs["flag_values"] == -1
     assert stage.attrs["flag_meanings"] == "not_known"
@@ -247,7 +251,7 @@ BAD_NAMES = ["a/b", "", " a", "a ", "a b", "+a", "a\nb", "e\u0301", "\u212b", "a
 @pytest.mark.parametrize("name", BAD_NAMES)
 def test_names_that_a_file_would_refuse_or_change_are_refused(name):
     with pytest.raises(InputError, match="cannot be a name"):
-        datasets.check_names([name])
+        check_names([name])
     with pytest.raises(InputError, match="cannot be a name"):
         datasets.build({name: ("sample", [1.0])}, coords={}, attrs={})
     with pytest.raises(InputError, match="cannot be a name"):
@@ -258,9 +262,9 @@ def test_names_that_a_file_would_refuse_or_change_are_refused(name):
 
 @pytest.mark.parametrize("name", ["loss", "sample", "intact_loss"])
 def test_a_users_measure_cannot_take_a_name_of_the_schema(name):
-    datasets.check_names(["top5", "größe", "p.95", "x" * 256])
+    check_names(["top5", "größe", "p.95", "x" * 256])
     with pytest.raises(InputError, match="schema"):
-        datasets.check_names([name])
+        check_names([name])
 
 
 @pytest.mark.parametrize("name", ["coordinates", "CLASS", "NAME", "DIMENSION_LIST", "REFERENCE_LIST", "_NCProperties"])
@@ -444,7 +448,8 @@ def test_the_file_is_what_netcdf_shows_of_it(tmp_path):
         assert file["block"][:].tolist() == ["layer1.0", "schicht/ü.0"]
         assert file["loss"].filters()["fletcher32"]
         for name in result.variables:
-            assert file[name].ncattrs()[:2] == ["long_name", "units"], name
+            is_text = file[name].dtype is str
+            assert file[name].ncattrs()[:2] == (["long_name"] if is_text else ["long_name", "units"]), name
             assert "_FillValue" not in file[name].ncattrs(), name
 
 
@@ -546,7 +551,7 @@ def results(draw):
     entries = {f"m{name}": (("row", "column"), values, {"comment": draw(labels)}) for name, values in own.items()}
     blocks = [make_block(index, name) for index, name in enumerate(draw(text))]
     coords = {
-        **datasets.block_coords(blocks),
+        **block_coords(blocks),
         "lesion": ("lesion", draw(text.filter(lambda found: len(set(found)) == len(found)))),
     }
     arguments = draw(st.dictionaries(names, plain, max_size=3))
@@ -793,7 +798,7 @@ def test_loading_a_newer_schema(tree, tmp_path):
     result = make_lesion().assign_attrs(schema_version=schema.SCHEMA_VERSION + 1)
     result = xr.DataTree.from_dict({"/lesion": result}) if tree else result
     path = datasets.save(result, tmp_path / "newer.nc")
-    with pytest.raises(FileError, match=r"schema version 2, .* reads up to 1: upgrade"):
+    with pytest.raises(FileError, match=r"schema version 3, .* reads up to 2: upgrade"):
         datasets.load(path)
 
 

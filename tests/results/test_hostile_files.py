@@ -334,7 +334,7 @@ def test_texts_under_a_name_of_numbers_are_refused_and_the_reverse(tmp_path, nam
         datasets.load(path)
 
 
-@pytest.mark.parametrize("name", ["block_index", "stage", "deleted", "error", "skip_kind"])
+@pytest.mark.parametrize("name", ["block_index", "block_stage", "deleted", "error", "block_skip_kind"])
 @pytest.mark.parametrize("values", [(), ("other",), ("lesion", "more")])
 def test_a_report_is_made_or_refused_whatever_the_dims_are(tmp_path, name, values):
     old = synthetic.single_lesions(4, made=synthetic.blocks(4))[name]
@@ -350,7 +350,7 @@ def lesions(deleted, groups):
     n_blocks = len(groups)
     return xr.Dataset(
         {"deleted": (("lesion", "block"), deleted)},
-        {"block": [f"block {index}" for index in range(n_blocks)], "group": ("block", groups)},
+        {"block": [f"block {index}" for index in range(n_blocks)], "block_group": ("block", groups)},
     )
 
 

@@ -16,8 +16,8 @@ returns an `xarray.Dataset`; several studies of one model are a `DataTree` with 
 `rpp.load` keep all of it: dims, dtypes, coordinates, attributes. This is version {version} of the schema, and `load`
 reads every earlier one.
 
-Every variable has the attributes `long_name` and `units`; units of `1` are left out below. Norms are Euclidean. A
-measure of your own becomes a variable along the study's dim and `sample`, in its own dtype.
+Every variable has the attribute `long_name`, and every number `units`; units of `1` are left out below. Norms are
+Euclidean. A measure of your own becomes a variable along the study's dim and `sample`, in its own dtype.
 """
 
 

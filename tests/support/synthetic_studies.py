@@ -7,6 +7,7 @@ import numpy as np
 from resnet_paths_plugin import paths
 from resnet_paths_plugin.graph.blocks import ResidualBlock
 from resnet_paths_plugin.results import datasets, provenance
+from resnet_paths_plugin.results.block_coords import block_coords
 
 PROXIES = ("branch_to_source_norm", "source_sum_cosine", "block_influence", "angular_distance", "lesion_estimate")
 
@@ -74,7 +75,7 @@ def lesion_study(sets, made, damage, samples=200, seed=0, *, targets=True, draw=
         **_classified("lesion", damage, samples, rng, targets=targets),
     }
     labels = ["+".join(made[index].name for index in chosen) or "intact" for chosen in sets]
-    coords = {"lesion": ("lesion", labels), **datasets.block_coords(made)}
+    coords = {"lesion": ("lesion", labels), **block_coords(made)}
     return datasets.build(variables, coords=coords, attrs=attrs("Lesion study of toy", **more))
 
 
@@ -124,7 +125,7 @@ def reorderings(n=9, draws=10, swaps=(1, 2, 3, 5, 10, 20, 50), seed=0, *, target
         **_classified("reordering", damage, 200, rng, targets=targets),
     }
     coords = {"reordering": [" ".join(map(str, order)) for order in orders]}
-    coords = {"reordering": ("reordering", coords["reordering"]), **datasets.block_coords(made)}
+    coords = {"reordering": ("reordering", coords["reordering"]), **block_coords(made)}
     return datasets.build(variables, coords=coords, attrs=attrs("Reordering study of toy"))
 
 
@@ -153,7 +154,7 @@ def trainings(n=9, seeds=3):
     coords = {
         "training": ("training", names),
         "lesion": ("lesion", [block.name for block in made]),
-        **datasets.block_coords(made),
+        **block_coords(made),
     }
     if seeds:
         coords["seed"] = ("seed", list(range(seeds)))
@@ -173,7 +174,7 @@ def influence(n=9, samples=8, *, lesions=True, gated=False):
         correlations.append(np.corrcoef(*ranks)[0, 1] if n > 1 else np.nan)
     if gated:
         variables["gate_openness"] = (("block", "sample"), 1 / (1 + np.exp(-rng.normal(0, 1, (n, samples)))))
-    coords = {**datasets.block_coords(made)}
+    coords = {**block_coords(made)}
     if lesions:
         variables["lesion_effect"] = ("block", damage, {"measure": "error"})
         variables["rank_correlation"] = ("proxy", correlations)
@@ -239,7 +240,7 @@ def schedules(n=9, families=None, seed=0):
         "entry_weight": ("entry", entries[:, 3]),
         **_classified("schedule", np.clip([row[4] for row in rows], 0.04, 0.9), 100, rng),
     }
-    coords = {"schedule": ("schedule", [row[0] for row in rows]), **datasets.block_coords(made)}
+    coords = {"schedule": ("schedule", [row[0] for row in rows]), **block_coords(made)}
     return datasets.build(variables, coords=coords, attrs=attrs("Schedules of toy"))
 
 
@@ -266,7 +267,7 @@ def path_lengths(n=9, samples=4, *, chain=True, max_length=None):
     }
     if max_length is not None:
         variables["tail_gradient_norm"] = ("sample", np.full(samples, 0.5))
-    coords = {"measure": ("measure", ["gradient_norm", "total_path_gradient"]), **datasets.block_coords(made)}
+    coords = {"measure": ("measure", ["gradient_norm", "total_path_gradient"]), **block_coords(made)}
     more = {"argument_grade": "blocks"}
     return datasets.build(variables, coords=coords, attrs=attrs("Path lengths of toy", **more))
 
@@ -279,7 +280,7 @@ def path_maps(n=9, samples=2, longest=3):
     dims = ("channel", "height", "width")
     variables["gradient"] = (("path_length", "sample", *dims), rng.normal(size=(longest + 1, samples, 1, 8, 8)))
     variables["input"] = (("sample", *dims), rng.normal(size=(samples, 1, 8, 8)))
-    coords = datasets.block_coords(blocks(n))
+    coords = block_coords(blocks(n))
     return datasets.build(variables, coords=coords, attrs=attrs("Maps of toy", argument_grade="blocks"))
 
 

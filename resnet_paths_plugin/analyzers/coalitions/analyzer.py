@@ -16,8 +16,10 @@ from resnet_paths_plugin.analyzers.coalitions.game import BlockGame
 from resnet_paths_plugin.analyzers.study import StudyResult
 from resnet_paths_plugin.execution import RunOptions, TaskFolder
 from resnet_paths_plugin.results import datasets
+from resnet_paths_plugin.results.block_coords import NOT_KNOWN, block_coords
 from resnet_paths_plugin.results.opened_files import opened
 from resnet_paths_plugin.results.schema import QUANTITIES
+from resnet_paths_plugin.results.variables import Entry
 
 _OF_GAME = (
     "target", "additional_forward_args", "value", "measures", "higher_is_better", "level", "ablation", "reference",
@@ -93,7 +95,7 @@ class GameAnalyzer(Analyzer, PerturbationAttribution):  # type: ignore[misc]  # 
         return opened(path)
 
 
-def with_measure(game: BlockGame, variables: Mapping[str, datasets.Entry]) -> dict[str, datasets.Entry]:
+def with_measure(game: BlockGame, variables: Mapping[str, Entry]) -> dict[str, Entry]:
     """Return variables of which those in the measure's unit say which measure that is, and which way is better."""
     known = QUANTITIES.get(game.value)
     attrs: dict[str, object] = {"measure": game.value, "units": "1" if known is None else known.units}
@@ -110,17 +112,17 @@ def tell(game: BlockGame, coalitions: Coalitions, *, told: bool) -> None:
         tqdm.write(f"{count:,} coalitions of {game.n_players} players: about {passes:,.0f} forward passes", sys.stderr)
 
 
-def _player_coords(game: BlockGame) -> dict[str, datasets.Entry]:
+def _player_coords(game: BlockGame) -> dict[str, Entry]:
     """Return the coordinates of dim `block`: of a group the facts of its blocks, joined by "+" where they differ."""
     groups = list(game.units.values())
-    coords = datasets.block_coords([blocks[0] for blocks in groups])
+    coords = block_coords([blocks[0] for blocks in groups])
     stage = [blocks[0].stage if len({block.stage for block in blocks}) == 1 else None for blocks in groups]
     return coords | {
         "block": ("block", list(game.players)),
-        "stage": ("block", [-1 if one is None else one for one in stage], *coords["stage"][2:]),
-        "skip_kind": ("block", [_joined(block.skip_kind for block in blocks) for blocks in groups]),
-        "branch_type": ("block", [_joined(block.branch_type for block in blocks) for blocks in groups]),
-        "depth": ("block", [sum(block.depth for block in blocks) for blocks in groups]),
+        "block_stage": ("block", [NOT_KNOWN if one is None else one for one in stage], *coords["block_stage"][2:]),
+        "block_skip_kind": ("block", [_joined(block.skip_kind for block in blocks) for blocks in groups]),
+        "block_branch_type": ("block", [_joined(block.branch_type for block in blocks) for blocks in groups]),
+        "block_depth": ("block", [sum(block.depth for block in blocks) for blocks in groups]),
     }
 
 

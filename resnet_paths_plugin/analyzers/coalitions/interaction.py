@@ -21,7 +21,7 @@ from resnet_paths_plugin.errors import InputError
 from resnet_paths_plugin.execution import RunOptions
 from resnet_paths_plugin.execution.batches import Target
 from resnet_paths_plugin.network.levels import Level
-from resnet_paths_plugin.results.datasets import Entry
+from resnet_paths_plugin.results.variables import Entry
 
 _PAIR = ("block", OTHER)
 _SETS_PER_PLAYER = 8

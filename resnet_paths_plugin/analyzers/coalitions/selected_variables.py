@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from resnet_paths_plugin.analyzers.coalitions.search_plan import SearchPlan
 from resnet_paths_plugin.analyzers.coalitions.searches import Found, Step
 from resnet_paths_plugin.analyzers.coalitions.set_space import Sets, keys
-from resnet_paths_plugin.results.datasets import Entry
+from resnet_paths_plugin.results.variables import Entry
 
 
 @dataclass(frozen=True, slots=True, eq=False)

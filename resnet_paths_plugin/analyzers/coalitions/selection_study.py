@@ -29,7 +29,7 @@ from resnet_paths_plugin.execution import RunOptions, Samples, Stage, StudyRun
 from resnet_paths_plugin.execution.batches import Batch, Batches
 from resnet_paths_plugin.network.stand_ins import Fitted
 from resnet_paths_plugin.network.unraveled import UnraveledNetwork
-from resnet_paths_plugin.results.datasets import Entry
+from resnet_paths_plugin.results.variables import Entry
 
 _AT_ONCE = 2048
 """Sets that are measured in one pass over the samples."""

@@ -29,7 +29,7 @@ from resnet_paths_plugin.errors import InputError
 from resnet_paths_plugin.execution import RunOptions
 from resnet_paths_plugin.execution.batches import Target
 from resnet_paths_plugin.network.levels import Level
-from resnet_paths_plugin.results.datasets import Entry
+from resnet_paths_plugin.results.variables import Entry
 
 BUDGET = 4096
 """Coalitions that are evaluated at most where the user does not say: all of 12 blocks."""

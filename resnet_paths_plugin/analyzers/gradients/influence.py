@@ -29,9 +29,9 @@ from resnet_paths_plugin.errors import InputError
 from resnet_paths_plugin.execution import RunOptions, StudyRun
 from resnet_paths_plugin.execution.batches import Batch, Batches, Target, check_target
 from resnet_paths_plugin.network.unraveled import UnraveledNetwork
-from resnet_paths_plugin.results.datasets import Entry
 from resnet_paths_plugin.results.derived import rank_correlation, refreshed
 from resnet_paths_plugin.results.provenance import PAPER
+from resnet_paths_plugin.results.variables import Entry
 
 Array = NDArray[np.float64]
 

@@ -27,7 +27,7 @@ from resnet_paths_plugin.execution import Arrays, RunOptions, StudyRun
 from resnet_paths_plugin.execution.batches import Batch, check_target
 from resnet_paths_plugin.graph.blocks import ResidualBlock
 from resnet_paths_plugin.network.unraveled import UnraveledNetwork
-from resnet_paths_plugin.results import datasets
+from resnet_paths_plugin.results.variables import Entry
 
 Array = NDArray[Any]
 
@@ -172,7 +172,7 @@ class PathStudy(Study):
         axes = self.grading.axes
         shape = tuple(limit + 1 for limit in self.limits)
         counts = [self.counts.get(length, 0) for length in self.grid]
-        coords: dict[str, datasets.Entry] = {
+        coords: dict[str, Entry] = {
             axis: (axis, np.arange(size), {"long_name": f"branches taken on a path: {axis}", "units": "1"})
             if axis != "path_length"
             else (axis, np.arange(size))
@@ -187,7 +187,7 @@ class PathStudy(Study):
             for name, values in _totals(found).items():
                 sums[name] = sums[name] + values if name in sums else values
             means = {name: total / n_samples for name, total in sums.items()}
-            variables: dict[str, datasets.Entry] = {
+            variables: dict[str, Entry] = {
                 "path_count": (axes, _as_floats(counts).reshape(shape)),
                 "log10_path_count": (axes, self.log_counts.reshape(shape)),
             }
@@ -235,9 +235,9 @@ class PathStudy(Study):
         )
         return True
 
-    def _per_sample(self, found: Arrays) -> dict[str, datasets.Entry]:
+    def _per_sample(self, found: Arrays) -> dict[str, Entry]:
         axes = self.grading.axes
-        variables: dict[str, datasets.Entry] = {}
+        variables: dict[str, Entry] = {}
         for name in ("gradient_norm", "path_gradient_rms"):
             if name in found:
                 variables[name] = ((*axes, "sample"), found[name])
@@ -254,7 +254,7 @@ class PathStudy(Study):
                 variables["input"] = (("sample", *dims), found["input"])
         return variables
 
-    def _sampled_variables(self, per_path: Array, totals: dict[str, Array]) -> dict[str, datasets.Entry]:
+    def _sampled_variables(self, per_path: Array, totals: dict[str, Array]) -> dict[str, Entry]:
         axes = self.grading.axes
         shape = tuple(limit + 1 for limit in self.limits)
         mean, stderr = np.zeros(len(self.grid)), np.zeros(len(self.grid))

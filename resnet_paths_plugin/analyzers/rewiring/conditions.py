@@ -22,7 +22,7 @@ from resnet_paths_plugin.execution import Arrays, Samples, Stage, StudyRun
 from resnet_paths_plugin.execution.batches import Batch, Batches
 from resnet_paths_plugin.network.stand_ins import Fitted, StandIns, check_ablation, check_ridge, fitted, layout, moments
 from resnet_paths_plugin.network.unraveled import UnraveledNetwork
-from resnet_paths_plugin.results import datasets
+from resnet_paths_plugin.results.variables import Entry
 
 BatchNorm = Literal["frozen", "recalibrated"]
 """Which batch-norm statistics hold: the model's, or those that the changed network has on given data."""
@@ -105,7 +105,7 @@ class Conditions:
         return {"ridge": self.ridge} if self._ablation == "linear" else {}
 
     @property
-    def variables(self) -> Mapping[str, datasets.Entry]:
+    def variables(self) -> Mapping[str, Entry]:
         """Variables of the result, once prepared: how well linear maps fit, NaN for blocks that have none."""
         if self._ablation != "linear":
             return {}

@@ -24,6 +24,7 @@ from resnet_paths_plugin.execution.batches import Batches, Target
 from resnet_paths_plugin.graph.blocks import BlockLike, ResidualBlock, listed
 from resnet_paths_plugin.network.levels import Level, Units, unit_names, units_of
 from resnet_paths_plugin.network.unraveled import UnraveledNetwork
+from resnet_paths_plugin.results.block_coords import block_coords, lesion_coords
 
 Lesion = BlockLike | Iterable[BlockLike]
 
@@ -100,10 +101,11 @@ class BlockLesion(Analyzer, PerturbationAttribution):  # type: ignore[misc]  # c
         Returns:
             A Dataset with dims `lesion`, `sample`, `block`: `target_score`, `target_score_drop`, `loss` and
             `kl_divergence` (nats), `correct`, `prediction`, `prediction_changed` (lesion, sample); `error` (lesion), a
-            fraction; `deleted` (lesion, block), `n_deleted` (blocks), `n_deleted_units` (blocks or groups, by the
-            level), `draw` (lesion); the intact network's as `intact_...`. With `"linear"` also `explained_variance`
-            (block), the share of the branch's variance over the reference that the map explains.
-            What needs targets is absent without them.
+            fraction; `deleted` (lesion, block); the intact network's as `intact_...`. With `"linear"` also
+            `explained_variance` (block), the share of the branch's variance over the reference that the map explains.
+            What needs targets is absent without them. Coordinates along `lesion`, to select and group by: `n_deleted`
+            (blocks), `n_deleted_units` (blocks or groups, by the level), `draw`, and of a lesion of one unit `stage`,
+            `skip_kind`, `branch_type` and `relative_depth` (0 first to 1 last); -1 or empty for several units.
 
         Raises:
             NoResidualBlocksError: if the network has no residual blocks.
@@ -213,6 +215,8 @@ def _schedules(network: UnraveledNetwork, units: Units, chosen: Sequence[_Set]) 
     deleted = np.zeros((len(chosen), len(network.blocks)), dtype=bool)
     for row, gone in zip(deleted, blocks, strict=True):
         row[[block.index for block in gone]] = True
+    n_units = np.array([len(lesion.names) for lesion in chosen])
+    facts = {name: values for name, (_, values, *_) in block_coords(network.blocks).items()}
     return NamedSchedules(
         dim="lesion",
         labels=["+".join(lesion.names) if lesion.names else "intact" for lesion in chosen],
@@ -220,7 +224,8 @@ def _schedules(network: UnraveledNetwork, units: Units, chosen: Sequence[_Set]) 
         variables={
             "deleted": (("lesion", "block"), deleted),
             "n_deleted": (("lesion",), deleted.sum(axis=1)),
-            "n_deleted_units": (("lesion",), [len(lesion.names) for lesion in chosen]),
+            "n_deleted_units": (("lesion",), n_units),
             "draw": (("lesion",), [lesion.draw for lesion in chosen]),
+            **lesion_coords(deleted, n_units, facts),
         },
     )

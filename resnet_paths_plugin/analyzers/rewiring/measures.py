@@ -16,7 +16,7 @@ from resnet_paths_plugin.execution.batches import Batch, Target, check_target
 from resnet_paths_plugin.graph.export import check_dense
 from resnet_paths_plugin.network.unraveled import UnraveledNetwork
 from resnet_paths_plugin.plugins import manager as plugins
-from resnet_paths_plugin.results import datasets
+from resnet_paths_plugin.results.variables import check_names
 
 Measure = Callable[[Any, Target], Tensor]
 """A user's measure: of the model's outputs and the batch's target, one number per sample, shape `[B]`.
@@ -34,7 +34,7 @@ def offered_measures(network: UnraveledNetwork) -> dict[str, Measure]:
     known: dict[str, Measure] = {}
     for name, measure in plugins.measures(network.model, network.plugin_manager).items():
         try:
-            datasets.check_names([name])
+            check_names([name])
         except InputError as error:
             warnings.warn(f"measure {name!r} of a plugin is left out: {error}", PluginWarning, stacklevel=2)
         else:
@@ -74,7 +74,7 @@ class Measures:
     ) -> None:
         self.user = dict(user or {})
         self.offered = {name: measure for name, measure in (offered or {}).items() if name not in self.user}
-        datasets.check_names(self.user)
+        check_names(self.user)
         for name, measure in self.user.items():
             if not callable(measure):
                 raise InputError(f"measure {name!r} must be callable as (outputs, target) -> [B], not {measure!r}")

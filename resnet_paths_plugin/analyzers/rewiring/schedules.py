@@ -21,7 +21,7 @@ from resnet_paths_plugin.execution.batches import Batches, Target
 from resnet_paths_plugin.network.captured_network import Units
 from resnet_paths_plugin.network.schedule_families import Family
 from resnet_paths_plugin.network.unraveled import UnraveledNetwork
-from resnet_paths_plugin.results import datasets
+from resnet_paths_plugin.results.variables import Entry
 
 _WHAT: Mapping[Units, str] = {
     "blocks": "whose residual blocks' branches are added, their skips left in place,",
@@ -174,9 +174,7 @@ def _schedules(network: UnraveledNetwork, chosen: Named) -> NamedSchedules:
                 entries += [(which, place, branch, weight) for branch, weight in schedule.row(place)]
     columns: list[tuple[Any, ...]] = list(zip(*entries, strict=True)) or [()] * 4
     names = ("entry_schedule", "entry_place", "entry_branch", "entry_weight")
-    listed: dict[str, datasets.Entry] = {
-        name: (("entry",), column) for name, column in zip(names, columns, strict=True)
-    }
+    listed: dict[str, Entry] = {name: (("entry",), column) for name, column in zip(names, columns, strict=True)}
     return NamedSchedules(
         dim="schedule",
         labels=[name for _, name, _ in chosen],

@@ -20,7 +20,7 @@ from resnet_paths_plugin.errors import NonFiniteOutputWarning
 from resnet_paths_plugin.execution import Arrays, RunOptions, Samples, StudyRun
 from resnet_paths_plugin.execution.batches import Batch, Batches
 from resnet_paths_plugin.network.unraveled import UnraveledNetwork
-from resnet_paths_plugin.results import datasets
+from resnet_paths_plugin.results.variables import Entry
 
 SCHEDULES_PER_TASK = 32
 """Schedules in one task: as many as make the intact pass that each task begins with cheap."""
@@ -45,7 +45,7 @@ class NamedSchedules:
     dim: str
     labels: Sequence[str]
     schedules: Sequence[Schedule]
-    variables: Mapping[str, datasets.Entry] = field(default_factory=dict)
+    variables: Mapping[str, Entry] = field(default_factory=dict)
 
 
 class ScheduleStudy(Study):
@@ -159,7 +159,7 @@ class ScheduleStudy(Study):
             if not values.pop(IS_FINITE) and not warned:
                 warned = True
                 _warn_not_finite(self.network)
-            variables: dict[str, datasets.Entry] = {**named.variables, **self.conditions.variables}
+            variables: dict[str, Entry] = {**named.variables, **self.conditions.variables}
             for name, array in values.items():
                 variables[name] = ((named.dim, "sample") if array.ndim == 2 else ("sample",), array)
             if "prediction" in values:
