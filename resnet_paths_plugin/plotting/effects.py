@@ -14,12 +14,13 @@ from resnet_paths_plugin.errors import InputError
 from resnet_paths_plugin.plotting import style
 from resnet_paths_plugin.plotting.style import FloatArray
 from resnet_paths_plugin.results.derived import refreshed
+from resnet_paths_plugin.results.schema import COORDINATES
 
 DEFAULT_MEASURES = ("error", "prediction_changed")
 """What is drawn where no measure is named: the first of them that is there, before any other."""
 
 _SHORT_LABELS = {"error": "error", "prediction_changed": "changed predictions", "correct": "correct predictions"}
-_NO_MEASURES = frozenset({
+_NO_MEASURES = COORDINATES | frozenset({
     "deleted", "prediction", "order", "kendall_tau", "kendall_tau_all_blocks", "changed",
 })  # fmt: skip
 

@@ -13,6 +13,7 @@ from resnet_paths_plugin.plotting.interactions import Interactions
 from resnet_paths_plugin.plotting.registry import FIGURES, figure_of, fitting
 from resnet_paths_plugin.plotting.shares import Shares
 from resnet_paths_plugin.results import datasets
+from resnet_paths_plugin.results.block_coords import block_coords
 
 mpl.use("agg")
 
@@ -31,7 +32,7 @@ def figures_draw_and_settings_stay():
 
 
 def built(variables, **attrs):
-    blocks = datasets.block_coords(synthetic.blocks(N))
+    blocks = block_coords(synthetic.blocks(N))
     other = {"other_block": ("other_block", blocks["block"][1])}
     return datasets.build(variables, coords=blocks | other, attrs=synthetic.attrs(**attrs))
 

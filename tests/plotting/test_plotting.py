@@ -133,7 +133,7 @@ class TestSingleLesions:
         assert ax.get_ylim()[0] == 0
 
     def test_unknown_stages_are_not_drawn(self):
-        ds = single_lesions(error=np.zeros(N)).assign_coords(stage=("block", [-1, -1, 0, 0, 1, 1]))
+        ds = single_lesions(error=np.zeros(N)).assign_coords(block_stage=("block", [-1, -1, 0, 0, 1, 1]))
         assert texts(plotting.plot_single_lesions(ds)) == "stage 0 stage 1"
 
     def test_without_targets_changed_predictions_are_drawn(self):

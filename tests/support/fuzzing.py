@@ -31,6 +31,7 @@ from resnet_paths_plugin.files import file_seals
 from resnet_paths_plugin.plugins.model_description import Preprocessing
 from resnet_paths_plugin.plugins.weights import load_weights
 from resnet_paths_plugin.results import datasets
+from resnet_paths_plugin.results.block_coords import block_coords
 
 SECONDS = 20
 """Processor time of one case, after which it counts as endless."""
@@ -50,7 +51,7 @@ def valid_netcdf(folder):
     sample, made = np.arange(5), synthetic.blocks(3)
     study = datasets.build(
         {"loss": (("lesion", "sample"), np.ones((3, 5))), "correct": (("lesion", "sample"), np.ones((3, 5), bool))},
-        coords={"lesion": ("lesion", ["a", "b", "a+b"]), "sample": ("sample", sample), **datasets.block_coords(made)},
+        coords={"lesion": ("lesion", ["a", "b", "a+b"]), "sample": ("sample", sample), **block_coords(made)},
         attrs={"schema_version": 1, "title": "A study", "seed": 0, "note": "übung"},
     )
     small = datasets.build({"error": ((), 0.5)}, coords={}, attrs={"schema_version": 1})
