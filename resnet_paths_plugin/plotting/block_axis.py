@@ -130,7 +130,7 @@ def fit(ax: Axes, stage: FloatArray) -> None:
     ax.margins(x=0.02 if np.isnan(stage).any() else 0)
 
 
-def name_blocks(ax: Axes, position: NDArray[np.intp], names: Sequence[str], what: str) -> None:
+def name_blocks(ax: Axes, position: NDArray[np.intp], names: Sequence[str], what: str, counted: str = "") -> None:
     """Tick the blocks' names where they can be read, else their index.
 
     Args:
@@ -138,11 +138,12 @@ def name_blocks(ax: Axes, position: NDArray[np.intp], names: Sequence[str], what
         position: place of each block on the x axis.
         names: what stands there.
         what: what the axis shows, such as "deleted block".
+        counted: what the figure is of, to stand behind it, such as " (500 samples)".
     """
     room = style.width_of(ax) >= INCHES_PER_TICK_NAME * len(names)
     if room and max(map(len, names)) <= LONGEST_TICK_NAME:
         ax.set_xticks(position, [style.plain(name) for name in names], rotation=90, fontsize=style.LEGEND_SIZE)
-        ax.set_xlabel(f"{what}, in execution order")
+        ax.set_xlabel(f"{what}, in execution order{counted}")
     else:
         style.integer_axis(ax)
-        ax.set_xlabel(f"index of the {what}, in execution order")
+        ax.set_xlabel(f"index of the {what}, in execution order{counted}")

@@ -16,11 +16,13 @@ from resnet_paths_plugin.plotting import block_axis, style
 from resnet_paths_plugin.plotting.classes import class_rises, describe_class_lesions, names_of, plot_class_lesions
 from resnet_paths_plugin.plotting.effects import Effect, default_measure, effect_of, finish, mark_levels, measures
 from resnet_paths_plugin.plotting.figure import Drawing, Figure, FigureStudy, has
+from resnet_paths_plugin.plotting.intervals import Intervals, intervals_of
 from resnet_paths_plugin.plotting.wording import (
     SMALL_RISE,
     amount,
     extremes,
     intact,
+    interval_texts,
     listed,
     measure_name,
     study_effect,
@@ -31,6 +33,8 @@ SIZES_SHOWN = 5
 LINE: dict[str, Any] = {"linewidth": 1}
 ONE_DELETED = {**LINE, "color": style.BLUE, "marker": "o"}
 PLAIN = {**LINE, "color": style.ORANGE, "marker": "D", "linestyle": "-.", "markersize": 4}
+INTERVAL: dict[str, Any] = {"color": style.SKY, "linewidth": 1.6}
+BAND: dict[str, Any] = {"color": style.BLUE, "alpha": 0.18, "linewidth": 0}
 PROJECTION: dict[str, Any] = {"linestyle": "none", "marker": "s", "markersize": 8, "color": style.VERMILLION}
 
 
@@ -133,8 +137,10 @@ def plot_single_lesions(
 ) -> Axes:
     """Draw what deleting each single block does, against the block's place in the network (Fig. 3).
 
-    Blocks whose skip is a projection are marked, stages are shaded in turn. Where every lesion deletes one
-    whole group (`level="group"`), groups are drawn instead of blocks; no other lesion of several blocks is.
+    Blocks whose skip is a projection are marked, stages are shaded in turn. Bars are 95 % intervals over samples: of
+    the difference from the intact network on the same samples, for an error or a loss, else of the measure itself.
+    Where every lesion deletes one whole group (`level="group"`), groups are drawn instead of blocks; no other lesion
+    of several blocks is.
 
     Args:
         ds: result of `BlockLesion`, with lesions of one block each.
@@ -165,6 +171,10 @@ def plot_single_lesions(
     ax = style.own_axes(7.2, 3.6) if ax is None else ax
 
     block_axis.shade_stages(ax, lesions.position, lesions.stage)
+    found = intervals_of(ds, effect.name, "lesion")
+    if found is not None:
+        low, high = (ends[lesions.chosen] for ends in found.beside_intact(effect.intact))
+        ax.vlines(lesions.position, low, high, **INTERVAL)
     ax.plot(lesions.position, values, label=f"one {lesions.unit} deleted", **style.sized(ONE_DELETED, values))
     if lesions.projection.any():
         place, height = lesions.position[lesions.projection], values[lesions.projection]
@@ -175,7 +185,8 @@ def plot_single_lesions(
     finish(ax, effect)
     block_axis.fit(ax, lesions.stage)
     style.leave_room(ax, 0.08)
-    block_axis.name_blocks(ax, lesions.position, lesions.names, f"deleted {lesions.unit}")
+    counted = "" if found is None else f" ({found.counted}, 95 % intervals)"
+    block_axis.name_blocks(ax, lesions.position, lesions.names, f"deleted {lesions.unit}", counted)
     return ax
 
 
@@ -184,7 +195,8 @@ def plot_random_lesions(
 ) -> Axes:
     """Draw what deleting random sets of blocks does, against their number (Fig. 5a).
 
-    Boxes show the quartiles and the median over the draws, whiskers all draws; the line joins the means.
+    Boxes show the quartiles and the median over the draws, whiskers all draws; the line joins the means, and the band
+    is their 95 % interval over samples and draws.
 
     Args:
         ds: result of `BlockLesion`, with `n_deleted`.
@@ -225,6 +237,9 @@ def plot_random_lesions(
             capprops={"linewidth": 0.8},
         )["boxes"]
         boxes[0].set_label("quartiles, range")
+    found = intervals_of(ds, effect.name, "lesion")
+    if found is not None and found.sizes is not None and np.array_equal(found.sizes, numbers):
+        ax.fill_between(numbers, found.low, found.high, label="95 % interval of the mean", **BAND)
     means = [draw.mean() for draw in draws]
     ax.plot(
         numbers,
@@ -238,7 +253,7 @@ def plot_random_lesions(
     finish(ax, effect)
     style.integer_axis(ax)
     style.leave_room(ax, 0.03)
-    ax.set_xlabel("number of deleted blocks")
+    ax.set_xlabel("number of deleted blocks" + ("" if found is None else f" ({found.counted})"))
     return ax
 
 
@@ -246,9 +261,13 @@ def describe_single_lesions(ds: xr.Dataset, plain: xr.Dataset | None = None) -> 
     """Fig. 3: the intact network, the median deletion, the worst ones; beside them a plain network's."""
     effect, lesions = study_effect(ds, "lesion"), block_axis.single_lesions(ds, "the report")
     values = effect.values[lesions.chosen]
+    found = intervals_of(ds, effect.name, "lesion")
+    ranges = [""] * len(ds["lesion"]) if found is None else interval_texts(effect, found.low, found.high)
     names = [
-        f"{name} ({amount(effect, value)}{', projection skip' if projection else ''})"
-        for name, value, projection in zip(lesions.names, values, lesions.projection, strict=True)
+        f"{name} ({amount(effect, value)}{ranges[place]}{', projection skip' if projection else ''})"
+        for name, value, place, projection in zip(
+            lesions.names, values, lesions.chosen, lesions.projection, strict=True
+        )
     ]
     sentence = f"The {measure_name(ds, effect)} is {intact(ds, effect)}"
     if len(values) == 1:
@@ -260,9 +279,8 @@ def describe_single_lesions(ds: xr.Dataset, plain: xr.Dataset | None = None) -> 
             f"{amount(effect, np.nanmedian(values))} in the median of {len(values)} deletions of one {lesions.unit}; "
             f"{extremes(effect, values, names, 'without')}"
         )
-        if effect.is_fraction and effect.intact is not None:
-            small = int((np.abs(values - effect.intact) < SMALL_RISE).sum())
-            sentence += f"; {small} of {len(values)} deletions change it by less than one percentage point"
+        if found is not None and effect.is_fraction:
+            sentence += _resolved(found, lesions.chosen)
     if plain is not None:
         other = effect_of(plain, "lesion", effect.name, "the report")
         layers = block_axis.single_lesions(plain, "the report")
@@ -280,10 +298,32 @@ def describe_random_lesions(ds: xr.Dataset, chance: float | None = None) -> str:
     sizes = ds["n_deleted"].values
     numbers = np.unique(sizes)
     shown = numbers[np.unique(np.linspace(0, len(numbers) - 1, SIZES_SHOWN).round().astype(int))]
-    amounts = [f"{amount(effect, np.nanmean(effect.values[sizes == size]))} with {size}" for size in shown]
+    found = intervals_of(ds, effect.name, "lesion")
+    ranges, counted = [""] * len(numbers), ""
+    if found is not None and found.sizes is not None and np.array_equal(found.sizes, numbers):
+        ranges = interval_texts(effect, found.low, found.high)
+        counted = f" (95 % intervals over {found.counted})"
+    amounts = [
+        f"{amount(effect, np.nanmean(effect.values[sizes == size]))}{ranges[int(np.searchsorted(numbers, size))]} "
+        f"with {size}"
+        for size in shown
+    ]
     amounts[0] += f" {'random ' if is_random(ds) else ''}{'block' if shown[0] == 1 else 'blocks'} deleted"
     guess = "" if chance is None else f"; guessing would give {amount(effect, chance)}"
-    return f"The {measure_name(ds, effect)} is {intact(ds, effect)}on average {listed(amounts)}{guess}."
+    return f"The {measure_name(ds, effect)} is {intact(ds, effect)}on average {listed(amounts)}{counted}{guess}."
+
+
+def _resolved(found: Intervals, chosen: NDArray[np.intp]) -> str:
+    """How many deletions are equal to the intact network within a point, how many are not, and how many are open."""
+    if found.effect_low is None or found.effect_high is None:
+        return ""
+    low, high = found.effect_low[chosen], found.effect_high[chosen]
+    equal = int(((low > -SMALL_RISE) & (high < SMALL_RISE)).sum())
+    apart = int(((low > SMALL_RISE) | (high < -SMALL_RISE)).sum())
+    return (
+        f"; by 95 % intervals over {found.counted}, {equal} of {len(chosen)} deletions change it by less than one "
+        f"percentage point, {apart} by more, and {len(chosen) - equal - apart} are not resolved"
+    )
 
 
 def is_random(ds: xr.Dataset) -> bool:

@@ -51,6 +51,18 @@ def amount(effect: Effect, value: float) -> str:
     return percent(value) if effect.is_fraction else f"{float(value):.3g}"
 
 
+def interval_texts(effect: Effect, low: FloatArray, high: FloatArray) -> list[str]:
+    """The 95 % interval of each value, to stand behind it; empty where there is none."""
+    return [
+        f" [{_bare(effect, one)} to {amount(effect, other)}]" if np.isfinite([one, other]).all() else ""
+        for one, other in zip(low, high, strict=True)
+    ]
+
+
+def _bare(effect: Effect, value: float) -> str:
+    return amount(effect, value).removesuffix(" %")
+
+
 def intact(ds: xr.Dataset, effect: Effect) -> str:
     """What the intact network does, as the beginning of an enumeration; empty where it is not known."""
     if effect.intact is None:

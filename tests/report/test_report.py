@@ -165,9 +165,18 @@ class TestSentences:
         ds = synthetic.lesion_study([[0], [1], [2], [3]], made, [0.04, 0.05, 0.5, 0.2], samples=100)
         assert said(ds)["single-lesions"] == (
             "The error is 4.0 % (4 of 100 samples) in the intact network and 12.5 % in the median of 4 deletions of "
-            "one block; it is highest without layer2.2 (50.0 %, projection skip), layer2.3 (20.0 %) and layer1.1 "
-            "(5.0 %); 1 of 4 deletions change it by less than one percentage point."
+            "one block; it is highest without layer2.2 (50.0 % [40.4 to 59.6 %], projection skip), layer2.3 (20.0 % "
+            "[13.3 to 28.9 %]) and layer1.1 (5.0 % [2.2 to 11.2 %]); by 95 % intervals over 100 samples, 0 of 4 "
+            "deletions change it by less than one percentage point, 2 by more, and 2 are not resolved."
         )
+
+    def test_deletions_are_told_as_equal_only_where_their_intervals_show_it(self):
+        made = synthetic.blocks(4, 2)
+        ds = synthetic.lesion_study([[0], [1], [2], [3]], made, [0.04, 0.05, 0.5, 0.2], samples=10_000)
+        assert (
+            "by 95 % intervals over 10000 samples, 1 of 4 deletions change it by less than one percentage point, 2 by "
+            "more, and 1 are not resolved"
+        ) in said(ds)["single-lesions"]
 
     def test_the_plain_network_is_told_of(self):
         told = said(synthetic.tree(N))["single-lesions"]
@@ -201,7 +210,7 @@ class TestSentences:
         ds["intact_metres"] = ("sample", [8.0, 8.0])
         assert said(ds)["single-lesions"].startswith(
             "The error of depth (in m) is 8 in the intact network and 8.5 in the median of 9 deletions of one block; "
-            "it is farthest from the intact network's without layer3.8 (16.5)"
+            "it is farthest from the intact network's without layer3.8 (16.5 ["
         )
 
     def test_random_lesions(self):
@@ -214,6 +223,9 @@ class TestSentences:
             "The error is 4.0 % (4 of 100 samples) in the intact network and on average 15.0 % with 1 random block "
             "deleted and 50.0 % with 3."
         )
+        drawn = synthetic.lesion_study(sets, made, damage, samples=100, draw=[0, 1, 0, 1])
+        assert "% with 1 " in said(drawn)["random-lesions"]
+        assert "% with 3 (95 % intervals over 100 samples, 2 draws each)." in said(drawn)["random-lesions"]
         (chosen,) = report.figures(ds.assign_attrs(argument_n_deleted="None"))
         assert "random" not in chosen.title + chosen.sentence
 
