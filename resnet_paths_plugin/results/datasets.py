@@ -26,7 +26,7 @@ from resnet_paths_plugin.files.output_files import Mode, replacing, writable_net
 from resnet_paths_plugin.graph.blocks import ResidualBlock
 from resnet_paths_plugin.process_lock import alone, without_cluster
 from resnet_paths_plugin.results.provenance import fits_netcdf, netcdf_safe
-from resnet_paths_plugin.results.schema import PER_SAMPLE, QUANTITIES, SCHEMA_VERSION, Quantity
+from resnet_paths_plugin.results.schema import OVER_SAMPLES, QUANTITIES, SCHEMA_VERSION, Quantity
 
 if TYPE_CHECKING:
     import netCDF4
@@ -89,15 +89,15 @@ def build(variables: Mapping[str, Entry], *, coords: Mapping[str, Entry], attrs:
         attrs: global attributes, from `provenance`.
 
     Raises:
-        InputError: a name, a value or a dtype cannot be stored exactly, variables differ in the size of a dim, or one
-            that the schema has for all samples together comes with a dim `sample`.
+        InputError: a name, a value or a dtype cannot be stored exactly, variables differ in the size of a dim, or a
+            mean over samples comes with a dim `sample`.
     """
     found = {name: _variable(name, entry) for name, entry in variables.items()}
-    for name, variable in found.items():
-        if _quantity(name) is not None and "sample" in variable.dims and name.removeprefix(_INTACT) not in PER_SAMPLE:
+    for name in OVER_SAMPLES:
+        if name in found and "sample" in found[name].dims:
             raise InputError(
-                f"the schema's {name!r} is said of all samples together, and this one has a dim 'sample': "
-                "choose another name for a value of each sample"
+                f"the schema's {name!r} is a mean over samples, and this one has a dim 'sample': choose another name "
+                "for a value of each sample"
             )
     labels = {name: _variable(name, entry, "coordinate") for name, entry in coords.items()}
     sizes = _sizes({**found, **labels})
