@@ -23,14 +23,12 @@ from resnet_paths_plugin.files.output_files import Mode, replacing, writable_net
 from resnet_paths_plugin.process_lock import alone, without_cluster
 from resnet_paths_plugin.results.conversion import converted
 from resnet_paths_plugin.results.provenance import netcdf_safe
-from resnet_paths_plugin.results.schema import COORDINATES, PER_SAMPLE, SCHEMA_VERSION
+from resnet_paths_plugin.results.schema import COORDINATES, OVER_SAMPLES, SCHEMA_VERSION
 from resnet_paths_plugin.results.variables import (
-    INTACT,
     Entry,
     check_kinds,
     check_name,
     check_storable,
-    quantity_of,
     variable_of,
 )
 
@@ -54,15 +52,15 @@ def build(variables: Mapping[str, Entry], *, coords: Mapping[str, Entry], attrs:
         attrs: global attributes, from `provenance`.
 
     Raises:
-        InputError: a name, a value or a dtype cannot be stored exactly, variables differ in the size of a dim, or one
-            that the schema has for all samples together comes with a dim `sample`.
+        InputError: a name, a value or a dtype cannot be stored exactly, variables differ in the size of a dim, or a
+            mean over samples comes with a dim `sample`.
     """
     found = {name: variable_of(name, entry) for name, entry in variables.items()}
-    for name, variable in found.items():
-        if quantity_of(name) is not None and "sample" in variable.dims and name.removeprefix(INTACT) not in PER_SAMPLE:
+    for name in OVER_SAMPLES:
+        if name in found and "sample" in found[name].dims:
             raise InputError(
-                f"the schema's {name!r} is said of all samples together, and this one has a dim 'sample': "
-                "choose another name for a value of each sample"
+                f"the schema's {name!r} is a mean over samples, and this one has a dim 'sample': choose another name "
+                "for a value of each sample"
             )
     labels = {name: variable_of(name, entry, "coordinate") for name, entry in coords.items()}
     sizes = _sizes({**found, **labels})

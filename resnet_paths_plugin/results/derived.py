@@ -9,7 +9,7 @@ import xarray as xr
 
 from resnet_paths_plugin import paths
 from resnet_paths_plugin.errors import InputError, StaleResultWarning
-from resnet_paths_plugin.results.schema import PER_SAMPLE, QUANTITIES
+from resnet_paths_plugin.results.schema import OVER_SAMPLES, PER_SAMPLE, QUANTITIES
 
 Array = npt.NDArray[np.float64]
 
@@ -21,14 +21,6 @@ FROM_SAMPLES = {
     "effective_length_high": "gradient_norm",
 }
 """Variables that are computed again, each with what it is computed from."""
-
-OVER_SAMPLES = (
-    "path_gradient_norm", "path_gradient_norm_stderr", "total_path_gradient", "log10_total_path_gradient",
-    "shapley_value", "shapley_stderr", "shapley_interaction", "shapley_interaction_stderr", "efficiency_error",
-    "single_effect", "pair_effect", "interaction", "set_effect", "additive_effect", "additive_share",
-    "additive_share_low", "additive_share_high",
-)  # fmt: skip
-"""Means over samples whose values for each sample are not kept."""
 
 _FEWEST_RANKED = 3
 _ENDS = ("effective_length_low", "effective_length_high")

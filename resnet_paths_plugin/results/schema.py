@@ -448,3 +448,11 @@ PER_SAMPLE = frozenset({
     "interaction_per_sample",
 })  # fmt: skip
 """Variables of the schema that have a value for each sample; no other one has."""
+
+OVER_SAMPLES = (
+    "path_gradient_norm", "path_gradient_norm_stderr", "total_path_gradient", "log10_total_path_gradient",
+    "shapley_value", "shapley_stderr", "shapley_interaction", "shapley_interaction_stderr", "efficiency_error",
+    "single_effect", "pair_effect", "interaction", "set_effect", "additive_effect", "additive_share",
+    "additive_share_low", "additive_share_high",
+)  # fmt: skip
+"""Means over samples whose values for each sample are not kept."""

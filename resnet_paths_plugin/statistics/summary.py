@@ -55,10 +55,10 @@ def summary(ds: xr.Dataset, *, level: float = 0.95, n_resamples: int = 2000, see
     for name, values in chosen.items():
         if values.dtype == np.bool_:
             scores = wilson(_counts(values, draws), values.sizes[SAMPLE], level)
-            intervals[name] = _with_scores(intervals[name], scores, draws, values)
+            intervals[name] = _with_scores(intervals[name], scores, draws, values, lowest=0)
     if "error_effect" in effects and chosen["error"].dtype == chosen["intact_error"].dtype == np.bool_:
         scores = paired_difference(_cells(chosen["error"], chosen["intact_error"], draws), level)
-        intervals["error_effect"] = _with_scores(intervals["error_effect"], scores, draws, chosen["error"])
+        intervals["error_effect"] = _with_scores(intervals["error_effect"], scores, draws, chosen["error"], lowest=-1)
     return as_dataset(ds, intervals, draws, {"level": level, "n_resamples": n_resamples, "seed": seed})
 
 
@@ -91,11 +91,12 @@ def _over_draws(counts: Numbers, values: xr.DataArray, draws: Draws | None) -> N
 
 
 def _with_scores(
-    interval: Interval, scores: tuple[Numbers, Numbers], draws: Draws | None, values: xr.DataArray
+    interval: Interval, scores: tuple[Numbers, Numbers], draws: Draws | None, values: xr.DataArray, *, lowest: int
 ) -> Interval:
-    """Return the score interval, or where there are draws what either it or the bootstrap interval holds."""
+    """Return the score interval, or where there are draws what either it or the bootstrap interval holds, up to 1."""
     low, high = (end.copy(data=score) for end, score in zip((interval.low, interval.high), scores, strict=True))
     if draws is not None and draws.dim in values.dims:
-        low = low.copy(data=np.minimum(low.values, interval.low.values))  # NaN where a single draw has none
-        high = high.copy(data=np.maximum(high.values, interval.high.values))
+        # NaN where a single draw has none
+        low = low.copy(data=np.minimum(low.values, interval.low.values).clip(min=lowest))
+        high = high.copy(data=np.maximum(high.values, interval.high.values).clip(max=1))
     return Interval(interval.value, low, high)

@@ -157,9 +157,9 @@ def test_values_get_the_dtype_of_the_schema():
     assert result["sharpness"].dtype == np.float64
 
 
-def test_what_the_schema_has_for_all_samples_together_has_no_dim_of_samples():
-    for name in ("interaction", "error", "intact_error"):
-        with pytest.raises(InputError, match=f"the schema's '{name}' is said of all samples together"):
+def test_a_mean_over_samples_has_no_dim_of_samples():
+    for name in ("interaction", "path_gradient_norm"):
+        with pytest.raises(InputError, match=f"the schema's '{name}' is a mean over samples"):
             make_lesion(**{name: ("sample", np.zeros(3))})
 
 

@@ -18,7 +18,7 @@ from resnet_paths_plugin.errors import InputError, StaleResultWarning
 from resnet_paths_plugin.plotting.influence import describe_influence
 from resnet_paths_plugin.results import derived
 from resnet_paths_plugin.results.derived import refreshed
-from resnet_paths_plugin.results.schema import PER_SAMPLE, QUANTITIES
+from resnet_paths_plugin.results.schema import OVER_SAMPLES, PER_SAMPLE, QUANTITIES
 
 pytestmark = pytest.mark.filterwarnings("ignore:In a future version of xarray the default:FutureWarning")
 X = torch.randn(8, 5, generator=torch.Generator().manual_seed(1))
@@ -65,7 +65,7 @@ SHARED = {
 
 
 def test_the_table_of_what_is_derived_from_what_is_whole():
-    parts = [PER_SAMPLE, set(derived.OVER_SAMPLES), *SHARED.values()]
+    parts = [PER_SAMPLE, set(OVER_SAMPLES), *SHARED.values()]
     recomputed = {name for name in derived.FROM_SAMPLES if not name.startswith("intact_")}
     names = [*itertools.chain(*parts), *recomputed]
     assert sorted(names) == sorted(QUANTITIES)
@@ -152,7 +152,7 @@ def test_means_over_other_samples_are_left_out_with_a_warning(change):
     changed = change(rpp.PathLengthGradient(NET).attribute(X, target=0, **SAMPLED))
     with pytest.warns(StaleResultWarning, match=r"path_gradient_norm.* left out. Run the study on these samples"):
         found = refreshed(changed)
-    assert not {*derived.OVER_SAMPLES} & {*found.variables}
+    assert not {*OVER_SAMPLES} & {*found.variables}
     assert found.measure.values.tolist() == ["gradient_norm"]
     bounds = paths.effective_range(changed.gradient_norm.mean([d for d in changed.gradient_norm.dims if d == "sample"]))
     assert (found.effective_length_low.item(), found.effective_length_high.item()) == bounds

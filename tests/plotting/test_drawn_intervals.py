@@ -49,6 +49,9 @@ def test_random_draws_share_one_interval_for_each_size():
     )
     found = intervals_of(ds, "error", "lesion")
     assert found.sizes.tolist() == [1, 2]
+    assert (found.low >= 0).all()  # two draws say little, and no share is beyond these
+    assert (found.high <= 1).all()
+    assert (found.effect_low >= -1).all()
     assert found.counted == "200 samples, 2 draws each"
 
 
