@@ -225,7 +225,7 @@ class TestSentences:
         )
         drawn = synthetic.lesion_study(sets, made, damage, samples=100, draw=[0, 1, 0, 1])
         assert "15.0 % [0.0 to 100.0 %] with 1 block deleted" in said(drawn)["random-lesions"]
-        assert "% with 3 (95 % intervals over 100 samples, 2 draws each)." in said(drawn)["random-lesions"]
+        assert "%] with 3 (95 % intervals over 100 samples, 2 draws each)." in said(drawn)["random-lesions"]
         (chosen,) = report.figures(ds.assign_attrs(argument_n_deleted="None"))
         assert "random" not in chosen.title + chosen.sentence
 
