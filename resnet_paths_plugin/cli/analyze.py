@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args
 
 import click
 import matplotlib as mpl
@@ -16,7 +16,8 @@ from resnet_paths_plugin import report
 from resnet_paths_plugin.argument_sizes import MOST
 from resnet_paths_plugin.cli import models
 from resnet_paths_plugin.cli.command import Command, warn
-from resnet_paths_plugin.cli.images import read_images, targets_of
+from resnet_paths_plugin.cli.image_selection import ImageSelection
+from resnet_paths_plugin.cli.images import LabelledImages, read_images, targets_of
 from resnet_paths_plugin.cli.options import (
     MODEL_HELP,
     mode_of,
@@ -44,6 +45,7 @@ from resnet_paths_plugin.files.output_files import Mode
 from resnet_paths_plugin.network.captured_network import Optimization, Units
 from resnet_paths_plugin.plotting.registry import fitting
 from resnet_paths_plugin.plugins import manager as plugins
+from resnet_paths_plugin.report.figures import PictureFormat
 from resnet_paths_plugin.results import datasets
 from resnet_paths_plugin.results.derived import refreshed
 
@@ -56,6 +58,9 @@ from resnet_paths_plugin.results.derived import refreshed
     "of shape (N,). A folder holds one folder per class; these are numbered in the order of their names, or "
     "matched with the model's classes where all of them have such names.",
 )  # fmt: skip
+@click.option("--limit", type=click.IntRange(min=1), metavar="N",
+              help="Study only N of the images, drawn at random by --seed, with classes in the shares that all images "
+              "have. [default: all]")  # fmt: skip
 @weights_option
 @pretrained_option
 @click.option(
@@ -71,6 +76,10 @@ from resnet_paths_plugin.results.derived import refreshed
     "--figures", "figure_names", multiple=True, metavar="NAME",
     help="Write only this figure, one of those that `resnet-paths plugins` lists; may be repeated. The report has all. "
     "[default: every figure that fits]",
+)  # fmt: skip
+@click.option(
+    "--figure-format", type=click.Choice([*get_args(PictureFormat), "none"]), default="png", show_default=True,
+    help="Files that the figures are written to beside the report; none writes none.",
 )  # fmt: skip
 @no_clobber_option
 @units_option
@@ -116,8 +125,9 @@ from resnet_paths_plugin.results.derived import refreshed
               help="Hold what was captured against the model itself, at the first images of each study.")  # fmt: skip
 @click.option("--progress/--no-progress", default=None, help="Show progress bars. [default: if run in a terminal]")
 def analyze(
-    model: str | None, images: Path | None, output: Path | None, *,
-    weights: Path | None, pretrained: bool, analyzers: tuple[str, ...], figure_names: tuple[str, ...], units: Units,
+    model: str | None, images: Path | None, output: Path | None, *, limit: int | None,
+    weights: Path | None, pretrained: bool, analyzers: tuple[str, ...], figure_names: tuple[str, ...],
+    figure_format: PictureFormat | Literal["none"], units: Units,
     device: str, optimize: tuple[Optimization, ...],
     batch_size: int | None, mean: tuple[float, ...] | None, std: tuple[float, ...] | None, draws: int,
     max_deleted: int, max_swaps: int, path_images: int, path_draws: int, pair_images: int, search_images: int,
@@ -145,7 +155,7 @@ def analyze(
     for file in models.files_of(model or models.EMBEDDED):
         roles.reads("MODEL", file)
     if output is not None:
-        check_outputs(output, roles, mode)
+        check_outputs(output, roles, mode, figure_format)
     here = Path.cwd()  # which the code of a model may change
     target_device = models.check_device(device)
     manager = plugins.create_plugin_manager()
@@ -153,14 +163,14 @@ def analyze(
     known_figures = checked_figures(figure_names, manager)
     torch.manual_seed(seed)
     output = output and here / output
-    found = held_out_digits() if images is None else read_images(images)
+    found = _limited(held_out_digits() if images is None else read_images(images), limit, seed)
     module = models.load(model or models.EMBEDDED, pretrained or model is None, weights, manager).to(target_device)
     if model and "/" in model and not pretrained and weights is None:
         warn(f"{model} has random weights: give --pretrained or --weights to study a trained network")
     description = plugins.describe(module, manager)
     if output is None:
         output = here / default_output(module, description)
-        check_outputs(output, roles, mode)
+        check_outputs(output, roles, mode, figure_format)
     preprocessing, resize = preprocessing_for(description, found, mean, std)
     targets = targets_of(found, description.class_names if description else None)
     batches = InputBatches(
@@ -199,9 +209,18 @@ def analyze(
     partial.remove()
     shown = [one for one in report.figures(tree, manager) if not figure_names or one.figure in figure_names]
     _tell(shown, [group for group, result in results.items() if not fitting(refreshed(result), known_figures)])
-    written.append(report.write_report(tree, report_path(output), mode, manager, _saved(shown, output, mode, written)))
+    written.append(
+        report.write_report(
+            tree, report_path(output), mode, manager, _saved(shown, output, mode, written, figure_format)
+        )
+    )
     echo(f"written: {', '.join(_shown(path, here) for path in written)}")
     echo(f"{time.perf_counter() - started:.1f} s")
+
+
+def _limited(images: LabelledImages, limit: int | None, seed: int) -> LabelledImages:
+    """Return the images that are studied."""
+    return images if limit is None else ImageSelection(images, limit, seed)
 
 
 def _shown(path: Path, folder: Path) -> str:
@@ -220,8 +239,14 @@ def _warn_of_no_effect(studies: Sequence[Study], options: Mapping[str, object]) 
             )
 
 
-def _saved(figures: Sequence[report.ReportFigure], output: Path, mode: Mode, written: list[Path]) -> dict[str, bytes]:
-    """Write the figures beside the file, add their paths, and return them; one that cannot be drawn is left out."""
+def _saved(
+    figures: Sequence[report.ReportFigure],
+    output: Path,
+    mode: Mode,
+    written: list[Path],
+    suffix: PictureFormat | Literal["none"],
+) -> dict[str, bytes]:
+    """Write the figures beside the file, add their paths, and return PNGs; one that cannot be drawn is left out."""
     pngs = {}
     for figure in figures:
         try:
@@ -229,7 +254,10 @@ def _saved(figures: Sequence[report.ReportFigure], output: Path, mode: Mode, wri
         except ResnetPathsError as error:
             warn(f"{figure.name} is left out: {error}")
         else:
-            written.append(save_picture(pngs[figure.name], figure_path(output, figure.name), mode))
+            if suffix == "none":
+                continue
+            picture = pngs[figure.name] if suffix == "png" else figure.picture(suffix)
+            written.append(save_picture(picture, figure_path(output, figure.name, suffix), mode))
     return pngs
 
 

@@ -36,22 +36,23 @@ def partial_path(output: Path) -> Path:
     return output.with_name(f"{output.name}.partial")
 
 
-def figure_path(output: Path, figure: str) -> Path:
+def figure_path(output: Path, figure: str, suffix: str = "png") -> Path:
     """Return the picture that belongs to a file."""
     name = f"{output.stem}-{figure}"
-    if len(f"{name}.png".encode("utf-8", "surrogateescape")) > _LONGEST_NAME:
+    if len(f"{name}.{suffix}".encode("utf-8", "surrogateescape")) > _LONGEST_NAME:
         mark = hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:8]
-        name = f"{_first_bytes(name, _LONGEST_NAME - len(f'-{mark}.png'))}-{mark}"
-    return output.with_name(f"{name}.png")
+        name = f"{_first_bytes(name, _LONGEST_NAME - len(f'-{mark}.{suffix}'))}-{mark}"
+    return output.with_name(f"{name}.{suffix}")
 
 
-def check_outputs(output: Path, roles: FileRoles, mode: Mode) -> None:
+def check_outputs(output: Path, roles: FileRoles, mode: Mode, suffix: str = "png") -> None:
     """Check before the long run that a result, report and figures can be written, and take the place of no input.
 
     Args:
         output: the result's file.
         roles: what the command reads; what it writes is added.
         mode: how older files are treated.
+        suffix: that of the figures.
 
     Raises:
         FileError: if they cannot, or do.
@@ -64,13 +65,13 @@ def check_outputs(output: Path, roles: FileRoles, mode: Mode) -> None:
     roles.writes("the report", report_path(output))
     roles.writes("the folder of finished tasks", partial_path(output))
     # What the figures will be called is known after the run only.
-    for figure in sorted(output.parent.glob(f"{glob.escape(output.stem)}-*.png")):
+    for figure in sorted(output.parent.glob(f"{glob.escape(output.stem)}-*.{suffix}")):
         writable(figure, mode)
         roles.writes("a figure", figure)
 
 
 def save_picture(picture: bytes, path: Path, mode: Mode) -> Path:
-    """Write a PNG whole or not at all.
+    """Write a picture whole or not at all.
 
     Raises:
         FileError: if it cannot be written.

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, count
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -28,6 +28,13 @@ from resnet_paths_plugin.results.derived import refreshed
 DPI = 200
 _COMPARED = "single_lesions"
 """The kind of study that a plain network's is drawn beside."""
+_UNDATED: dict[str, dict[str, None]] = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
+_TRUETYPE = 42
+"""Fonts in a PDF that can be edited and searched, as journals ask for."""
+
+PictureFormat = Literal["png", "pdf", "svg"]
+"""Files that a figure can be written to."""
+
 PLAIN_PREFIX = "plain_"
 """A group named so holds a plain network's study, to be drawn beside that of the group named without it."""
 
@@ -53,17 +60,26 @@ class ReportFigure:
     draw: Callable[[], Canvas] = field(repr=False)
 
     def png(self, dpi: int = DPI) -> bytes:
-        """Draw the figure in matplotlib's default style, whatever the user's is, and return it as a PNG.
+        """Return the figure as a PNG, as `picture` draws it."""
+        return self.picture("png", dpi)
 
-        The figure is closed again.
+    def picture(self, suffix: PictureFormat = "png", dpi: int = DPI) -> bytes:
+        """Draw the figure in matplotlib's default style, whatever the user's is, and return the bytes of a file.
+
+        They are the same each time: no date is in them. The figure is closed again.
+
+        Args:
+            suffix: `"png"`, `"pdf"` or `"svg"`.
+            dpi: dots per inch of what is made of pixels.
         """
         file = io.BytesIO()
-        with alone(), plt.style.context("default"), plt.ioff(), warnings.catch_warnings():
+        look: list[Any] = ["default", {"svg.hashsalt": self.name, "pdf.fonttype": _TRUETYPE}]
+        with alone(), plt.style.context(look), plt.ioff(), warnings.catch_warnings():
             # A name in a script that matplotlib's font lacks shows as boxes here, and as itself in the text beside it.
             warnings.filterwarnings("ignore", "Glyph .* missing from font")
             figure = self.draw()
             try:
-                figure.savefig(file, format="png", dpi=dpi)
+                figure.savefig(file, format=suffix, dpi=dpi, metadata=_UNDATED.get(suffix))
             finally:
                 plt.close(figure)
         return file.getvalue()
