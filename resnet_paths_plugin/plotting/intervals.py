@@ -7,7 +7,8 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from resnet_paths_plugin.errors import InputError
-from resnet_paths_plugin.plotting.style import FloatArray
+from resnet_paths_plugin.plotting.style import FloatArray, signed
+from resnet_paths_plugin.statistics.correlation import rank_correlation
 from resnet_paths_plugin.statistics.summary import summary
 
 LEVEL = 0.95
@@ -51,6 +52,47 @@ class Intervals:
         """How many samples, and draws of each size, in words."""
         samples = f"{self.n_samples} samples" if self.n_samples != 1 else "one sample"
         return f"{samples}, {self.n_draws} draws each" if self.n_draws > 1 else samples
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """The 95 % interval over samples of a rank correlation.
+
+    Attributes:
+        low: lower end.
+        high: upper end.
+        n_samples: number of samples.
+    """
+
+    low: float
+    high: float
+    n_samples: int
+
+    @property
+    def text(self) -> str:
+        """The interval, to stand behind the correlation."""
+        return f"[{signed(self.low)} to {signed(self.high)}]"
+
+
+def correlation_of_samples(ds: xr.Dataset, other: str, measure: str, change: str) -> Correlation | None:
+    """Return the interval of the rank correlation of a variable and a measure; None where there is none.
+
+    Args:
+        ds: result of a study of changed networks.
+        other: a variable along the study's dim.
+        measure: the measure, such as `"error"`.
+        change: the study's dim.
+    """
+    source = _SOURCES.get(measure, measure)
+    if source not in ds or set(ds[source].dims) != {change, "sample"}:
+        return None
+    values = 1 - ds[source].astype(np.float64) if source != measure else ds[source]
+    try:
+        found = rank_correlation(ds[other], values, level=LEVEL, n_resamples=N_RESAMPLES)
+    except InputError:  # too few orders, or samples
+        return None
+    low, high = float(found["rank_correlation_low"]), float(found["rank_correlation_high"])
+    return Correlation(low, high, int(found["n_samples"])) if np.isfinite([low, high]).all() else None
 
 
 def intervals_of(ds: xr.Dataset, measure: str, change: str) -> Intervals | None:

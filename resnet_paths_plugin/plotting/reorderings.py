@@ -15,6 +15,7 @@ from resnet_paths_plugin.errors import InputError
 from resnet_paths_plugin.plotting import style
 from resnet_paths_plugin.plotting.effects import default_measure, effect_of, finish, mark_levels, measures
 from resnet_paths_plugin.plotting.figure import Drawing, Figure, FigureStudy, has
+from resnet_paths_plugin.plotting.intervals import correlation_of_samples
 from resnet_paths_plugin.plotting.style import FloatArray
 from resnet_paths_plugin.plotting.wording import (
     amount,
@@ -79,7 +80,7 @@ def plot_reorderings(
 
     Corruption grows to the right: Kendall's tau is 1 at the left, where the order is the intact network's. Every point
     is one order; the line joins the means of orders with similar tau. The legend states Spearman's rank
-    correlation of tau and measure over the orders, where it is defined.
+    correlation of tau and measure over the orders, where it is defined, with its 95 % interval over samples.
 
     Args:
         ds: result of `BlockReordering`.
@@ -112,6 +113,9 @@ def plot_reorderings(
 
     correlation = rank_correlation(tau, values)
     ranks = "" if correlation is None else f", Spearman's rank correlation {style.signed(correlation)}"
+    found = correlation_of_samples(ds, TAUS[over], effect.name, "reordering")
+    if correlation is not None and found is not None:
+        ranks += f" {found.text}"
     ax.plot(
         tau,
         values,
@@ -140,7 +144,8 @@ def plot_reorderings(
     if not ax.xaxis_inverted():
         ax.invert_xaxis()
     style.leave_room(ax, 0.03)
-    ax.set_xlabel(f"Kendall's tau of old and new order, over {over} blocks (1: intact order)")
+    counted = "" if found is None else f"; {found.n_samples} samples"
+    ax.set_xlabel(f"Kendall's tau of old and new order, over {over} blocks (1: intact order{counted})")
     return ax
 
 
@@ -175,4 +180,8 @@ def describe_reorderings(ds: xr.Dataset) -> str:
         f"{number(quarter[0])}) and {amount(effect, far)} over those farthest from it (up to {number(quarter[1])})"
     )
     correlation = rank_correlation(tau, values)
-    return sentence + correlation_of(correlation, f"of tau and {what} over {len(tau)} orders") + "."
+    sentence += correlation_of(correlation, f"of tau and {what} over {len(tau)} orders")
+    found = correlation_of_samples(ds, "kendall_tau", effect.name, "reordering")
+    if correlation is not None and found is not None:
+        sentence += f" {found.text} (95 % interval over {found.n_samples} samples, for these orders)"
+    return f"{sentence}."
