@@ -22,8 +22,9 @@ from resnet_paths_plugin.cli.options import (
     MODEL_HELP,
     mode_of,
     no_clobber_option,
-    numbers,
+    normalisation_options,
     pretrained_option,
+    quiet_option,
     units_option,
     weights_option,
 )
@@ -45,6 +46,7 @@ from resnet_paths_plugin.files.output_files import Mode
 from resnet_paths_plugin.network.captured_network import Optimization, Units
 from resnet_paths_plugin.plotting.registry import fitting
 from resnet_paths_plugin.plugins import manager as plugins
+from resnet_paths_plugin.plugins.model_description import Interpolation
 from resnet_paths_plugin.report.figures import PictureFormat
 from resnet_paths_plugin.results import datasets
 from resnet_paths_plugin.results.derived import refreshed
@@ -93,14 +95,7 @@ from resnet_paths_plugin.results.derived import refreshed
     type=click.IntRange(min=1),
     help="Images per forward pass. [default: what suits the cache]",
 )
-@click.option(
-    "--mean", callback=numbers(float), metavar="A,B,C",
-    help="Mean of each channel, for channels scaled to 0..1. [default: the model's own]",
-)  # fmt: skip
-@click.option(
-    "--std", callback=numbers(float), metavar="A,B,C",
-    help="Standard deviation of each channel, likewise. [default: the model's own]",
-)  # fmt: skip
+@normalisation_options
 @click.option("--draws", type=click.IntRange(1, MOST), default=10, show_default=True,
               help="Random sets of blocks of each size, and random orders of each number of swaps.")  # fmt: skip
 @click.option("--max-deleted", type=click.IntRange(min=1), default=20, show_default=True,
@@ -124,12 +119,14 @@ from resnet_paths_plugin.results.derived import refreshed
 @click.option("--verify/--no-verify", default=True, show_default=True,
               help="Hold what was captured against the model itself, at the first images of each study.")  # fmt: skip
 @click.option("--progress/--no-progress", default=None, help="Show progress bars. [default: if run in a terminal]")
+@quiet_option
 def analyze(
     model: str | None, images: Path | None, output: Path | None, *, limit: int | None,
     weights: Path | None, pretrained: bool, analyzers: tuple[str, ...], figure_names: tuple[str, ...],
     figure_format: PictureFormat | Literal["none"], units: Units,
     device: str, optimize: tuple[Optimization, ...],
-    batch_size: int | None, mean: tuple[float, ...] | None, std: tuple[float, ...] | None, draws: int,
+    batch_size: int | None, image_size: tuple[int, ...] | None, crop: float | None,
+    interpolation: Interpolation | None, mean: tuple[float, ...] | None, std: tuple[float, ...] | None, draws: int,
     max_deleted: int, max_swaps: int, path_images: int, path_draws: int, pair_images: int, search_images: int,
     seed: int, progress: bool | None,
     workers: int | None, scheduler: str | None, wait_for_workers: bool, resume: bool, verify: bool, no_clobber: bool,
@@ -171,7 +168,9 @@ def analyze(
     if output is None:
         output = here / default_output(module, description)
         check_outputs(output, roles, mode, figure_format)
-    preprocessing, resize = preprocessing_for(description, found, mean, std)
+    preprocessing, resize = preprocessing_for(
+        description, found, mean, std, size=image_size, crop=crop, interpolation=interpolation
+    )
     targets = targets_of(found, description.class_names if description else None)
     batches = InputBatches(
         found, targets, preprocessing, resize=resize, batch_size=batch_size, dtype=models.dtype_of(module)
@@ -193,7 +192,7 @@ def analyze(
     network = unraveled(module, batches, images_taken(options, len(found)), units, optimize, manager, verify=verify)
     check_classes(network, batches)
     noun = "residual blocks" if units == "blocks" else "layers that can be deleted"
-    echo(f"{network.name}: {len(network.blocks)} {noun}, {len(found)} images of {found.origin}")
+    echo(f"{network.name}: {len(network.blocks)} {noun}, {len(found)} images of {found.origin}\n{batches.described}")
     wanted = [study for study in studies if study.wanted(network, options)]
     if not wanted:
         raise InputError(f"{', '.join(analyzers)} finds nothing to study in {network.name} with these options")

@@ -2,12 +2,16 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import click
 
+from resnet_paths_plugin.cli.terminal import QUIET
 from resnet_paths_plugin.files.output_files import Mode
 from resnet_paths_plugin.network.captured_network import Units
+from resnet_paths_plugin.plugins.model_description import Interpolation
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 MODEL_HELP = """MODEL is one of
 
@@ -43,6 +47,46 @@ weights_option = click.option(
 pretrained_option = click.option(
     "--pretrained", is_flag=True, help="Load the library's pretrained weights (may download them)."
 )
+
+
+def _be_quiet(context: click.Context, _: click.Parameter, value: bool) -> None:
+    context.meta[QUIET] = value
+
+
+quiet_option = click.option(
+    "-q", "--quiet", is_flag=True, expose_value=False, callback=_be_quiet, help="Print errors and warnings only."
+)
+
+
+def normalisation_options(command: Function) -> Function:
+    """Add what images are brought to, where it is not what the model's library says."""
+    for option in reversed(_NORMALISATION):
+        command = option(command)
+    return command
+
+
+_NORMALISATION = (
+    click.option(
+        "--image-size", callback=numbers(int), metavar="H[,W]",
+        help="Resize images to this size. [default: the model's own]",
+    ),
+    click.option(
+        "--crop", type=click.FloatRange(0, 1, min_open=True), metavar="SHARE",
+        help="Resize images so that the size is this share of them, and crop their centre. [default: the model's own]",
+    ),
+    click.option(
+        "--interpolation", type=click.Choice(get_args(Interpolation)),
+        help="Filter to resize with. [default: the model's own]",
+    ),
+    click.option(
+        "--mean", callback=numbers(float), metavar="A,B,C",
+        help="Mean of each channel, for channels scaled to 0..1. [default: the model's own]",
+    ),
+    click.option(
+        "--std", callback=numbers(float), metavar="A,B,C",
+        help="Standard deviation of each channel, likewise. [default: the model's own]",
+    ),
+)  # fmt: skip
 
 no_clobber_option = click.option("--no-clobber", is_flag=True, help="Refuse to replace files that exist already.")
 

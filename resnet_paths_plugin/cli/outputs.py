@@ -12,6 +12,7 @@ from resnet_paths_plugin.files.file_roles import FileRoles
 from resnet_paths_plugin.files.output_files import Mode, replacing, writable, writable_netcdf
 from resnet_paths_plugin.plugins.model_description import ModelDescription
 
+_SUFFIX = ".nc"
 _LONGEST_NAME = 255
 """Bytes of a file's name, as most file systems have it."""
 _LONGEST_OUTPUT = 200
@@ -57,6 +58,8 @@ def check_outputs(output: Path, roles: FileRoles, mode: Mode, suffix: str = "png
     Raises:
         FileError: if they cannot, or do.
     """
+    if output.suffix.lower() != _SUFFIX:
+        raise FileError(f"--output {output} is to be a netCDF file: give it a name that ends in {_SUFFIX}")
     if len(output.name.encode("utf-8", "surrogateescape")) > _LONGEST_OUTPUT:
         raise FileError(f"the name {output.name} is too long: choose one of at most {_LONGEST_OUTPUT} bytes")
     writable_netcdf(output, mode)

@@ -18,7 +18,7 @@ from torchvision.transforms.v2 import functional
 from resnet_paths_plugin.cli.images import LabelledImages, UInt8Image
 from resnet_paths_plugin.errors import InputError
 from resnet_paths_plugin.files import limits
-from resnet_paths_plugin.plugins.model_description import ModelDescription, Preprocessing
+from resnet_paths_plugin.plugins.model_description import Interpolation, ModelDescription, Preprocessing
 
 GREY, COLOUR = 1, 3
 """Numbers of channels between which images are converted."""
@@ -27,6 +27,7 @@ BATCH_BYTES = 64 * 2**20
 """Size of the inputs that are held at once where the caller does not choose."""
 
 _INPUT_DIMS = 3  # C, H, W
+_IMAGE_DIMS = 2  # H, W
 
 
 class InputBatches:
@@ -84,6 +85,19 @@ class InputBatches:
         return f"{len(self.targets)} images of {self.images.origin}, {resized}{self.preprocessing}"
 
     @property
+    def described(self) -> str:
+        """What is done to the images, in words."""
+        wanted = self.preprocessing
+        way = (
+            f"resized ({wanted.interpolation}) and cropped to {_size_text(wanted.size)}"
+            if self.resize
+            else (f"{_size_text(wanted.size)} pixels as they are")
+        )
+        share = f", the central {wanted.crop_fraction:.3g}" if self.resize and wanted.crop_fraction != 1 else ""
+        mean, std = (", ".join(f"{value:.4g}" for value in values) for values in (wanted.mean, wanted.std))
+        return f"{way}{share}; mean {mean}, standard deviation {std}"
+
+    @property
     def dataset(self) -> NDArray[np.int64]:
         """What tells how many images there are, as the `dataset` of a `DataLoader` does."""
         return self.targets
@@ -118,17 +132,24 @@ def preprocessing_for(
     images: LabelledImages,
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
+    *,
+    size: tuple[int, ...] | None = None,
+    crop: float | None = None,
+    interpolation: Interpolation | None = None,
 ) -> tuple[Preprocessing, bool]:
     """Return what to bring the images to, and whether they are to be resized for it.
 
-    Images that all have the model's size already, as an array of them may, stay as they are. Where the
-    model's size is not known, all images must have the size of the first.
+    Images that all have the model's size already, as an array of them may, stay as they are, unless a share to crop is
+    given. Where the model's size is not known and none is given, all images must have the size of the first.
 
     Args:
         description: what is known of the model.
         images: the images.
         mean: mean of each channel, instead of the description's.
         std: standard deviation of each channel, instead of the description's.
+        size: height and width, or one number for both, instead of the description's.
+        crop: share of the resized image that the central crop keeps, instead of the description's.
+        interpolation: filter used to resize, instead of the description's.
 
     Raises:
         InputError: mean and std are not known or do not fit, or the model does not take images.
@@ -146,6 +167,8 @@ def preprocessing_for(
                 "channel each, for channels scaled to 0..1"
             )
         mean, std = known.mean, known.std
+    elif max(mean) > 1:
+        raise InputError(f"mean {mean} is above 1, and channels are scaled to 0..1 first: divide by 255")
     _check_statistics(mean, std, shape[0] if shape else len(mean))
     if known is not None:
         wanted = replace(known, mean=mean, std=std)
@@ -153,8 +176,31 @@ def preprocessing_for(
         wanted = Preprocessing(size=(shape[1], shape[2]), mean=mean, std=std)
     else:
         height, width = images.size or images.image(0).shape[:2]
-        return Preprocessing(size=(height, width), mean=mean, std=std), False
-    return wanted, images.size != wanted.size
+        wanted = Preprocessing(size=(height, width), mean=mean, std=std)
+    wanted = replace(
+        wanted,
+        size=_both_sides(size) or wanted.size,
+        crop_fraction=crop or wanted.crop_fraction,
+        interpolation=interpolation or wanted.interpolation,
+    )
+    is_known = known is not None or shape is not None or size is not None
+    return wanted, crop is not None or (is_known and images.size != wanted.size)
+
+
+def _both_sides(size: tuple[int, ...] | None) -> tuple[int, int] | None:
+    """Return height and width of a size that may be one number for both.
+
+    Raises:
+        InputError: if it is neither.
+    """
+    if size is None:
+        return None
+    height, width = size if len(size) == _IMAGE_DIMS else (size[0], size[0])
+    if len(size) > _IMAGE_DIMS or min(height, width) < 1:
+        raise InputError(f"the size of images must be one or two numbers of pixels, H or H,W, not {size}")
+    if height * width > limits.LARGEST_IMAGE:
+        raise InputError(f"images of {height} x {width} pixels are more than {limits.LARGEST_IMAGE:,} in all")
+    return height, width
 
 
 def _check_statistics(mean: tuple[float, ...], std: tuple[float, ...], channels: int) -> None:

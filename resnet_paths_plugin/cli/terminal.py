@@ -11,6 +11,8 @@ import click
 from resnet_paths_plugin.errors import FileError
 from resnet_paths_plugin.visible_text import visible
 
+QUIET = "resnet_paths_plugin.quiet"
+"""Says in a command's context that only errors and warnings are wanted."""
 _UNPRINTED: list[OSError] = []
 """Why standard output could not be written to, such as a full disk; that its reader has gone is none."""
 
@@ -18,8 +20,12 @@ _UNPRINTED: list[OSError] = []
 def echo(text: object, *, err: bool = False) -> None:
     """Print a text and end the line, with control characters and those that the terminal lacks written out.
 
-    A stream that is closed or full loses the text and all that follows, so that the command itself is completed.
+    A stream that is closed or full loses the text and all that follows, so that the command itself is completed. Under
+    --quiet nothing is printed to standard output.
     """
+    context = click.get_current_context(silent=True)
+    if not err and context is not None and context.meta.get(QUIET):
+        return
     stream = sys.stderr if err else sys.stdout
     encoding = getattr(stream, "encoding", None) or "utf-8"
     shown = visible(text).encode(encoding, "backslashreplace").decode(encoding)
