@@ -397,6 +397,36 @@ def test_an_exhaustive_search_of_too_many_sets_is_refused_by_its_option(monkeypa
 
 
 @pytest.mark.filterwarnings("always")
+def test_a_set_whose_outputs_overflow_is_left_out_of_the_choice(place):
+    """Without its first block the model overflows."""
+    (place / "guarded_network.py").write_text(
+        textwrap.dedent("""
+            import torch
+            from tiny_residual_network import Block, Tiny
+
+            class Guard(Block):
+                def forward(self, x):
+                    return x + (self.conv(x) / 1e20 - x)
+
+            class Guarded(Tiny):
+                def __init__(self):
+                    super().__init__()
+                    self.blocks[0] = Guard()
+
+                def forward(self, x):
+                    return super().forward(1e20 * x) ** 3
+        """)
+    )
+    given = ("prune", "guarded_network:Guarded", "--images", "images.npz", *STATISTICS, "--delete", 1)
+    line = told(*given, "--keep", "blocks.1,blocks.2", "--output", "none.safetensors")
+    assert "none of them can be chosen" in line
+    result = invoke(*given, "--output", "guarded.safetensors")
+    assert result.exit_code == 0, result.output
+    assert "left out (blocks.0)" in " ".join(result.output.split())
+    assert "deleted: blocks.0" not in result.output
+
+
+@pytest.mark.filterwarnings("always")
 def test_a_search_without_any_finite_loss_says_where_it_comes_from(place):
     (place / "overflowing_network.py").write_text(
         textwrap.dedent("""

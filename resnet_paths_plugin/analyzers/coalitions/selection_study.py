@@ -229,7 +229,7 @@ class SelectionStudy(Study):
         none = f". There is no set for {', '.join(missing)}" if missing else ""
         self._warn(
             f"under {len(left_out)} of {len(measured)} sets that were measured, which are left out "
-            f"({', '.join(names)}{more}; step_left_out in the result){none}"
+            f"({', '.join(names)}{more}){none}"
         )
 
     def _warn(self, where: str) -> None:
