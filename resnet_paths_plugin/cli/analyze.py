@@ -1,8 +1,9 @@
 """The command `resnet-paths analyze`: a whole analysis, from images to a file with figures."""
 
+import functools
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, get_args
@@ -36,14 +37,24 @@ from resnet_paths_plugin.cli.outputs import (
     save_picture,
 )
 from resnet_paths_plugin.cli.preprocessing import InputBatches, preprocessing_for
-from resnet_paths_plugin.cli.running import PartialRun, check_cluster_options, executor_for, run_options
+from resnet_paths_plugin.cli.running import (
+    PartialRun,
+    check_cluster_options,
+    executor_for,
+    run_options,
+    set_threads,
+    threads_said,
+)
 from resnet_paths_plugin.cli.studies import STUDIES, Study, StudyOptions, checked_figures, images_taken, studies_by
+from resnet_paths_plugin.cli.study_extent import extent_of
 from resnet_paths_plugin.cli.subject import check_classes, held_out_digits, unraveled
 from resnet_paths_plugin.cli.terminal import echo, is_terminal
 from resnet_paths_plugin.errors import InputError, ResnetPathsError
+from resnet_paths_plugin.execution import RunOptions
 from resnet_paths_plugin.files.file_roles import FileRoles
 from resnet_paths_plugin.files.output_files import Mode
 from resnet_paths_plugin.network.captured_network import Optimization, Units
+from resnet_paths_plugin.network.unraveled import UnraveledNetwork
 from resnet_paths_plugin.plotting.registry import fitting
 from resnet_paths_plugin.plugins import manager as plugins
 from resnet_paths_plugin.plugins.model_description import Interpolation
@@ -129,7 +140,8 @@ def analyze(
     interpolation: Interpolation | None, mean: tuple[float, ...] | None, std: tuple[float, ...] | None, draws: int,
     max_deleted: int, max_swaps: int, path_images: int, path_draws: int, pair_images: int, search_images: int,
     seed: int, progress: bool | None,
-    workers: int | None, scheduler: str | None, wait_for_workers: bool, resume: bool, verify: bool, no_clobber: bool,
+    workers: int | None, threads: int | None, scheduler: str | None, wait_for_workers: bool, resume: bool, verify: bool,
+    no_clobber: bool,
 ) -> None:  # fmt: skip
     """Study a MODEL: lesions and reorderings of its residual blocks, and its gradients by path length.
 
@@ -155,6 +167,7 @@ def analyze(
         check_outputs(output, roles, mode, figure_format)
     here = Path.cwd()  # which the code of a model may change
     target_device = models.check_device(device)
+    set_threads(threads, embedded=model is None)
     manager = plugins.create_plugin_manager()
     studies = studies_by(analyzers, plugins.analyzers(manager)) if analyzers else STUDIES
     known_figures = checked_figures(figure_names, manager)
@@ -192,17 +205,18 @@ def analyze(
     network = unraveled(module, batches, images_taken(options, len(found)), units, optimize, manager, verify=verify)
     check_classes(network, batches)
     noun = "residual blocks" if units == "blocks" else "layers that can be deleted"
-    echo(f"{network.name}: {len(network.blocks)} {noun}, {len(found)} images of {found.origin}\n{batches.described}")
+    echo(
+        f"{network.name}: {len(network.blocks)} {noun}, {len(found)} images of {found.origin}, {threads_said()}\n"
+        f"{batches.described}"
+    )
     wanted = [study for study in studies if study.wanted(network, options)]
     if not wanted:
         raise InputError(f"{', '.join(analyzers)} finds nothing to study in {network.name} with these options")
     _warn_of_no_effect(wanted, {"--workers": workers, "--scheduler": scheduler, "--resume": resume})
     partial = PartialRun(output, [study.group for study in wanted], resume=resume)
-    results: dict[str, xr.Dataset] = {}
     with partial.kept(), executor_for(scheduler, workers) as executor:
-        for study in wanted:
-            run = partial.options(study.group, executor, wait_for_workers=wait_for_workers, verify=verify)
-            results[study.group] = study.run(network, batches, replace(options, run=run), results)
+        run_of = functools.partial(partial.options, executor=executor, wait_for_workers=wait_for_workers, verify=verify)
+        results = _results(wanted, network, batches, options, run_of)
         tree = datasets.build_tree(results)
         written = [datasets.save(tree, output, mode)]
     partial.remove()
@@ -220,6 +234,21 @@ def analyze(
 def _limited(images: LabelledImages, limit: int | None, seed: int) -> LabelledImages:
     """Return the images that are studied."""
     return images if limit is None else ImageSelection(images, limit, seed)
+
+
+def _results(
+    studies: Sequence[Study],
+    network: UnraveledNetwork,
+    batches: InputBatches,
+    options: StudyOptions,
+    run_of: Callable[[str], RunOptions],
+) -> dict[str, xr.Dataset]:
+    """Run the studies, and say of each how much it was."""
+    results: dict[str, xr.Dataset] = {}
+    for study in studies:
+        results[study.group] = study.run(network, batches, replace(options, run=run_of(study.group)), results)
+        echo(extent_of(study.group, results[study.group]))
+    return results
 
 
 def _shown(path: Path, folder: Path) -> str:

@@ -159,11 +159,11 @@ def preprocessing_for(
     if shape is not None and len(shape) != _INPUT_DIMS:
         raise InputError(f"the model takes inputs of shape {shape}, which is no image (C, H, W)")
     if (mean is None) != (std is None):
-        raise InputError("mean and std belong together: give both or neither")
+        raise InputError("--mean and --std belong together: give both or neither")
     if mean is None or std is None:
         if known is None:
             raise InputError(
-                "it is not known how the model's inputs are normalised: give mean and std, one number per "
+                "it is not known how the model's inputs are normalised: give --mean and --std, one number per "
                 "channel each, for channels scaled to 0..1"
             )
         mean, std = known.mean, known.std
@@ -206,10 +206,10 @@ def _both_sides(size: tuple[int, ...] | None) -> tuple[int, int] | None:
 def _check_statistics(mean: tuple[float, ...], std: tuple[float, ...], channels: int) -> None:
     if not len(mean) == len(std) == channels:
         raise InputError(
-            f"mean has {len(mean)} and std {len(std)} numbers: give one for each of the {channels} channels"
+            f"--mean has {len(mean)} and --std {len(std)} numbers: give one for each of the {channels} channels"
         )
     if not all(map(math.isfinite, (*mean, *std))) or min(std) <= 0:
-        raise InputError(f"mean {mean} and std {std} must be finite numbers, those of std above zero")
+        raise InputError(f"--mean {mean} and --std {std} must be finite numbers, those of --std above zero")
 
 
 def _in_channels(image: UInt8Image, channels: int, name: str) -> UInt8Image:

@@ -4,13 +4,11 @@ import itertools
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, get_args
 
 import click
 import matplotlib as mpl
-import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
@@ -24,15 +22,17 @@ from resnet_paths_plugin.cli.options import (
     MODEL_HELP,
     mode_of,
     no_clobber_option,
-    numbers,
+    normalisation_options,
     pretrained_option,
+    quiet_option,
     weights_option,
 )
 from resnet_paths_plugin.cli.outputs import default_output, figure_path, partial_path, save_picture
 from resnet_paths_plugin.cli.preprocessing import InputBatches, preprocessing_for
+from resnet_paths_plugin.cli.prune_request import HELD_OUT, PruneRequest, SearchMethod, StandIn, chosen_place
 from resnet_paths_plugin.cli.prune_sizes import fewest_fast_enough, most_deleted, sizes_for_latency, timed_again
 from resnet_paths_plugin.cli.pruned_files import PrunedFiles, facts_of
-from resnet_paths_plugin.cli.running import PartialRun, check_cluster_options, executor_for, run_options
+from resnet_paths_plugin.cli.running import PartialRun, check_cluster_options, executor_for, run_options, set_threads
 from resnet_paths_plugin.cli.subject import check_classes, held_out_digits, unraveled
 from resnet_paths_plugin.cli.terminal import echo, is_terminal
 from resnet_paths_plugin.errors import InputError
@@ -41,53 +41,11 @@ from resnet_paths_plugin.files.file_roles import FileRoles
 from resnet_paths_plugin.files.output_files import Mode, writable
 from resnet_paths_plugin.network.unraveled import UnraveledNetwork
 from resnet_paths_plugin.plugins import manager as plugins
+from resnet_paths_plugin.plugins.model_description import Interpolation
 
 _FIGURE = "selection"
-_METHODS = ("exhaustive", "greedy", "beam", "evolutionary", "influence")
-
-SearchMethod = Literal["exhaustive", "greedy", "beam", "evolutionary", "influence"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Asked:
-    """Which blocks are to be deleted, as the user asks for them.
-
-    Attributes:
-        delete: a number of blocks to search for.
-        blocks: the blocks themselves.
-        keep_latency: the share of the latency that may be left.
-        method: the search.
-        keep: blocks that are not deleted.
-        halving: rounds of halving.
-    """
-
-    delete: int | None
-    blocks: tuple[str, ...]
-    keep_latency: float | None
-    method: SearchMethod
-    keep: tuple[str, ...]
-    halving: int
-
-    def check(self) -> None:
-        """Check that exactly one way to choose is given.
-
-        Raises:
-            InputError: if it is not.
-        """
-        given = [
-            option
-            for option, value in (
-                ("--delete", self.delete), ("--blocks", self.blocks or None), ("--keep-latency", self.keep_latency),
-            )
-            if value is not None
-        ]  # fmt: skip
-        if len(given) != 1:
-            raise InputError(
-                f"give one of --delete (how many blocks), --blocks (which) and --keep-latency (a share of the time), "
-                f"not {' and '.join(given) or 'none of them'}"
-            )
-        if self.blocks and self.keep:
-            raise InputError("--keep is for a search, and --blocks names the blocks: give one of them")
+_ABLATIONS = ("zero", "mean", "linear")
+_STAND_INS = {"mean": "their means", "linear": "linear maps"}
 
 
 def _names(_: click.Context, __: click.Parameter, value: str | None) -> tuple[str, ...]:
@@ -105,10 +63,15 @@ def _names(_: click.Context, __: click.Parameter, value: str | None) -> tuple[st
     "--keep-latency", type=click.FloatRange(0, 1, min_open=True, max_open=True), metavar="SHARE",
     help="Search for sets of one block more each, until the network takes at most this share of the time, such as 0.7.",
 )  # fmt: skip
-@click.option("--method", type=click.Choice(_METHODS), default="greedy", show_default=True, help="How to search.")
+@click.option("--method", "search", type=click.Choice(get_args(SearchMethod)), help="How to search. [default: greedy]")
 @click.option("--keep", callback=_names, metavar="A,B", help="Blocks that are not deleted, by their names.")
-@click.option("--halving", type=click.IntRange(1, 8), default=1, show_default=True,
-              help="Rounds of halving: 3 measures most sets on a quarter of the images.")  # fmt: skip
+@click.option("--halving", "rounds", type=click.IntRange(1, 8),
+              help="Rounds of halving: 3 measures most sets on a quarter of the images. [default: 1]")  # fmt: skip
+@click.option(
+    "--ablation", type=click.Choice(_ABLATIONS), default="zero", show_default=True,
+    help="What stands in for a deleted branch, in the search and in the files: nothing; its mean at each position; or "
+    "a linear map over the channels of what it takes. Means and maps are fitted on the images that are searched on.",
+)  # fmt: skip
 @click.option(
     "--images", type=click.Path(path_type=Path), metavar="FILE.npz|DIR",
     help="Labelled images, as `analyze` takes them: half of them, drawn at random, are held out from the search.",
@@ -128,33 +91,37 @@ def _names(_: click.Context, __: click.Parameter, value: str | None) -> tuple[st
     "--latency-batch-size", type=click.IntRange(min=1), default=1, show_default=True,
     help="Images of the forward pass that is timed.",
 )  # fmt: skip
-@click.option("--mean", callback=numbers(float), metavar="A,B,C", help="As of `analyze`.")
-@click.option("--std", callback=numbers(float), metavar="A,B,C", help="As of `analyze`.")
+@normalisation_options
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True,
               help="Seed of everything random, initial weights included.")  # fmt: skip
 @run_options
 @click.option("--verify/--no-verify", default=True, show_default=True,
               help="Hold what was captured against the model itself.")  # fmt: skip
 @click.option("--progress/--no-progress", default=None, help="Show progress bars. [default: if run in a terminal]")
+@quiet_option
 def prune(
     model: str | None, *, delete: int | None, blocks: tuple[str, ...], keep_latency: float | None,
-    method: SearchMethod, keep: tuple[str, ...], halving: int, images: Path | None, weights: Path | None,
-    pretrained: bool, output: Path | None, onnx: Path | None, program: Path | None, no_clobber: bool, device: str,
-    batch_size: int | None, latency_batch_size: int, mean: tuple[float, ...] | None, std: tuple[float, ...] | None,
-    seed: int, workers: int | None, scheduler: str | None, wait_for_workers: bool, resume: bool, verify: bool,
-    progress: bool | None,
+    search: SearchMethod | None, keep: tuple[str, ...], rounds: int | None, ablation: StandIn, images: Path | None,
+    weights: Path | None, pretrained: bool, output: Path | None, onnx: Path | None, program: Path | None,
+    no_clobber: bool, device: str, batch_size: int | None, latency_batch_size: int,
+    image_size: tuple[int, ...] | None, crop: float | None, interpolation: Interpolation | None,
+    mean: tuple[float, ...] | None, std: tuple[float, ...] | None, seed: int, workers: int | None, threads: int | None, scheduler: str | None,
+    wait_for_workers: bool, resume: bool, verify: bool, progress: bool | None,
 ) -> None:  # fmt: skip
     """Delete residual blocks of a MODEL and write the smaller network.
 
     Searches for the blocks whose deletion raises the loss least, on half of the images, and reports the error on the
-    other half (of --blocks on all images). Writes the weights of the smaller network, with what it takes to build it
-    again; a figure of effect against latency, with random sets and a ranking by influence; and, where asked for, the
-    network as an ONNX file and as a program of torch.export. Older files of these names are replaced, unless
-    --no-clobber is given. Without MODEL, prunes the embedded network of 54 blocks, and without --images on the
-    handwritten digits that were held out from its training.
+    other half; of --blocks on all images, where nothing is fitted to them. Writes the weights of the smaller network,
+    with what it takes to build it again; a figure of effect against latency, with random sets and a ranking by
+    influence; and, where asked for, the network as an ONNX file and as a program of torch.export. Older files of these
+    names are replaced, unless --no-clobber is given. Without MODEL, prunes the embedded network of 54 blocks, and
+    without --images on the handwritten digits that were held out from its training.
     """
     started = time.perf_counter()
-    asked = _Asked(delete=delete, blocks=blocks, keep_latency=keep_latency, method=method, keep=keep, halving=halving)
+    asked = PruneRequest(
+        delete=delete, blocks=blocks, keep_latency=keep_latency, search=search, keep=keep, rounds=rounds,
+        ablation=ablation, seed=seed,
+    )  # fmt: skip
     asked.check()
     check_cluster_options(scheduler, workers, wait_for_workers=wait_for_workers)
     mpl.use("agg")
@@ -167,6 +134,7 @@ def prune(
     if output is not None:
         files = _files(here, output, onnx, program, roles, mode)
     target_device = models.check_device(device)
+    set_threads(threads, embedded=model is None)
     manager = plugins.create_plugin_manager()
     torch.manual_seed(seed)
     found = held_out_digits() if images is None else read_images(images)
@@ -177,15 +145,20 @@ def prune(
     if output is None:
         named = default_output(module, description).stem
         files = _files(here, Path(f"{named}-pruned.safetensors"), onnx, program, roles, mode)
-    preprocessing, resize = preprocessing_for(description, found, mean, std)
+    preprocessing, resize = preprocessing_for(
+        description, found, mean, std, size=image_size, crop=crop, interpolation=interpolation
+    )
     targets = targets_of(found, description.class_names if description else None)
     batches = InputBatches(
         found, targets, preprocessing, resize=resize, batch_size=batch_size, dtype=models.dtype_of(module)
     )
     # A frozen batch leaves samples to each round of the search and to those held out.
-    network = unraveled(module, batches, (len(found) // 2**halving,), "blocks", (), manager, verify=verify)
+    network = unraveled(module, batches, (len(found) // 2**asked.halving,), "blocks", (), manager, verify=verify)
     check_classes(network, batches)
-    echo(f"{network.name}: {len(network.blocks)} residual blocks, {len(found)} images of {found.origin}")
+    asked.check_on(network, batches)
+    echo(
+        f"{network.name}: {len(network.blocks)} residual blocks, {len(found)} images of {found.origin}\n{batches.described}"
+    )
     partial = PartialRun(files.weights, [_FIGURE], resume=resume)
     with partial.kept(), executor_for(scheduler, workers) as executor:
         options = {
@@ -198,11 +171,12 @@ def prune(
         ds, place = _chosen(network, batches, asked, options, partial)
         chosen = ds.isel(selection=place)
         names = ds["block"].values[chosen["deleted"].values].tolist()
-        small = network.pruned(names, training=False)
+        small = network.pruned(names, ablation=ablation, reference=asked.reference(network, batches), training=False)
         args = (_example(network, batches),)
-        written = files.write(small, args, facts_of(model or models.EMBEDDED, pretrained, weights, names), mode)
+        facts = facts_of(model or models.EMBEDDED, pretrained, weights, names, ablation)
+        written = files.write(small, args, facts, mode)
     partial.remove()
-    _tell(ds, chosen, names)
+    _tell(ds, chosen, names, ablation)
     (figure,) = (one for one in report.figures(ds, manager) if one.figure == _FIGURE)
     written.append(save_picture(figure.png(), figure_path(files.weights, _FIGURE), mode))
     echo(
@@ -233,43 +207,49 @@ def _example(network: UnraveledNetwork, batches: InputBatches) -> Tensor:
 
 
 def _chosen(
-    network: UnraveledNetwork, batches: InputBatches, asked: _Asked, options: dict[str, Any], partial: PartialRun
+    network: UnraveledNetwork, batches: InputBatches, asked: PruneRequest, options: dict[str, Any], partial: PartialRun
 ) -> tuple[xr.Dataset, int]:
     """Return the selection, and the place in it of the set to delete."""
     if asked.blocks:
         gone = {block.name for block in network.select(asked.blocks)}
         kept = [block.name for block in network.blocks if block.name not in gone]
+        given = {"k": len(gone), "method": "exhaustive", "keep": kept, "n_random": 0, "ablation": asked.ablation}
+        if asked.is_fitted:
+            return _selection(network, batches, options, holdout=HELD_OUT, **given), 0
         few = batches.head(min(len(batches.targets), batches.batch_size))
-        ds = _selection(network, few, options, k=len(gone), method="exhaustive", keep=kept, holdout=batches, n_random=0)
-        return ds, 0
+        return _selection(network, few, options, holdout=batches, **given), 0
     keep = [block.name for block in network.select(asked.keep)] if asked.keep else []
-    search = {"method": asked.method, "keep": keep, "halving": asked.halving}
+    search = {"method": asked.method, "keep": keep, "halving": asked.halving, "ablation": asked.ablation}
     if asked.keep_latency is not None:
-        return _fast_enough(network, batches, partial, asked.keep_latency, options, search)
+        return _fast_enough(network, batches, partial, asked, options, search)
     ds = _selection(network, batches, options, k=asked.delete, **search)
-    return ds, int(np.flatnonzero(ds["method"].values == asked.method)[0])
+    return ds, chosen_place(ds["method"].values, asked.method)
 
 
 def _fast_enough(
     network: UnraveledNetwork,
     batches: InputBatches,
     partial: PartialRun,
-    share: float,
+    asked: PruneRequest,
     options: dict[str, Any],
     search: dict[str, Any],
 ) -> tuple[xr.Dataset, int]:
     """Return a selection, and the place in it of the smallest set that leaves at most a share of the time."""
     inputs, _ = next(iter(batches.head(network.frozen_batch or options["latency_batch_size"])))
     args = (inputs.to(network.device),)
-    free = [block.index for block in network.blocks if block.name not in search["keep"]]
-    work = fingerprint((share, search["method"], search["keep"], search["halving"], len(inputs)))
+    share, free = float(asked.keep_latency or 1), asked.free(network)
+    work = fingerprint((share, *search.values(), len(inputs)))
     rounds = itertools.count()
 
     def searched(chosen: Callable[[], range]) -> tuple[range, xr.Dataset]:
         place = next(rounds)
         sizes = partial.sizes(place, work, chosen)
         run = partial.options_like(options["run"], f"{_FIGURE}_{place}") if place else options["run"]
-        return sizes, _selection(network, batches, {**options, "run": run}, k=list(sizes), **search)
+        for size in sizes:
+            asked.check_size(network, size)
+        ds = _selection(network, batches, {**options, "run": run}, k=list(sizes), **search)
+        chosen_place(ds["method"].values, asked.method)
+        return sizes, ds
 
     ds, place = fewest_fast_enough(
         searched,
@@ -290,7 +270,7 @@ def _selection(network: UnraveledNetwork, batches: InputBatches, options: dict[s
     return result
 
 
-def _tell(ds: xr.Dataset, chosen: xr.Dataset, names: Sequence[str]) -> None:
+def _tell(ds: xr.Dataset, chosen: xr.Dataset, names: Sequence[str], ablation: StandIn) -> None:
     """Print the table of what is smaller, and what the deletion does to the error."""
     n_blocks = ds.sizes["block"]
     rows = [("", "before", "after", "")]
@@ -310,6 +290,11 @@ def _tell(ds: xr.Dataset, chosen: xr.Dataset, names: Sequence[str]) -> None:
     for row in rows:
         cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
         echo("  ".join(cells).rstrip())
+    if ablation != "zero":
+        echo(f"in their place: {_STAND_INS[ablation]}, fitted on {int(ds['n_searched_samples'])} images searched on")
+    if "explained_variance" in ds:
+        shares = ds["explained_variance"].sel(block=list(names)).values
+        echo(f"variance that the maps explain: {', '.join(f'{share:.0%}' for share in shares)}")
     how = ds["latency"].attrs
     echo(
         f"deleted: {', '.join(names)}\n"

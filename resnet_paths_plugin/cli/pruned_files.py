@@ -95,8 +95,11 @@ class PrunedFiles:
         return {option: path for option, path in files.items() if path is not None}
 
 
-def facts_of(model: str, pretrained: bool, weights: Path | None, blocks: Sequence[str]) -> dict[str, str]:
+def facts_of(
+    model: str, pretrained: bool, weights: Path | None, blocks: Sequence[str], ablation: str
+) -> dict[str, str]:
     """Return what it takes to build a pruned network again: text by name, as safetensors has it."""
+    fitted = "" if ablation == "zero" else f", ablation={ablation!r}, reference=inputs"
     return {
         "format": "pt",
         "source": f"resnet-paths-plugin {metadata.version('resnet-paths-plugin')}",
@@ -104,9 +107,9 @@ def facts_of(model: str, pretrained: bool, weights: Path | None, blocks: Sequenc
         "pretrained": json.dumps(pretrained),
         "weights": "" if weights is None else weights.name,
         "deleted_blocks": json.dumps(list(blocks)),
-        "ablation": "zero",
-        "rebuild": "build the model, small = rpp.unravel(model, inputs).pruned(deleted_blocks, training=False), and "
-        "safetensors.torch.load_model(small, file)",
+        "ablation": ablation,
+        "rebuild": f"build the model, small = rpp.unravel(model, inputs).pruned(deleted_blocks{fitted}, "
+        "training=False), and safetensors.torch.load_model(small, file)",
     }
 
 

@@ -6,11 +6,13 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
+import torch
 
 from resnet_paths_plugin.cli.outputs import partial_path
 from resnet_paths_plugin.errors import CheckpointError, FileError, InputError
@@ -20,6 +22,7 @@ from resnet_paths_plugin.execution.parent_watch import end_with_parent
 
 _SECONDS_TO_CONNECT = 30
 _MOST_WORKERS = 10_000
+_MOST_THREADS = 1024
 _SIZES = "sizes"
 
 
@@ -41,12 +44,34 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option(
             "--workers", type=click.IntRange(1, _MOST_WORKERS), metavar="N",
-            help="Worker processes to run on here. Each has as many threads as a run without them: set OMP_NUM_THREADS "
-            "to the cores for each.",
+            help="Worker processes to run on here, of --threads threads each.",
+        ),
+        click.option(
+            "--threads", type=click.IntRange(1, _MOST_THREADS), metavar="N",
+            help="Threads that an operator runs on, on a CPU. [default: 1 for the embedded network, whose operators "
+            "are too small for several; else as many as torch takes, which OMP_NUM_THREADS sets]",
         ),
     ):  # fmt: skip
         command = option(command)
     return command
+
+
+def set_threads(threads: int | None, *, embedded: bool) -> None:
+    """Set the threads that an operator runs on, until the command ends.
+
+    Args:
+        threads: their number; None takes 1 for the embedded network, and leaves torch's own for any other.
+        embedded: whether the embedded network is studied.
+    """
+    number = threads or (1 if embedded else torch.get_num_threads())
+    click.get_current_context().call_on_close(partial(torch.set_num_threads, torch.get_num_threads()))
+    torch.set_num_threads(number)
+
+
+def threads_said() -> str:
+    """Return how many threads an operator runs on, in words."""
+    number = torch.get_num_threads()
+    return f"{number} thread{'s' if number > 1 else ''}"
 
 
 def last_note(error: BaseException) -> list[str]:

@@ -33,6 +33,8 @@ from resnet_paths_plugin.plotting.registry import all_figures
 _MAPS_SHOWN = 4
 _LONGEST_MAP = 7
 _MOST_SELECTED = 4
+_RANDOM_OF_EACH_SIZE = 3
+"""Random sets beside the chosen ones: the latency of each takes a second."""
 _OPTIONS = ("internal_batch_size", "seed", "show_progress", "run")
 """Options that any analyzer gets whose `attribute` takes them."""
 _SELF_AND_INPUTS = 2
@@ -217,6 +219,7 @@ def _selection(network: UnraveledNetwork, images: InputBatches, options: StudyOp
     result: xr.Dataset = BlockSelection(network).attribute(
         images.head(options.search_images),
         k=range(1, min(_MOST_SELECTED, len(network.blocks) - 1) + 1),
+        n_random=_RANDOM_OF_EACH_SIZE,
         seed=options.seed,
         internal_batch_size=options.internal_batch_size,
         show_progress=options.show_progress,

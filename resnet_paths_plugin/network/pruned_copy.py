@@ -13,19 +13,29 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from resnet_paths_plugin.errors import InputError
+from resnet_paths_plugin.engine.program import Program
+from resnet_paths_plugin.errors import CaptureError, InputError
 from resnet_paths_plugin.graph.blocks import BlockLike, ResidualBlock
 from resnet_paths_plugin.network.copy_comparison import Comparison, run_in_eval_mode
 from resnet_paths_plugin.network.skip_chain import SkipChain, calls_of, skip_chain
+from resnet_paths_plugin.network.training_program import training_program
 from resnet_paths_plugin.network.unraveled import UnraveledNetwork
 from resnet_paths_plugin.network.unraveling import unravel
 from resnet_paths_plugin.process_lock import alone
+
+_EVAL_ONLY = "training=False gives a copy that is right in eval mode"
 
 _Memory = tuple[int, int, tuple[int, ...]]
 """Where a value is in memory, how often that was written to, and its shape."""
 
 
-def pruned_copy(model: nn.Module, blocks: BlockLike | Iterable[BlockLike], example_inputs: Any = None) -> nn.Module:
+def pruned_copy(
+    model: nn.Module,
+    blocks: BlockLike | Iterable[BlockLike],
+    example_inputs: Any = None,
+    *,
+    training: bool = True,
+) -> nn.Module:
     """Return a deep copy of a model, of the same class, without the branches of some blocks.
 
     The module that owns a deleted block is replaced by the parts that still act on its input: its projection, and what
@@ -38,17 +48,21 @@ def pruned_copy(model: nn.Module, blocks: BlockLike | Iterable[BlockLike], examp
         blocks: the blocks to delete, by name, index or object. Of a module that computes several sums, such as a
             transformer layer, all blocks; its group's name stands for them.
         example_inputs: as in `unravel`; the copy's outputs are compared on these inputs too.
+        training: whether the copy is to be right in training mode as well; the model is then captured again, in
+            training mode.
 
     Returns:
         The copy. In eval mode its outputs are those of `lesioned(blocks)`, bit for bit or, where operators round
         otherwise, up to the last digits: that is tried on random inputs of the captured shape, and what stands in for
-        each module also on multiples of its input.
+        each module also on multiples of its input. In training mode what stands in for a module does what the graph of
+        that mode shows of it: a drop path that the module's own code applies to the sum is no part, and is refused.
 
     Raises:
         UnknownBlockError: if the network does not have one of the blocks.
         InputError: if a block is not a whole module, or its module does more than its parts do, such as a factor or a
-            dropout in its own code, or the network is optimized: `net.pruned(blocks)` then gives a module that is made
-            from the graph.
+            dropout in its own code, also if only in training mode, or the network is optimized: `net.pruned(blocks)`
+            then gives a module that is made from the graph. If the model cannot be captured in training mode, or has
+            other blocks there, such as one with a drop path in its skip: `training=False` gives a copy for eval mode.
 
     Examples:
         >>> small = rpp.pruned_copy(model, ["layer1.1", "layer3.1"])
@@ -72,6 +86,8 @@ def pruned_copy(model: nn.Module, blocks: BlockLike | Iterable[BlockLike], examp
     modules = _modules_of(net, chosen)
     calls = _watched_calls(net, copied, modules, inputs[0])
     chains = {path: _chains_of(net, copied, path, owned, chosen, calls[path]) for path, owned in modules.items()}
+    if training and chains:
+        _check_training(net, copied, modules, chosen, chains)
     for path, found in chains.items():
         _replace(copied, path, found[0])
     comparison = Comparison(net, chosen, inputs)
@@ -216,13 +232,9 @@ def _chains_of(
     Raises:
         InputError: if it does what no part of it does, or not the same in all calls.
     """
-    whole, deleted = copied.get_submodule(path), {block.index for block in chosen}
-    names = [block.name for block in owned]
+    whole, names = copied.get_submodule(path), [block.name for block in owned]
     try:
-        found = [
-            skip_chain(net.program, whole, call, path, deleted)
-            for call in calls_of(net.program, path, [block.sum for block in owned])
-        ]
+        found = _chains_in(net.program, whole, path, owned, chosen)
     except InputError as error:
         raise _refused(net, names, str(error)) from error
     if len(found) != calls.count or len({(chain.parts, chain.is_function) for chain in found}) > 1:
@@ -235,6 +247,50 @@ def _chains_of(
             "network is captured, and what it does in training mode would be lost",
         )
     return found
+
+
+def _chains_in(
+    program: Program,
+    whole: nn.Module,
+    path: str,
+    owned: Sequence[ResidualBlock],
+    chosen: Sequence[ResidualBlock],
+) -> list[SkipChain]:
+    """Return what each call of a module does without the blocks, in the graph of one of the modes.
+
+    Raises:
+        InputError: if it does what no part of it does.
+    """
+    deleted = {block.index for block in chosen}
+    sums = [program.nodes[program.sums[program.branches[block.index].sum].root].name for block in owned]
+    return [skip_chain(program, whole, call, path, deleted) for call in calls_of(program, path, sums)]
+
+
+def _check_training(
+    net: UnraveledNetwork,
+    copied: nn.Module,
+    modules: Mapping[str, Sequence[ResidualBlock]],
+    chosen: Sequence[ResidualBlock],
+    chains: Mapping[str, Sequence[SkipChain]],
+) -> None:
+    """Check that modules do without the blocks in training mode what they do in eval mode.
+
+    Raises:
+        InputError: if one does something else, or the model cannot be captured in training mode.
+    """
+    try:
+        program = training_program(net)
+    except CaptureError as error:
+        raise _refused(net, [block.name for block in chosen], f"{error} ({_EVAL_ONLY})") from error
+    for path, owned in modules.items():
+        names = [block.name for block in owned]
+        try:
+            found = _chains_in(program, copied.get_submodule(path), path, owned, chosen)
+        except InputError as error:
+            raise _refused(net, names, f"in training mode {error} ({_EVAL_ONLY})") from error
+        forms = [[(chain.parts, chain.is_function) for chain in each] for each in (found, chains[path])]
+        if forms[0] != forms[1]:
+            raise _refused(net, names, f"in training mode it applies other parts than in eval mode ({_EVAL_ONLY})")
 
 
 def _idle_part(net: UnraveledNetwork, whole: nn.Module, path: str, chain: SkipChain, calls: _Calls) -> str | None:

@@ -83,7 +83,9 @@ class PrunedNetwork(nn.Module):
         """
         mode = _TRAIN if self.training else _EVAL
         leaves = self._inputs[mode].checked((inputs, *additional_forward_args), self._float_dtype())
-        tensors = [getattr(self._holder(path), name) for path, name in self._reads[mode]]
+        reads = self._reads[mode]
+        holders = {path: self._holder(path) for path in dict.fromkeys(path for path, _ in reads)}
+        tensors = [getattr(holders[path], name) for path, name in reads]
         graph = getattr(self, mode)
         leaves_open = mode in self._autocast and not torch.compiler.is_compiling()  # after an error within autocast
         with kept_autocast() if leaves_open else nullcontext():

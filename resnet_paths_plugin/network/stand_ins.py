@@ -168,22 +168,34 @@ def layout(network: CapturedNetwork, block: int) -> tuple[int, tuple[int, ...]]:
     Raises:
         InputError: if a map over channels does not fit the block; the reason is named.
     """
+    found = _layout(network, block)
+    if isinstance(found, str):
+        raise _unfit(network, block, found)
+    return found
+
+
+def why_not_linear(network: CapturedNetwork, block: int) -> str | None:
+    """Return why no map over channels fits a block; None where one does."""
+    found = _layout(network, block)
+    return found if isinstance(found, str) else None
+
+
+def _layout(network: CapturedNetwork, block: int) -> tuple[int, tuple[int, ...]] | str:
+    """Return the dimension and the strides, or the reason why there are none."""
     program = network.program
     branch = program.branches[block]
     total = program.sums[branch.sum].root
     source, root = program.nodes[branch.source], program.nodes[total]
+    batch = program.batch_dim(branch.source)
     dim = channel_dim(source, [program.nodes[at] for at in branch.region])
     if dim is None:
-        raise _unfit(network, block, "no operator of its branch tells which dimension of its source holds the channels")
+        return "no operator of its branch tells which dimension of its source holds the channels"
     sizes, wanted = source.meta["val"].shape, root.meta["val"].shape
-    if len(sizes) != len(wanted) or program.batch_dim(branch.source) != program.batch_dim(
-        program.sums[branch.sum].root
-    ):
-        raise _unfit(network, block, "its source and its sum have dimensions of their own")
+    if len(sizes) != len(wanted) or batch != program.batch_dim(total):
+        return "its source and its sum have dimensions of their own"
     channels = len(sizes) + dim
-    if channels == program.batch_dim(branch.source):
-        raise _unfit(network, block, "its branch mixes what is the batch here")
-    batch = program.batch_dim(branch.source)
+    if channels == batch:
+        return "its branch mixes what is the batch here"
     positions = [at for at in range(len(sizes)) if at not in {channels, batch}]
     strides = [1] * len(sizes)
     moved = [at for at in positions if not same_sizes([sizes[at]], [wanted[at]])]
@@ -192,11 +204,9 @@ def layout(network: CapturedNetwork, block: int) -> tuple[int, tuple[int, ...]]:
         found = window_strides(source, region, program.nodes[branch.value]) if (batch, channels) == (0, 1) else None
         if found is None or any(-(-sizes[at] // found[at - 2]) != wanted[at] for at in positions):
             shapes = f"{list(network.blocks[block].source_shape)} to {list(network.blocks[block].sum_shape)}"
-            raise _unfit(
-                network,
-                block,
+            return (
                 f"it takes {shapes}, and no stride of its convolutions and poolings leads from the positions of one to "
-                "the other's",
+                "the other's"
             )
         strides[2:] = found
     return dim, tuple(strides)
@@ -211,8 +221,8 @@ def check_seen(network: CapturedNetwork, blocks: Iterable[int], seen: Iterable[i
     for block in blocks:
         if block not in seen:
             raise InputError(
-                f"ablation={ablation!r} needs samples along a dimension of their own at every sum, and at "
-                f"that of {network.blocks[block].name!r} they are mixed with another"
+                f"the ablation {ablation!r} needs samples along a dimension of their own at every sum, and at that of "
+                f"{network.blocks[block].name!r} they are mixed with another"
             )
 
 
@@ -238,8 +248,8 @@ def _check_finite(network: CapturedNetwork, block: int, kind: Fitted, *sums: NDA
     """
     if not all(np.isfinite(one).all() for one in sums):
         raise InputError(
-            f"ablation={kind!r}: at {network.blocks[block].name!r} the reference gives values that are not finite (NaN "
-            "or infinity). Check the reference for them, or run the model in a longer dtype"
+            f"the ablation {kind!r} is fitted on a reference: at {network.blocks[block].name!r} the reference gives "
+            "values that are not finite (NaN or infinity). Check the data for them, or run the model in a longer dtype"
         )
 
 

@@ -147,7 +147,19 @@ def describe_selection(ds: xr.Dataset) -> str:
             )
     axis = _cost(ds, None)
     before, after = float(ds[f"intact_{axis.name}"]), float(chosen[axis.name])
-    return f"{', '.join(told)}. {spoken(axis.name).capitalize()}: {after / before:.0%} of the intact network's."
+    return (
+        f"{', '.join(told)}. {spoken(axis.name).capitalize()}: {after / before:.0%} of the intact network's."
+        f"{_left_out(ds)}"
+    )
+
+
+def _left_out(ds: xr.Dataset) -> str:
+    """Return what to say of sets whose effect is no finite number; nothing where there are none."""
+    if "step_left_out" not in ds or not ds["step_left_out"].any():
+        return ""
+    left_out = ds["step_left_out"].values
+    count, whole = (len(np.unique(sets, axis=0)) for sets in (ds["step_deleted"].values[left_out], ds["step_deleted"]))
+    return f" {count} of {whole} sets that were measured are left out, as their effect is NaN or infinite."
 
 
 def _effect(ds: xr.Dataset) -> str:

@@ -59,10 +59,10 @@ def best_by_hand(game, size, free=range(N), per_stage=N):
 def found(method, game, size, where, rounds=1, **options):
     judge = Judge(method, game.effects(rounds))
     if method == "exhaustive":
-        result = searches.exhaustive(judge, where, size)
+        (result,) = searches.exhaustive(judge, where, size)
     elif method == "evolutionary":
         numbers = {"population": 12, "generations": 12} | options
-        result = searches.evolutionary(judge, where, size, **numbers, generator=np.random.default_rng(0))
+        (result,) = searches.evolutionary(judge, where, size, **numbers, generator=np.random.default_rng(0))
     else:
         result = searches.beam(judge, where, [size], {"greedy": 1, "beam": 6}[method])[size]
     return judge, result
@@ -137,9 +137,37 @@ def test_searches_share_what_is_measured():
     assert beam[2].n_tried == comb(N, 2) + N
 
 
-def test_what_is_no_number_is_never_chosen():
-    effects = KnownEffects(lambda sets, _: (np.where(sets[:, 0], np.nan, sets.sum(axis=1) * 1.0), 1))
-    assert not searches.exhaustive(Judge("exhaustive", effects), space(), 2).chosen[0]
+def search(method, judge, size):
+    if method == "exhaustive":
+        return searches.exhaustive(judge, space(), size)
+    if method == "evolutionary":
+        return searches.evolutionary(judge, space(), size, 4, 12, np.random.default_rng(0))
+    return [*searches.beam(judge, space(), [size], {"greedy": 1, "beam": 6}[method]).values()]
+
+
+@pytest.mark.parametrize("odd", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("rounds", [1, 3])
+@pytest.mark.parametrize("method", ["exhaustive", "greedy", "beam", "evolutionary"])
+def test_a_set_without_a_finite_effect_is_never_chosen(method, rounds, odd):
+    """Half of the sets have none, and it shows on the last samples only."""
+
+    def sums(sets, part):
+        spoils = sets[:, ::2].any(axis=1) & (part == rounds - 1)
+        return np.where(spoils, odd, sets @ np.arange(1.0, N + 1)), 1
+
+    judge = Judge(method, KnownEffects(sums, rounds))
+    (found,) = search(method, judge, 2)
+    assert not found.chosen[::2].any()
+    assert np.isfinite(found.effect)
+    assert any(not np.isfinite(step.effect) for step in judge.steps)
+
+
+@pytest.mark.parametrize("odd", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("method", ["exhaustive", "greedy", "beam", "evolutionary"])
+def test_where_no_effect_is_finite_nothing_is_chosen(method, odd):
+    judge = Judge(method, KnownEffects(lambda sets, _: (np.full(len(sets), odd), 1)))
+    assert search(method, judge, 2) == []
+    assert judge.steps
 
 
 def test_samples_are_dealt_evenly_once_and_the_same_each_time():

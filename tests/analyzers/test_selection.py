@@ -6,7 +6,8 @@ import cifar
 import numpy as np
 import pytest
 import torch
-from networks import PreActivation, randomised, without
+import xarray as xr
+from networks import PreActivation, Residual, randomised, without
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -394,6 +395,71 @@ def test_what_is_no_number_on_samples_held_out_is_warned_of(net):
         rpp.BlockSelection(net).attribute(
             images, 0 * labels, measure="odd", measures={"odd": odd}, holdout=(images[:3], 0 * labels[:3] + 4), **FAST
         )
+
+
+class Guarded(torch.nn.Module):
+    """One block takes away a large value, whose square overflows without it."""
+
+    guard = 1
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.head = torch.nn.Linear(4, 4), torch.nn.Linear(3, 5)
+        self.blocks = torch.nn.ModuleList(Residual(torch.nn.Linear(4, 4)) for _ in range(4))
+        with torch.no_grad():
+            self.stem.weight[3] = 0
+            self.stem.bias[3] = 1e30
+            for index, block in enumerate(self.blocks):
+                block.branch.weight[:, 3] = block.branch.weight[3] = block.branch.bias[3] = 0
+                block.branch.weight[3, 3] = -1.0 if index == self.guard else 0.0
+
+    def forward(self, x):
+        x = self.stem(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x[:, :3]) + x[:, 3:] ** 2
+
+
+@pytest.fixture(scope="module")
+def guarded():
+    torch.manual_seed(0)
+    model = Guarded().eval()
+    x, labels = torch.randn(12, 4), torch.arange(12) % 5
+    assert torch.isfinite(model(x)).all()
+    assert not torch.isfinite(without(model, "blocks.1.branch")(x)).any()
+    return model, x, labels
+
+
+METHODS = ["exhaustive", "greedy", "beam", "evolutionary", "influence"]
+
+
+@pytest.mark.parametrize("measure", ["loss", "target_score"])  # NaN, and infinitely better
+@pytest.mark.parametrize("method", METHODS)
+def test_a_set_whose_outputs_overflow_is_never_chosen_and_said_to_be_left_out(method, measure, guarded):
+    model, x, labels = guarded
+    net = rpp.unravel(model, x)
+    proxy = xr.DataArray([3.0, 1.0, 0.0, 2.0], {"block": [block.name for block in net.blocks]}, ["block"])
+    options = {"k": (1, 2), "method": method, "measure": measure, "proxy": proxy, "population": 4, "halving": 2}
+    with pytest.warns(NonFiniteOutputWarning, match=r"left out \(blocks\.1.*no set for k=2 by 'influence'"):
+        ds = rpp.BlockSelection(net).attribute(x, labels, **options, latency=False, n_random=0)
+    assert not ds.deleted.values[:, Guarded.guard].any()
+    assert np.isfinite(ds.searched_effect).all()
+    assert np.isfinite(ds.held_out_effect).all()
+    sizes = zip(ds.method.values.tolist(), ds.n_deleted.values.tolist(), strict=True)
+    assert sorted(sizes) == sorted({(method, 1), (method, 2), ("influence", 1)} - {("influence", 2)})
+    np.testing.assert_array_equal(ds.step_left_out, ds.step_deleted.values[:, Guarded.guard])
+    np.testing.assert_array_equal(ds.step_left_out, ~np.isfinite(ds.step_effect))
+    assert " are left out, as their effect is NaN or infinite." in describe_selection(ds)
+
+
+def test_where_no_set_has_a_finite_effect_the_reason_is_said(guarded):
+    model, x, labels = guarded
+    keep = [f"blocks.{index}" for index in range(4) if index != Guarded.guard]
+    with pytest.raises(InputError, match="none of them can be chosen"):
+        rpp.BlockSelection(model).attribute(x, labels, keep=keep, **FAST)
+    broken = without(model, "blocks.1.branch")
+    with pytest.raises(InputError, match="for the intact network"):
+        rpp.BlockSelection(broken).attribute(x, labels, **FAST)
 
 
 @pytest.mark.parametrize("method", ["exhaustive", "evolutionary"])

@@ -181,6 +181,31 @@ def test_progress_is_shown_on_demand_only(tmp_path, monkeypatch):
     assert shown == [False, True, False]
 
 
+@pytest.mark.parametrize(("given", "threads"), [((), 1), (("--threads", 3), 3)])
+def test_the_threads_asked_for_are_those_of_the_run_alone(given, threads, tmp_path, monkeypatch):
+    seen = []
+
+    def run(network, images, options, results):
+        seen.append(torch.get_num_threads())
+        return STUDIES[0].run(network, images, options, results)
+
+    watched(monkeypatch, run)
+    result = invoke(*analysis(*given, output=tmp_path / "a.nc"))
+    assert result.exit_code == 0, result.output
+    assert seen == [threads]
+    assert f", {threads} thread" in result.output
+    assert torch.get_num_threads() == 1
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("two_threads")
 def test_the_embedded_network_needs_no_arguments(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     images, labels = cli.subject.held_out_digits().images[:6], cli.subject.held_out_digits().labels[:6]
@@ -188,6 +213,20 @@ def test_the_embedded_network_needs_no_arguments(tmp_path, monkeypatch):
     options = ("--draws", 1, "--max-deleted", 2, "--max-swaps", 1, "--path-images", 2, "--path-draws", 2)
     result = invoke("analyze", *options, "--pair-images", 0, "--search-images", 6)
     assert result.exit_code == 0, result.output
+    assert torch.get_num_threads() == 2
+    for line in (
+        "digits_resnet110: 54 residual blocks, 6 images of the held-out digits, 1 thread",
+        "single_lesions: 6 images, 54 lesions",
+        "plain_single_lesions: 6 images, 11 lesions",
+        "random_lesions: 6 images, 2 lesions",
+        "reorderings: 6 images, 1 orders",
+        "influence: 6 images",
+        "path_lengths: 2 images, 55 path lengths, 2 paths drawn of each length",
+        "path_maps: 2 images, 8 path lengths",
+        # 54, 53, 52 and 51 sets of one block more each, and those of the ranking by influence
+        "selection: 3 images searched on, 3 images held out, 214 sets measured by the search, 12 random sets",
+    ):
+        assert line in result.output.splitlines()
     assert files_of(tmp_path) == [
         "digits_resnet110-influence-proxies.png",
         "digits_resnet110-influence.png",
@@ -210,6 +249,7 @@ def test_the_embedded_network_needs_no_arguments(tmp_path, monkeypatch):
     assert float(tree["path_lengths"]["completeness_error"].max()) < 1e-5
     assert tree["path_maps"]["gradient"].shape == (8, 2, 1, 8, 8)
     assert tree["selection"]["n_searched_samples"] == tree["selection"]["n_held_out_samples"] == 3
+    assert tree["selection"]["latency"].attrs["threads"] == 1
 
 
 def test_the_study_of_path_lengths_equals_the_one_from_python(tmp_path, reference):
@@ -314,7 +354,7 @@ def test_debug_shows_where_an_error_came_up():
         (["--images", "empty"], "empty has no class folders"),
         (["--device", "nonsense"], "device 'nonsense' cannot be used here"),
         (["--device", "meta"], "device 'meta' cannot be used here"),
-        (["--mean", "0.5"], "mean has 1 and std 3 numbers"),
+        (["--mean", "0.5"], "--mean has 1 and --std 3 numbers"),
         (["--pretrained"], "give --pretrained or --weights, not both"),
         (["--output", "nowhere/a.nc"], "nowhere does not exist. Create it first"),
         (["--output", "empty"], "empty is a folder"),
@@ -339,7 +379,7 @@ def test_a_folder_that_cannot_be_written_to_is_told_before_anything_is_run(tmp_p
 
 def test_a_model_without_description_asks_for_statistics(tmp_path):
     line = told("analyze", MODEL, "--images", "images.npz", "--output", tmp_path / "a.nc")
-    assert "give mean and std" in line
+    assert "give --mean and --std" in line
 
 
 def test_a_model_asks_for_images():

@@ -352,12 +352,12 @@ def image_model():
 @pytest.mark.parametrize(
     ("description", "mean", "std", "message"),
     [
-        (None, None, None, "not known how the model's inputs are normalised: give mean and std"),
-        (image_model(), None, None, "give mean and std"),
+        (None, None, None, "not known how the model's inputs are normalised: give --mean and --std"),
+        (image_model(), None, None, "give --mean and --std"),
         (image_model(), MEAN, None, "give both or neither"),
         (None, None, STD, "give both or neither"),
-        (image_model(), (0.5,), (0.5,), "mean has 1 and std 1 numbers: give one for each of the 3 channels"),
-        (None, MEAN, (1.0,), "mean has 3 and std 1"),
+        (image_model(), (0.5,), (0.5,), "--mean has 1 and --std 1 numbers: give one for each of the 3 channels"),
+        (None, MEAN, (1.0,), "--mean has 3 and --std 1"),
         (None, MEAN, (1.0, 0.0, 1.0), "above zero"),
         (None, (0.5, float("nan"), 0.5), STD, "finite"),
         (video(), MEAN, STD, r"shape \(3, 16, 8, 8\), which is no image"),

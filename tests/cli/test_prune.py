@@ -4,6 +4,7 @@ import importlib
 import json
 import re
 import textwrap
+from itertools import combinations
 
 import command_lines
 import numpy as np
@@ -13,11 +14,11 @@ import xarray as xr
 from command_lines import MODEL, STATISTICS, invoke, trained
 from matplotlib.image import imread
 from safetensors import safe_open
-from safetensors.torch import load_model
+from safetensors.torch import load_file, load_model
 
 import resnet_paths_plugin as rpp
 from resnet_paths_plugin.analyzers.coalitions import selected_costs
-from resnet_paths_plugin.cli import prune_sizes, pruned_files, subject
+from resnet_paths_plugin.cli import prune_request, prune_sizes, pruned_files, subject
 from resnet_paths_plugin.errors import InputError
 
 place = command_lines.place  # a fixture
@@ -89,6 +90,81 @@ def test_the_files_are_the_network_without_the_blocks(images, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "small-selection.png", "small.onnx", "small.pt2", "small.safetensors",
     ]  # fmt: skip
+
+
+def activations(inputs):
+    """Return the sources and branches of the intact network's blocks, float64, by the block's name."""
+    x, found = model_without().double().stem(inputs.double()), {}
+    for name, block in model_without().double().blocks.named_children():
+        branch = block.conv(x).relu()
+        found[f"blocks.{name}"], x = (x, branch), x + branch
+    return found
+
+
+def model_with(stand_ins):
+    """Return the model in which functions of the source stand in for the branches of some blocks."""
+    model = model_without()
+    for name, function in stand_ins.items():
+        model.get_submodule(name).forward = lambda x, function=function: x + function(x)
+    return model
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("ablation", ["mean", "linear"])
+@pytest.mark.parametrize("chosen", [("--blocks", "blocks.0,blocks.2"), ("--delete", 2, "--keep", "blocks.1")])
+def test_stand_ins_are_fitted_on_half_of_the_images_and_reported_on_the_other(ablation, chosen, images, tmp_path):
+    runtime = pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
+    pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
+    gone, (inputs, labels) = ("blocks.0", "blocks.2"), images
+    values = activations(inputs)
+    files = ("--onnx", tmp_path / "small.onnx", "--program", tmp_path / "small.pt2")
+    result = invoke(*pruning(*chosen, "--ablation", ablation, *files, output=tmp_path / "small.safetensors"))
+    assert result.exit_code == 0, result.output
+    mean = tmp_path / "mean.safetensors"
+    assert invoke(*pruning(*chosen, "--ablation", "mean", output=mean)).exit_code == 0
+
+    # Which half it was, the mean itself tells.
+    fitted = load_file(mean)["stand_in_0"].double()
+    halves = [list(half) for half in combinations(range(12), 6)]
+    distances = [float((values["blocks.0"][1][half].mean(0) - fitted).abs().max()) for half in halves]
+    half = halves[int(np.argmin(distances))]
+    assert min(distances) < 1e-5
+    rest = [index for index in range(12) if index not in half]
+
+    stand_ins, explained = {}, []
+    for name in gone:
+        source, branch = (one[half].movedim(1, -1).flatten(0, -2).numpy() for one in values[name])
+        if ablation == "mean":
+            mean = values[name][1][half].mean(0).float()
+            stand_ins[name] = lambda _, mean=mean: mean
+            continue
+        rows = np.column_stack([source, np.ones(len(source))])
+        weights = np.linalg.lstsq(rows, branch)[0]
+        explained.append(1 - (branch - rows @ weights).var(0).sum() / branch.var(0).sum())
+        weight, bias = (torch.tensor(part, dtype=torch.float32) for part in (weights[:-1].T, weights[-1]))
+        stand_ins[name] = lambda x, weight=weight, bias=bias: torch.conv2d(x, weight[:, :, None, None], bias)
+    patched = model_with(stand_ins)
+    expected = patched(inputs).numpy()
+
+    close = {"rtol": 1e-3, "atol": 1e-3}
+    np.testing.assert_allclose(torch.export.load(tmp_path / "small.pt2").module()(inputs).numpy(), expected, **close)
+    session = runtime.InferenceSession(tmp_path / "small.onnx")
+    np.testing.assert_allclose(session.run(None, {session.get_inputs()[0].name: inputs.numpy()})[0], expected, **close)
+    with safe_open(tmp_path / "small.safetensors", "pt") as file:
+        facts = file.metadata()
+    assert facts["ablation"] == ablation
+    net = rpp.unravel(importlib.import_module("tiny_residual_network").build(), inputs)
+    small = net.pruned(json.loads(facts["deleted_blocks"]), ablation=ablation, reference=inputs, training=False)
+    load_model(small, tmp_path / "small.safetensors")
+    np.testing.assert_allclose(small(inputs).numpy(), expected, **close)
+
+    table = {line.split()[0]: line.split()[1:] for line in reversed(result.output.splitlines()) if line}
+    wrong = [one(inputs[rest]).argmax(1) != labels[rest] for one in (model_without(), patched)]
+    assert table["error"] == [f"{one.double().mean():.2%}" for one in wrong]
+    assert f"{'their means' if ablation == 'mean' else 'linear maps'}, fitted on 6 images" in result.output
+    assert "error on 6 images" in result.output
+    if ablation == "linear":
+        assert f"variance that the maps explain: {', '.join(f'{share:.0%}' for share in explained)}" in result.output
 
 
 @pytest.mark.parametrize(
@@ -224,10 +300,15 @@ def test_the_embedded_network_needs_no_images(tmp_path, monkeypatch):
     [
         ((), "give one of --delete"),
         (("--delete", 1, "--keep-latency", 0.5), "not --delete and --keep-latency"),
-        (("--blocks", "blocks.0", "--keep", "blocks.1"), "give one of them"),
-        (("--delete", 3), "every one of the network's 3"),
-        (("--delete", 4), "at most 2"),
-        (("--blocks", "blocks.0,blocks.1,blocks.2"), "leave"),
+        (("--blocks", "blocks.0", "--keep", "blocks.1"), "--keep is for a search"),
+        (("--blocks", "blocks.0", "--method", "greedy"), "--method is for a search"),
+        (("--blocks", "blocks.0", "--method", "beam", "--halving", 1), "--method and --halving are for a search"),
+        (("--delete", 3), "--delete 3 deletes every one of the network's 3"),
+        (("--delete", 4), "--delete 4 is too many: choose at most 2 of the 3 blocks"),
+        (("--delete", 2, "--keep", "blocks.0,blocks.1"), "at most 1 of the 1 blocks that --keep leaves"),
+        (("--delete", 1, "--keep", "blocks.0,blocks.1,blocks.2"), "--keep leaves no block"),
+        (("--delete", 1, "--halving", 6), "12 images are too few to hold half of them out and --halving 6"),
+        (("--blocks", "blocks.0,blocks.1,blocks.2"), "--blocks names every one"),
         (("--blocks", "blocks.7"), "blocks.7"),
         (("--blocks", ","), "it names no block"),
         (("--delete", 1, "--onnx", "small.pb"), "must end in .onnx"),
@@ -274,6 +355,92 @@ def test_weights_too_large_for_an_onnx_file_come_beside_it(images, tmp_path, mon
     np.testing.assert_allclose(found, model_without("blocks.0")(images[0]).numpy(), rtol=1e-4, atol=1e-3)
     (moved / "small.onnx.data").rename(tmp_path / "small.onnx.data")
     assert "exists already" in told(*pruning(*given, "--no-clobber", output=tmp_path / "other.safetensors"))
+
+
+def test_blocks_that_no_linear_map_fits_are_named_before_the_run(place):
+    (place / "flat_network.py").write_text(
+        textwrap.dedent("""
+            import torch
+            from tiny_residual_network import Tiny
+
+            class Flat(torch.nn.Module):
+                def __init__(self):
+                    super().__init__()
+                    self.layer = torch.nn.Linear(256, 256)
+
+                def forward(self, x):
+                    return x + self.layer(x.flatten(1)).view_as(x)
+
+            class Mixed(Tiny):
+                def __init__(self):
+                    super().__init__()
+                    self.blocks[1] = Flat()
+        """)
+    )
+    given = ("prune", "flat_network:Mixed", "--images", "images.npz", *STATISTICS, "--ablation", "linear")
+    output = ("--output", place / "linear.safetensors")
+    line = told(*given, *output, "--delete", 1)
+    assert "--ablation linear" in line
+    assert "'blocks.1' allow none ('blocks.1': no operator of its branch tells" in line
+    assert "--keep, or take --ablation mean" in line
+    assert "leave them out of --blocks" in told(*given, *output, "--blocks", "blocks.1")
+    assert not list(place.glob("linear.*"))
+    result = invoke(*given, *output, "--delete", 1, "--keep", "blocks.1")
+    assert result.exit_code == 0, result.output
+
+
+def test_an_exhaustive_search_of_too_many_sets_is_refused_by_its_option(monkeypatch):
+    monkeypatch.setattr(prune_request, "MOST_SETS", 2)
+    assert "--method exhaustive would measure 3 sets of 2 blocks" in told(
+        *pruning("--delete", 2, "--method", "exhaustive")
+    )
+
+
+@pytest.mark.filterwarnings("always")
+def test_a_set_whose_outputs_overflow_is_left_out_of_the_choice(place):
+    """Without its first block the model overflows."""
+    (place / "guarded_network.py").write_text(
+        textwrap.dedent("""
+            import torch
+            from tiny_residual_network import Block, Tiny
+
+            class Guard(Block):
+                def forward(self, x):
+                    return x + (self.conv(x) / 1e20 - x)
+
+            class Guarded(Tiny):
+                def __init__(self):
+                    super().__init__()
+                    self.blocks[0] = Guard()
+
+                def forward(self, x):
+                    return super().forward(1e20 * x) ** 3
+        """)
+    )
+    given = ("prune", "guarded_network:Guarded", "--images", "images.npz", *STATISTICS, "--delete", 1)
+    line = told(*given, "--keep", "blocks.1,blocks.2", "--output", "none.safetensors")
+    assert "none of them can be chosen" in line
+    result = invoke(*given, "--output", "guarded.safetensors")
+    assert result.exit_code == 0, result.output
+    assert "left out (blocks.0)" in " ".join(result.output.split())
+    assert "deleted: blocks.0" not in result.output
+
+
+@pytest.mark.filterwarnings("always")
+def test_a_search_without_any_finite_loss_says_where_it_comes_from(place):
+    (place / "overflowing_network.py").write_text(
+        textwrap.dedent("""
+            import torch
+            from tiny_residual_network import Tiny
+
+            class Overflowing(Tiny):
+                def forward(self, x):
+                    return super().forward(x) * torch.inf
+        """)
+    )
+    given = ("overflowing_network:Overflowing", "--images", "images.npz", *STATISTICS)
+    line = told("prune", *given, "--delete", 1, "--output", "none.safetensors")
+    assert "for the intact network" in line
 
 
 def test_an_operator_that_onnx_lacks_leaves_no_file(place):

@@ -372,6 +372,66 @@ def test_a_drop_path_of_the_branch_goes_with_it():
     assert isinstance(rpp.pruned_copy(model, "middle.0", torch.randn(3, 7)).middle[0], nn.Identity)
 
 
+def drop_path(x, training):
+    """Keep each sample or not, as stochastic depth does; a function that is no part of any module."""
+    return x * torch.bernoulli(torch.full((len(x), 1), 0.5)) / 0.5 if training else x
+
+
+class Dropping(nn.Module):
+    """Its own code drops paths somewhere."""
+
+    def __init__(self, where):
+        super().__init__()
+        self.branch, self.where = mlp(), where
+
+    def forward(self, x):
+        branch = self.branch(x)
+        if self.where == "branch":
+            return x + drop_path(branch, self.training)
+        if self.where == "skip":
+            return drop_path(x, self.training) + branch
+        return drop_path(x + branch, self.training)
+
+
+class DroppedBlock(nn.Module):
+    """The module around a block drops its path."""
+
+    def __init__(self):
+        super().__init__()
+        self.block = Residual(mlp())
+
+    def forward(self, x):
+        return drop_path(self.block(x), self.training)
+
+
+@pytest.mark.parametrize(
+    ("make", "block"), [(lambda: Dropping("branch"), "middle.0"), (DroppedBlock, "middle.0.block")],
+    ids=["of the branch", "around the block's module"],
+)  # fmt: skip
+def test_a_functional_drop_path_is_right_in_training_mode(make, block):
+    torch.manual_seed(0)
+    model = Vectors(make()).eval()
+    small, patched = rpp.pruned_copy(model, block, torch.randn(3, 7)), by_hand(model, block)
+    x = torch.randn(8, 7)
+    outputs = []
+    for one in (small, patched):
+        torch.manual_seed(1)
+        outputs += [one.eval()(x), one.train()(x)]
+    assert torch.equal(outputs[0], outputs[2])
+    assert torch.equal(outputs[1], outputs[3])
+    assert torch.equal(outputs[0], outputs[1]) == (block == "middle.0")  # a path is dropped where one is left
+
+
+@pytest.mark.parametrize(("where", "reason"), [("sum", "in training mode .*aten"), ("skip", "other residual blocks")])
+def test_a_functional_drop_path_that_would_be_lost_is_refused(where, reason):
+    torch.manual_seed(0)
+    model, x = Vectors(Dropping(where)).eval(), torch.randn(3, 7)
+    with pytest.raises(InputError, match=f"{reason}.*training=False"):
+        rpp.pruned_copy(model, "middle.0", x)
+    small, patched = rpp.pruned_copy(model, "middle.0", x, training=False), by_hand(model, "middle.0")
+    assert torch.equal(small(x), patched(x))
+
+
 class Swapped(nn.Module):
     """It stands at a place, and computes another thing than the graph does there."""
 

@@ -129,7 +129,7 @@ def test_every_variable_of_the_design_is_known_with_its_dtype_and_units():
         | dtype("parameters multiply_adds random_parameters random_multiply_adds n_tried step_n_samples", "i8")
         | dtype("n_searched_samples n_held_out_samples n_coalitions n_orders", "i8")
         | dtype("random_n_deleted random_n_deleted_units", "i4")
-        | dtype("linear_added random_deleted step_deleted", "?")
+        | dtype("linear_added random_deleted step_deleted step_left_out", "?")
         | dtype("selection method step_method other_block", "U")
     )
     stored = {name: np.dtype(quantity.dtype) for name, quantity in schema.QUANTITIES.items()}

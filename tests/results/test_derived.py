@@ -48,9 +48,10 @@ SHARED = {
     "sets of blocks, searched and measured on samples that the result does not hold": {
         "selection", "method", "searched_effect", "held_out_effect", "held_out_effect_stderr", "held_out_error",
         "parameters", "multiply_adds", "latency", "n_tried", "search_cost", "n_searched_samples", "n_held_out_samples",
-        "step_deleted", "step_effect", "step_method", "step_n_samples", "random_deleted", "random_n_deleted",
-        "random_n_deleted_units", "random_searched_effect", "random_held_out_effect", "random_held_out_effect_stderr",
-        "random_held_out_error", "random_parameters", "random_multiply_adds", "random_latency",
+        "step_deleted", "step_effect", "step_left_out", "step_method", "step_n_samples", "random_deleted",
+        "random_n_deleted", "random_n_deleted_units", "random_searched_effect", "random_held_out_effect",
+        "random_held_out_effect_stderr", "random_held_out_error", "random_parameters", "random_multiply_adds",
+        "random_latency",
     },
     "the reference of stand-ins": {"explained_variance"},
     "the network": {

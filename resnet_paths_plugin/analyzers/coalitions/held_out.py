@@ -80,6 +80,10 @@ class HeldOut:
         """Return the number of samples of a round, where it is known beforehand."""
         return None if self._sizes is None else int(self._sizes[part])
 
+    def n_all_searched(self) -> int | None:
+        """Return the number of samples of all rounds, where it is known beforehand."""
+        return None if self._sizes is None else int(self._sizes[: self._rounds].sum())
+
     def reported(self) -> Iterator[Batch]:
         """Yield the samples to report on."""
         if self._given is not None:

@@ -109,22 +109,33 @@ class Judge:
         self._rounds: dict[bytes, int] = {}
 
     def best(self, sets: Sets, count: int) -> tuple[Sets, Array]:
-        """Return at most so many of the sets and their effects on all samples, least effect first."""
+        """Return at most so many of the sets and their effects on all samples, least effect first.
+
+        Sets whose effect is NaN or infinite are left out, so that there may be fewer, or none.
+        """
         sets = unique(sets)
+        halved = sets[:0]
         for rounds in range(1, self._effects.n_rounds):
             if len(sets) <= count:
                 break
             order = _ranked(self._of(sets, rounds))
-            sets = sets[order[: max(count, math.ceil(len(sets) / 2))]]
+            kept = max(count, math.ceil(len(sets) / 2))
+            halved = np.concatenate([sets[order[kept:]], halved])
+            sets = sets[order[:kept]]
         effects = self._of(sets, self._effects.n_rounds)
         order = _ranked(effects)[:count]
+        if not len(order) and len(halved):
+            return self.best(halved, count)
         return sets[order], effects[order]
 
-    def found(self, chosen: NDArray[np.bool_], effect: float) -> Found:
-        """Return a set that the search found, with what it took up to here."""
+    def found(self, sets: Sets, effects: Array) -> list[Found]:
+        """Return the first of some sets as what the search found, with what it took up to here; none of no sets."""
         whole = self._effects.n_samples(self._effects.n_rounds)
         samples = sum(self._effects.n_samples(rounds) for rounds in self._rounds.values())
-        return Found(self.method, chosen, effect, len(self._rounds), samples / max(whole, 1))
+        return [
+            Found(self.method, chosen, float(effect), len(self._rounds), samples / max(whole, 1))
+            for chosen, effect in zip(sets[:1], effects[:1], strict=True)
+        ]
 
     def has_seen(self, chosen: NDArray[np.bool_]) -> bool:
         """Whether a set was measured for this search."""
@@ -139,30 +150,31 @@ class Judge:
         return effects
 
 
-def exhaustive(judge: Judge, space: SetSpace, size: int) -> Found:
-    """Return the best of all sets of a size."""
-    sets, effects = judge.best(np.concatenate(list(space.of_size(size, 4096))), 1)
-    return judge.found(sets[0], float(effects[0]))
+def exhaustive(judge: Judge, space: SetSpace, size: int) -> list[Found]:
+    """Return the best of all sets of a size; nothing where none has a finite effect."""
+    return judge.found(*judge.best(np.concatenate(list(space.of_size(size, 4096))), 1))
 
 
 def beam(judge: Judge, space: SetSpace, sizes: Collection[int], width: int) -> Mapping[int, Found]:
     """Return a set of each size: from size to size one more unit, and so many of the best sets go on.
 
-    With a width of 1 this is greedy search.
+    With a width of 1 this is greedy search. It ends at the first size of which no set has a finite effect.
     """
     sets = np.zeros((1, len(space.names)), dtype=bool)
     found: dict[int, Found] = {}
     for size in range(1, max(sizes) + 1):
         sets, effects = judge.best(space.larger(sets), width)
+        if not len(sets):
+            break
         if size in sizes:
-            found[size] = judge.found(sets[0], float(effects[0]))
+            (found[size],) = judge.found(sets, effects)
     return found
 
 
 def evolutionary(
     judge: Judge, space: SetSpace, size: int, population: int, generations: int, generator: np.random.Generator
-) -> Found:
-    """Return the best set that so many generations of random sets and their children hold.
+) -> list[Found]:
+    """Return the best set that so many generations of random sets and their children hold; nothing if none is finite.
 
     A child takes what both parents delete and some of what one of them does, or trades one unit or more of one parent
     for others. No child is a set that was measured before.
@@ -170,20 +182,20 @@ def evolutionary(
     members = np.stack([space.random(size, generator) for _ in range(population)])
     members, effects = judge.best(members, population)
     for _ in range(generations):
-        children = _children(judge, space, members, population, generator)
+        children = _children(judge, space, members, size, population, generator)
         if not children:
             break
         members, effects = judge.best(np.concatenate([members, np.stack(children)]), population)
-    return judge.found(members[0], float(effects[0]))
+    return judge.found(members, effects)
 
 
 def _children(
-    judge: Judge, space: SetSpace, members: Sets, count: int, generator: np.random.Generator
+    judge: Judge, space: SetSpace, members: Sets, size: int, count: int, generator: np.random.Generator
 ) -> list[NDArray[np.bool_]]:
     children: dict[bytes, NDArray[np.bool_]] = {}
     for _ in range(count):
         for _ in range(_TRIES):
-            child = _child(space, members, generator)
+            child = _child(space, members, size, generator)
             key = keys(child[np.newaxis])[0]
             if key not in children and not judge.has_seen(child) and space.allowed(child[np.newaxis])[0]:
                 children[key] = child
@@ -191,7 +203,9 @@ def _children(
     return list(children.values())
 
 
-def _child(space: SetSpace, members: Sets, generator: np.random.Generator) -> NDArray[np.bool_]:
+def _child(space: SetSpace, members: Sets, size: int, generator: np.random.Generator) -> NDArray[np.bool_]:
+    if not len(members):  # no set had a finite effect
+        return space.random(size, generator)
     # The better of two is a parent.
     one, other = (members[generator.integers(len(members), size=2).min()] for _ in range(2))
     if generator.random() < 0.5:
@@ -201,5 +215,6 @@ def _child(space: SetSpace, members: Sets, generator: np.random.Generator) -> ND
 
 
 def _ranked(effects: Array) -> NDArray[np.intp]:
-    """Return the places from the least effect up; what is no number comes last."""
-    return np.argsort(np.where(np.isnan(effects), np.inf, effects), kind="stable")
+    """Return the places of finite effects, from the least up."""
+    order = np.argsort(effects, kind="stable")
+    return order[np.isfinite(effects[order])]

@@ -55,6 +55,7 @@ def selected_variables(
         "step_method": ("step", [one.method for one in steps]),
         "step_deleted": (("step", "block"), plan.blocks(np.stack([one.chosen for one in steps]))),
         "step_effect": ("step", [one.effect for one in steps]),
+        "step_left_out": ("step", [not np.isfinite(one.effect) for one in steps]),
         "step_n_samples": ("step", [one.n_samples for one in steps]),
     }
     for dim, prefix, group in (("selection", "", chosen), ("random_set", "random_", random)):

@@ -133,12 +133,15 @@ class BlockSelection(Analyzer, PerturbationAttribution):  # type: ignore[misc]  
             `n_tried` (sets) and `search_cost` (evaluations on all samples searched), up to the set's size where a
             search goes from size to size, and of that size else (selection); the same of random sets as `random_...`
             (random_set), and of the intact network as `intact_...`; `step_deleted` (step, block), `step_effect`,
-            `step_n_samples`, `step_method` (step); `n_searched_samples`, `n_held_out_samples`.
+            `step_left_out`, `step_n_samples`, `step_method` (step); `n_searched_samples`, `n_held_out_samples`.
+            A set whose `step_effect` is NaN or infinite is left out of the choice, with a warning: a search without any
+            other set of a size has none of this size.
 
         Raises:
             NoResidualBlocksError: if the network has no residual blocks.
             UnknownBlockError: if `keep` names a block or group that the network does not have.
-            InputError: if inputs, targets, measures or options do not fit, or there is no such set.
+            InputError: if inputs, targets, measures or options do not fit, there is no such set, or no set that was
+                measured has a finite effect.
         """
         if higher_is_better is not None:
             flag("higher_is_better", higher_is_better)

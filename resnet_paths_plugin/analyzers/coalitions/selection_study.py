@@ -2,42 +2,32 @@
 
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass
 from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from resnet_paths_plugin.analyzers.coalitions import searches
 from resnet_paths_plugin.analyzers.coalitions.held_out import HeldOut, Holdout
+from resnet_paths_plugin.analyzers.coalitions.influence_ranking import InfluenceRanking
 from resnet_paths_plugin.analyzers.coalitions.reported_effects import ReportedEffects
 from resnet_paths_plugin.analyzers.coalitions.search_plan import SearchPlan
-from resnet_paths_plugin.analyzers.coalitions.searches import Found, Judge, KnownEffects, Step
 from resnet_paths_plugin.analyzers.coalitions.selected_costs import SelectedCosts
 from resnet_paths_plugin.analyzers.coalitions.selected_variables import SelectedSets, selected_variables
+from resnet_paths_plugin.analyzers.coalitions.selection_search import Searched, SelectionSearch
 from resnet_paths_plugin.analyzers.coalitions.set_space import Sets, keys, unique
 from resnet_paths_plugin.analyzers.coalitions.study import CoalitionStudy
-from resnet_paths_plugin.analyzers.coalitions.tasks import VALUE, schedules_of
-from resnet_paths_plugin.analyzers.gradients.influence import InfluenceStudy
+from resnet_paths_plugin.analyzers.coalitions.tasks import schedules_of
 from resnet_paths_plugin.analyzers.rewiring.conditions import Conditions
 from resnet_paths_plugin.analyzers.rewiring.measures import Measure, Measures, higher_is_better, offered_measures
 from resnet_paths_plugin.analyzers.rewiring.tasks import Ablation, ScheduleWork
 from resnet_paths_plugin.analyzers.study import Chunk, Study, StudyResult
 from resnet_paths_plugin.errors import InputError, NonFiniteOutputWarning
-from resnet_paths_plugin.execution import RunOptions, Samples, Stage, StudyRun
+from resnet_paths_plugin.execution import RunOptions, Samples, StudyRun
 from resnet_paths_plugin.execution.batches import Batch, Batches
 from resnet_paths_plugin.network.stand_ins import Fitted
 from resnet_paths_plugin.network.unraveled import UnraveledNetwork
 from resnet_paths_plugin.results.variables import Entry
-
-_AT_ONCE = 2048
-"""Sets that are measured in one pass over the samples."""
-
-_INFLUENCE_SAMPLES = "samples of influence"
-_GRADIENT_PROXIES = frozenset({"branch_descent_cosine", "lesion_estimate"})
-_RANDOM_SETS, _EVOLUTION = 3, 4
-"""Begin streams of random numbers of their own."""
 
 _SUMMARY = (
     "The sets of blocks of each size whose deletion does least harm, among those that each search measured; random "
@@ -45,8 +35,8 @@ _SUMMARY = (
     "samples, signed so that positive means harm."
 )
 
-_TRIES = 20
-"""Times that a random set is drawn again that is there already."""
+_NAMED = 3
+"""Sets left out that a warning names."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -69,25 +59,6 @@ class StandInOptions:
         if reference is None and self.ablation in get_args(Fitted):
             reference = samples.inputs_searched()
         return Conditions(network, batches, self.ablation, "frozen", reference, seed, self.ridge)
-
-
-@dataclass(eq=False)
-class _Searched:
-    """What the search has found.
-
-    Attributes:
-        found: the sets that were chosen.
-        steps: all sets that were measured.
-        random_sets: random sets of the same sizes, `[m, units]`.
-        random_effects: their mean effects on the samples searched.
-        n_samples: samples that were searched on.
-    """
-
-    found: list[Found] = field(default_factory=list)
-    steps: list[Step] = field(default_factory=list)
-    random_sets: Sets = field(default_factory=lambda: np.zeros((0, 0), dtype=bool))
-    random_effects: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
-    n_samples: int = 0
 
 
 class SelectionStudy(Study):
@@ -143,10 +114,9 @@ class SelectionStudy(Study):
         if better or (better is None and higher_is_better(self.measure, known.get(self.measure))):
             self._sign = -1.0
         self._base = self._coalitions(np.zeros((1, len(network.blocks)), dtype=bool), "sizes")
-        self._influence = None if network.units == "layers" or not isinstance(plan.proxy, str) else self._influences()
-        self._n_stages = 0
-        self._intact: dict[int, float] = {}
-        self._searched = _Searched()
+        has_ranking = network.units != "layers" or not isinstance(plan.proxy, str)
+        self._ranking = InfluenceRanking(network, plan, self._samples, batches.first) if has_ranking else None
+        self._searched = Searched()
         self._reported: Sets = np.zeros((0, len(plan.space.names)), dtype=bool)
         self._device: Any = None
 
@@ -177,9 +147,7 @@ class SelectionStudy(Study):
     def sizes(self, samples: int, run: RunOptions | None) -> Mapping[str, int]:
         """Return how many samples and sets a task has."""
         sizes = dict(self._base.sizes(samples, run))
-        if self._influence is not None:
-            sizes[_INFLUENCE_SAMPLES] = min(samples, self._influence.samples_per_pass(run))
-        return sizes
+        return sizes | dict(self._ranking.sizes(samples, run)) if self._ranking else sizes
 
     def chunks(self, batches: Iterable[Batch], size: int) -> Iterator[Samples]:  # noqa: ARG002 - the split has them
         """Cut the samples to report on into those of tasks."""
@@ -189,7 +157,9 @@ class SelectionStudy(Study):
         """Search, and return what measures the sets that were found."""
         self._device = run.options.device
         self._conditions.prepare(schedules_of(self.plan.blocks(self.plan.space.free[np.newaxis])), run)
-        self._searched = self._search(run)
+        search = SelectionSearch(self.plan, self._samples, self._sign, self._coalitions, self._ranking)
+        self._searched = search.run(run)
+        self._warn_of_left_out()
         chosen = [one.chosen for one in self._searched.found]
         self._reported = unique(np.concatenate([np.stack(chosen), self._searched.random_sets]))
         schedules = tuple(schedules_of(self.plan.blocks(self._reported)))
@@ -214,7 +184,11 @@ class SelectionStudy(Study):
             raise InputError(
                 "holdout leaves no sample to report on: give more samples, a larger share, or holdout=None"
             )
-        self._warn_of_non_finite(reported.n_odd, len(self._reported), held_out=True)
+        if reported.n_odd:
+            self._warn(
+                f"on samples held out, under {reported.n_odd} of {len(self._reported)} sets that are reported: their "
+                "effects there mean little"
+            )
         plan, searched = self.plan, self._searched
         costs = SelectedCosts(self.network, plan, self._first, self._conditions.substitution, self._device)
         chosen = np.stack([one.chosen for one in searched.found])
@@ -241,153 +215,30 @@ class SelectionStudy(Study):
     def _units(self) -> str:
         return "nat" if self.measure in {"loss", "kl_divergence"} else "1"
 
-    def _search(self, run: StudyRun) -> _Searched:
-        plan, searched = self.plan, _Searched()
-        effects = KnownEffects(partial(self._sums, run), plan.rounds)
-        methods = dict.fromkeys((*plan.methods, "influence") if self._ranks() else plan.methods)
-        for method in methods:
-            if method in {"exhaustive", "evolutionary"}:
-                searched.found += self._found_alone(method, effects, searched)
-                continue
-            judge = Judge(method, effects)
-            searched.found += self._found(method, judge, run)
-            searched.steps += judge.steps
-        searched.random_sets = self._random_sets()
-        if len(searched.random_sets):
-            searched.random_effects = effects(searched.random_sets, plan.rounds)
-        searched.n_samples = effects.n_samples(plan.rounds)
-        self._warn_of_non_finite(sum(not np.isfinite(step.effect) for step in searched.steps), len(searched.steps))
-        return searched
+    def _warn_of_left_out(self) -> None:
+        """Warn of sets that could not be chosen, and of searches that found none of a size."""
+        searched, space = self._searched, self.plan.space
+        if not searched.left_out:
+            return
+        measured, left_out = (
+            unique(np.stack([step.chosen for step in steps])) for steps in (searched.steps, searched.left_out)
+        )
+        names = ["+".join(np.array(space.names)[one]) for one in left_out[:_NAMED]]
+        more = f" and {len(left_out) - _NAMED} more" if len(left_out) > _NAMED else ""
+        missing = [f"k={size} by {method!r}" for method, size in searched.missing(self.plan.sizes)]
+        none = f". There is no set for {', '.join(missing)}" if missing else ""
+        self._warn(
+            f"under {len(left_out)} of {len(measured)} sets that were measured, which are left out "
+            f"({', '.join(names)}{more}){none}"
+        )
 
-    def _warn_of_non_finite(self, odd: int, count: int, *, held_out: bool = False) -> None:
-        if odd:
-            where = (
-                "on samples held out, under {odd} of {count} sets that are reported: their effects there mean little"
-                if held_out
-                else "under {odd} of {count} sets that were measured: they count as the worst"
-            ).format(odd=odd, count=count)
-            warnings.warn(
-                f"{self.measure!r} is NaN or infinite {where}. Look at the model's outputs there, or take a bounded "
-                "measure",
-                NonFiniteOutputWarning,
-                stacklevel=2,
-            )
-
-    def _ranks(self) -> bool:
-        return self._influence is not None or not isinstance(self.plan.proxy, str)
-
-    def _found_alone(self, method: str, effects: KnownEffects, searched: _Searched) -> list[Found]:
-        """Return what a search finds that searches for each size anew: what it took is that of the size."""
-        plan, found = self.plan, []
-        for size in plan.sizes:
-            judge = Judge(method, effects)
-            if method == "exhaustive":
-                found.append(searches.exhaustive(judge, plan.space, size))
-            else:
-                generator = np.random.default_rng([plan.seed, _EVOLUTION, size])
-                found.append(
-                    searches.evolutionary(judge, plan.space, size, plan.population, plan.generations, generator)
-                )
-            searched.steps += judge.steps
-        return found
-
-    def _found(self, method: str, judge: Judge, run: StudyRun) -> list[Found]:
-        """Return what a search finds that goes from size to size, or ranks the blocks once."""
-        plan = self.plan
-        if method in {"greedy", "beam"}:
-            found = searches.beam(judge, plan.space, plan.sizes, plan.beam_width if method == "beam" else 1)
-            return [found[size] for size in plan.sizes]
-        return self._by_influence(judge, run)
-
-    def _by_influence(self, judge: Judge, run: StudyRun) -> list[Found]:
-        plan = self.plan
-        values = self._measured_proxy(run) if isinstance(plan.proxy, str) else plan.proxy
-        order = np.argsort(plan.of_units(values), kind="stable").tolist()  # NaN last
-        sets = np.stack([plan.space.first(order, size) for size in plan.sizes])
-        found = []
-        for chosen in sets:
-            _, effects = judge.best(chosen[np.newaxis], 1)
-            found.append(judge.found(chosen, float(effects[0])))
-        return found
-
-    def _influences(self) -> InfluenceStudy:
-        first = self._for_influence(self._first)
-        return InfluenceStudy(self.network, first, objective="cross_entropy", vector_dim=None, truth=None)
-
-    def _for_influence(self, batch: Batch) -> Batch:
-        """Return a batch without its target, where no gradient is wanted."""
-        return batch if self.plan.proxy in _GRADIENT_PROXIES else replace(batch, target=None)
-
-    def _measured_proxy(self, run: StudyRun) -> NDArray[np.float64]:
-        """Return the proxy of each block, its mean over the samples searched."""
-        assert self._influence is not None  # noqa: S101 - or no influence is ranked by
-        study = self._influence
-        batches = map(self._for_influence, self._samples.all_searched())
-        samples = study.chunks(batches, run.sizes[_INFLUENCE_SAMPLES])
-        total, count = np.zeros(len(self.network.blocks)), np.zeros(len(self.network.blocks))
-        for _, (values,) in run.pieces(Stage("influence", study.work(run)), samples, self._n_searched()):
-            if self.plan.proxy not in values:
-                raise InputError(
-                    f"proxy={self.plan.proxy!r} takes the gradient of the loss: give targets, or take "
-                    "proxy='block_influence'"
-                )
-            found = values[str(self.plan.proxy)]
-            total += np.nansum(found, axis=1)
-            count += (~np.isnan(found)).sum(axis=1)
-        with np.errstate(invalid="ignore"):
-            return total / count
-
-    def _n_searched(self) -> int | None:
-        sizes = [self._samples.n_searched(part) for part in range(self.plan.rounds)]
-        return None if None in sizes else sum(size or 0 for size in sizes)
-
-    def _random_sets(self) -> Sets:
-        """Return random sets of each size, each once."""
-        plan = self.plan
-        generator = np.random.default_rng([plan.seed, _RANDOM_SETS])
-        found: dict[bytes, NDArray[np.bool_]] = {}
-        for size in plan.sizes:
-            for _ in range(plan.n_random):
-                for _ in range(_TRIES):
-                    drawn = plan.space.random(size, generator)
-                    key = keys(drawn[np.newaxis])[0]
-                    if key not in found:
-                        found[key] = drawn
-                        break
-        return np.array(list(found.values()), dtype=bool).reshape(-1, len(plan.space.names))
-
-    def _sums(self, run: StudyRun, sets: Sets, part: int) -> tuple[NDArray[np.float64], int]:
-        """Return the sum of each set's effect over the samples of a round, and their number."""
-        found: list[NDArray[np.float64]] = []
-        n_samples = 0
-        for start in range(0, len(sets), _AT_ONCE):
-            deleted = self.plan.blocks(sets[start : start + _AT_ONCE])
-            if part not in self._intact:
-                deleted = np.concatenate([np.zeros_like(deleted[:1]), deleted])
-            sums, n_samples = self._summed(run, deleted, part)
-            if part not in self._intact:
-                self._intact[part], sums = float(sums[0]), sums[1:]
-            with np.errstate(invalid="ignore"):  # infinity less infinity, which is warned of
-                found.append(self._sign * (sums - self._intact[part]))
-        return np.concatenate(found), n_samples
-
-    def _summed(self, run: StudyRun, deleted: NDArray[np.bool_], part: int) -> tuple[NDArray[np.float64], int]:
-        """Return the sum of the measure over the samples of a round, `[m]`, and their number."""
-        self._n_stages += 1
-        study = self._coalitions(deleted, f"search {self._n_stages}")
-        samples = study.chunks(self._samples.searched(part), run.sizes["samples"])
-        chunks = run.pieces(Stage(study.name, study.work(run)), samples, self._samples.n_searched(part))
-        sums, n_samples = np.zeros(len(deleted)), 0
-        for result in study.results(chunks):
-            values = np.asarray(result.variables[VALUE][1], dtype=np.float64)
-            sums += values.sum(axis=1)
-            n_samples += values.shape[1]
-        if not n_samples:
-            raise InputError(
-                "holdout and halving leave a round of the search without samples: give more samples, or a smaller "
-                "holdout or halving"
-            )
-        return sums, n_samples
+    def _warn(self, where: str) -> None:
+        warnings.warn(
+            f"{self.measure!r} is NaN or infinite {where}. Look at the model's outputs there, or take a bounded "
+            "measure",
+            NonFiniteOutputWarning,
+            stacklevel=2,
+        )
 
     def _coalitions(self, deleted: NDArray[np.bool_], name: str) -> CoalitionStudy:
         return CoalitionStudy(
