@@ -105,8 +105,8 @@ def prune(
     weights: Path | None, pretrained: bool, output: Path | None, onnx: Path | None, program: Path | None,
     no_clobber: bool, device: str, batch_size: int | None, latency_batch_size: int,
     image_size: tuple[int, ...] | None, crop: float | None, interpolation: Interpolation | None,
-    mean: tuple[float, ...] | None, std: tuple[float, ...] | None, seed: int, workers: int | None, threads: int | None, scheduler: str | None,
-    wait_for_workers: bool, resume: bool, verify: bool, progress: bool | None,
+    mean: tuple[float, ...] | None, std: tuple[float, ...] | None, seed: int,
+    workers: int | None, threads: int | None, scheduler: str | None, wait_for_workers: bool, resume: bool, verify: bool, progress: bool | None,
 ) -> None:  # fmt: skip
     """Delete residual blocks of a MODEL and write the smaller network.
 
@@ -157,7 +157,8 @@ def prune(
     check_classes(network, batches)
     asked.check_on(network, batches)
     echo(
-        f"{network.name}: {len(network.blocks)} residual blocks, {len(found)} images of {found.origin}\n{batches.described}"
+        f"{network.name}: {len(network.blocks)} residual blocks, {len(found)} images of {found.origin}\n"
+        f"{batches.described}"
     )
     partial = PartialRun(files.weights, [_FIGURE], resume=resume)
     with partial.kept(), executor_for(scheduler, workers) as executor:
