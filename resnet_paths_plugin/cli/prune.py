@@ -106,7 +106,8 @@ def prune(
     no_clobber: bool, device: str, batch_size: int | None, latency_batch_size: int,
     image_size: tuple[int, ...] | None, crop: float | None, interpolation: Interpolation | None,
     mean: tuple[float, ...] | None, std: tuple[float, ...] | None, seed: int,
-    workers: int | None, threads: int | None, scheduler: str | None, wait_for_workers: bool, resume: bool, verify: bool, progress: bool | None,
+    workers: int | None, threads: int | None, scheduler: str | None, wait_for_workers: bool,
+    resume: bool, verify: bool, progress: bool | None,
 ) -> None:  # fmt: skip
     """Delete residual blocks of a MODEL and write the smaller network.
 
