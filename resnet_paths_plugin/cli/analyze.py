@@ -16,6 +16,7 @@ from resnet_paths_plugin import report
 from resnet_paths_plugin.argument_sizes import MOST
 from resnet_paths_plugin.cli import models
 from resnet_paths_plugin.cli.command import Command, warn
+from resnet_paths_plugin.cli.drawn_figures import described, saved
 from resnet_paths_plugin.cli.images import read_images, targets_of
 from resnet_paths_plugin.cli.options import (
     MODEL_HELP,
@@ -29,18 +30,15 @@ from resnet_paths_plugin.cli.options import (
 from resnet_paths_plugin.cli.outputs import (
     check_outputs,
     default_output,
-    figure_path,
     report_path,
-    save_picture,
 )
 from resnet_paths_plugin.cli.preprocessing import InputBatches, preprocessing_for
 from resnet_paths_plugin.cli.running import PartialRun, check_cluster_options, executor_for, run_options
 from resnet_paths_plugin.cli.studies import STUDIES, Study, StudyOptions, checked_figures, images_taken, studies_by
 from resnet_paths_plugin.cli.subject import check_classes, held_out_digits, unraveled
 from resnet_paths_plugin.cli.terminal import echo, is_terminal
-from resnet_paths_plugin.errors import InputError, ResnetPathsError
+from resnet_paths_plugin.errors import InputError
 from resnet_paths_plugin.files.file_roles import FileRoles
-from resnet_paths_plugin.files.output_files import Mode
 from resnet_paths_plugin.network.captured_network import Optimization, Units
 from resnet_paths_plugin.plotting.registry import fitting
 from resnet_paths_plugin.plugins import manager as plugins
@@ -199,7 +197,7 @@ def analyze(
     partial.remove()
     shown = [one for one in report.figures(tree, manager) if not figure_names or one.figure in figure_names]
     _tell(shown, [group for group, result in results.items() if not fitting(refreshed(result), known_figures)])
-    written.append(report.write_report(tree, report_path(output), mode, manager, _saved(shown, output, mode, written)))
+    written.append(report.write_report(tree, report_path(output), mode, manager, saved(shown, output, mode, written)))
     echo(f"written: {', '.join(_shown(path, here) for path in written)}")
     echo(f"{time.perf_counter() - started:.1f} s")
 
@@ -220,29 +218,9 @@ def _warn_of_no_effect(studies: Sequence[Study], options: Mapping[str, object]) 
             )
 
 
-def _saved(figures: Sequence[report.ReportFigure], output: Path, mode: Mode, written: list[Path]) -> dict[str, bytes]:
-    """Write the figures beside the file, add their paths, and return them; one that cannot be drawn is left out."""
-    pngs = {}
-    for figure in figures:
-        try:
-            pngs[figure.name] = figure.png()
-        except ResnetPathsError as error:
-            warn(f"{figure.name} is left out: {error}")
-        else:
-            written.append(save_picture(pngs[figure.name], figure_path(output, figure.name), mode))
-    return pngs
-
-
 def _tell(figures: Sequence[report.ReportFigure], undrawn: Sequence[str]) -> None:
     """Print what there is to see in each figure, and which results have none."""
     for figure in figures:
-        echo(_described(figure))
+        echo(described(figure))
     for group in undrawn:
         echo(f"{group}: no figure fits it; the report lists what it holds")
-
-
-def _described(figure: report.ReportFigure) -> str:
-    """Return a figure's title and what there is to see in it, for a terminal."""
-    # Terminals that are no UTF-8 do not have the minus sign.
-    sentence = figure.sentence.replace("\N{MINUS SIGN}", "-")
-    return f"{figure.title}\n{click.wrap_text(sentence, 100, '    ', '    ')}"

@@ -278,7 +278,7 @@ def _variable(name: str, entry: Entry, kind: str = "measure") -> xr.Variable:
         raise InputError(f"variable {name!r} cannot be stored: {error}") from error
     attrs: dict[str, object] = {"long_name": f"{kind} '{name}'", "units": "1"}
     if quantity is not None:
-        attrs = {"long_name": quantity.long_name, "units": quantity.units}
+        attrs = dict(quantity.attributes)
     attrs |= dict(chain.from_iterable(mapping.items() for mapping in own))
     try:
         return xr.Variable(dims, values, {key: netcdf_safe(value) for key, value in attrs.items()})
