@@ -52,7 +52,7 @@ def aligned(each: Mapping[str, xr.Dataset], models: Sequence[str], dim: str | No
         `stage` -1, and texts empty. `replicate_NAME` are there where a model has several trainings.
     """
     axes = {} if dim is None else {dim: np.unique(np.concatenate([ds[dim].values for ds in each.values()]))}
-    axes[REPLICATE] = np.arange(max(ds.sizes[REPLICATE] for ds in each.values()))
+    axes[REPLICATE] = np.arange(max(int(ds["n_replicates"]) for ds in each.values()))
     known: dict[str, xr.DataArray] = {}
     for ds in each.values():
         known = {str(name): values for name, values in ds.data_vars.items()} | known

@@ -116,9 +116,11 @@ def _kind(ds: xr.Dataset) -> str | None:
 
 def _check_same_blocks(name: str, replicates: Sequence[Mapping[str, xr.Dataset]]) -> None:
     """Refuse trainings of different networks."""
-    blocks = [ds["block"].values for studies in replicates for ds in studies.values() if "block" in ds.coords]
-    if any(not np.array_equal(blocks[0], others) for others in blocks[1:]):
-        raise InputError(
-            f"the results of model {name!r} are of different blocks: several results of one name are trainings of one "
-            "architecture. Give each model a name of its own"
-        )
+    for kind in KINDS:
+        studies = [each[kind] for each in replicates if kind in each]
+        blocks = [ds["block"].values for ds in studies if "block" in ds.coords]
+        if any(not np.array_equal(blocks[0], others) for others in blocks[1:]):
+            raise InputError(
+                f"the results of model {name!r} are of different blocks: several results of one name are trainings of "
+                "one architecture. Give each model a name of its own"
+            )

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import xarray as xr
 
 from resnet_paths_plugin.comparison.replicates import LeftOutError
@@ -59,15 +60,14 @@ def lesion_profile(ds: xr.Dataset, intervals: Intervals) -> xr.Dataset:
     found = found.assign_coords(position=("position", lesions.position.astype(np.int32)))
     block = single["deleted"].transpose("lesion", "block").values.argmax(axis=1)
     skip = ds["skip_kind"].values[block] if "skip_kind" in ds.coords else np.full(len(block), "")
-    facts: dict[str, object] = {
+    facts = {
         "block_name": lesions.names,
         "block_index": block.astype(np.int32),
         "relative_depth": (lesions.position + 0.5) / lesions.n_places,
         "stage": np.where(np.isnan(lesions.stage), -1, lesions.stage).astype(np.int32),
         "skip_kind": skip.astype(str),
     }
-    found = found.assign({name: ("position", np.asarray(values)) for name, values in facts.items()})
-    return _with_normalised(found, ds)
+    return _with_normalised(_with_facts(found, "position", **facts), ds)
 
 
 def size_profile(ds: xr.Dataset, intervals: Intervals) -> xr.Dataset:
@@ -89,7 +89,7 @@ def size_profile(ds: xr.Dataset, intervals: Intervals) -> xr.Dataset:
     found[size].attrs = QUANTITIES[size].attributes
     if dim == "lesion":
         total = len(np.unique(ds["group"].values)) if counted != size else ds.sizes["block"]
-        found["share_of_blocks"] = (size, found[size].values / total)
+        found = _with_facts(found, size, share_of_blocks=found[size].values / total)
     return _with_normalised(found, ds)
 
 
@@ -104,7 +104,7 @@ def length_profile(ds: xr.Dataset, intervals: Intervals) -> xr.Dataset:
     name = "gradient_norm_share"
     found = xr.Dataset(intervals.of(name, share.rename(name).assign_attrs(QUANTITIES[name].attributes)))
     longest = max(1, int(ds[PATH_LENGTH].values.max()))
-    found["share_of_blocks"] = (PATH_LENGTH, ds[PATH_LENGTH].values / longest)
+    found = _with_facts(found, PATH_LENGTH, share_of_blocks=ds[PATH_LENGTH].values / longest)
     found["n_samples"] = xr.DataArray(share.sizes[SAMPLE], attrs=QUANTITIES["n_samples"].attributes)
     return found.assign_attrs(ds.attrs)
 
@@ -120,6 +120,13 @@ def exact_norms(ds: xr.Dataset) -> xr.DataArray:
     if "tail_gradient_norm" in ds:
         raise LeftOutError("max_length cuts off its long paths")
     return with_samples(ds)["gradient_norm"].astype(np.float64)
+
+
+def _with_facts(found: xr.Dataset, dim: str, **facts: npt.ArrayLike) -> xr.Dataset:
+    """Return a profile with what is known of each place of its axis."""
+    return found.assign(
+        {name: (dim, np.asarray(values), QUANTITIES[name].attributes) for name, values in facts.items()}
+    )
 
 
 def _with_normalised(found: xr.Dataset, ds: xr.Dataset) -> xr.Dataset:

@@ -18,6 +18,7 @@ from resnet_paths_plugin.plotting.effects import DEFAULT_MEASURES
 from resnet_paths_plugin.results.schema import QUANTITIES
 from resnet_paths_plugin.statistics.bootstrap import Interval
 from resnet_paths_plugin.statistics.measured import SAMPLE, measured, with_samples
+from resnet_paths_plugin.statistics.proportions import Cells, paired_difference
 from resnet_paths_plugin.statistics.resampling import Resampling
 
 _CHANGED = ("single_lesions", "random_lesions", "reorderings")
@@ -76,6 +77,8 @@ def _effects(ds: xr.Dataset, measure: str, notable: float, intervals: Intervals)
         "units": ds[measure].attrs.get("units", "1") if measure in ds else "1"
     }
     found = intervals.of("mean_lesion_effect", effect.rename("mean_lesion_effect").assign_attrs(attrs))
+    if measure == "error" and values["error"].dtype == values["intact_error"].dtype == np.bool_:
+        found = _not_a_point(found, values["error"], values["intact_error"], intervals.level)
     if measure in _SHARES_OF_SAMPLES:
         found |= _notable(intervals.summary(single), measure, notable)
     chance = chance_error(ds)
@@ -83,6 +86,21 @@ def _effects(ds: xr.Dataset, measure: str, notable: float, intervals: Intervals)
         room = chance - float(values["intact_error"].mean())
         found |= _normalised(found, room, intervals.level)
     return found
+
+
+def _not_a_point(
+    found: Mapping[str, xr.DataArray], changed: xr.DataArray, intact: xr.DataArray, level: float
+) -> dict[str, xr.DataArray]:
+    """Return the mean effect with a score interval where resampling gives none, as where no prediction changes."""
+    value, low, high = found.values()
+    if not bool(low == high):
+        return dict(found)
+    one, other = (part.transpose("lesion", SAMPLE).values for part in xr.broadcast(changed, intact))
+    every = Cells.of(one, other)
+    both, broken, mended = (part.mean(keepdims=True) for part in (every.both, every.only_one, every.only_other))
+    means = Cells(both, broken, mended, every.n)
+    ends = [old.copy(data=end.item()) for old, end in zip((low, high), paired_difference(means, level), strict=True)]
+    return dict(zip(found, (value, *ends), strict=True))
 
 
 def _notable(summary: xr.Dataset, measure: str, notable: float) -> dict[str, xr.DataArray]:
@@ -95,8 +113,9 @@ def _notable(summary: xr.Dataset, measure: str, notable: float) -> dict[str, xr.
     }
     return {
         f"notable_share{end}": (summary[f"{name}{end}"] > notable)
-        .mean("lesion")
+        .where(summary[f"{name}{end}"].notnull())
         .astype(np.float64)
+        .mean("lesion", skipna=False)
         .assign_attrs({"long_name": text, "units": "1"})
         for end, text in texts.items()
     }

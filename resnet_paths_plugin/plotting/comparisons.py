@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 
 from resnet_paths_plugin.errors import InputError
 from resnet_paths_plugin.plotting import effects, style
@@ -25,8 +26,8 @@ _COLOURS = (style.BLUE, style.VERMILLION, style.GREEN, style.ORANGE, style.PURPL
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _LINES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (5, 1)), (0, (3, 1, 1, 1, 1, 1)), (0, (1, 3)))
 """The looks of the first models, in their order: also told apart in grey."""
-_MODEL = "model: "
-"""Before a model's name in the `gid` of its line, by which a later call finds it in the Axes."""
+_MODEL = "model "
+"""Before the place of a model's look, and its name, in the `gid` of its line, by which a later call finds it."""
 _LONGEST_NAME = 32
 _SIZES = {
     "n_deleted": ("number of deleted blocks", "share of the network's blocks that is deleted"),
@@ -323,17 +324,16 @@ def _curves(ds: xr.Dataset, name: str, places: xr.DataArray) -> list[_Curve]:
 
 def _draw(ax: Axes, ds: xr.Dataset, name: str, curves: Sequence[_Curve]) -> None:
     """Draw the curves, the levels to compare them with, and the legend."""
-    known = [str(line.get_gid()) for line in ax.get_lines() if str(line.get_gid()).startswith(_MODEL)]
-    order = list(dict.fromkeys(known))
+    drawn = _places_of_models(ax)
+    taken = dict(drawn)
+    for model in map(str, ds["model"].values):
+        taken.setdefault(model, max(taken.values(), default=-1) + 1)
     for curve in curves:
-        gid = f"{_MODEL}{curve.name}"
-        is_new = gid not in order
-        if is_new:
-            order.append(gid)
-        place = order.index(gid)
+        place = taken[curve.name]
         colour = _COLOURS[place % len(_COLOURS)]
         look = {"color": colour, "marker": _MARKERS[place % len(_MARKERS)], "linestyle": _LINES[place % len(_LINES)]}
-        label = curve.label if is_new else "_again"
+        label = "_again" if curve.name in drawn else curve.label
+        gid = f"{_MODEL}{place}: {curve.name}"
         ax.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.15, linewidth=0)
         ax.plot(curve.x, curve.value, label=label, gid=gid, linewidth=1.2, **style.sized(look, curve.x))
         if np.isfinite(curve.intact):
@@ -345,6 +345,16 @@ def _draw(ax: Axes, ds: xr.Dataset, name: str, curves: Sequence[_Curve]) -> None
     elif name in _DIFFERENCES:
         style.percent_ticks(ax)
     style.legend_above(ax)
+
+
+def _places_of_models(ax: Axes) -> dict[str, int]:
+    """Return the models that are drawn in some Axes, with the places of their looks."""
+    drawn = [str(line.get_gid()).removeprefix(_MODEL).partition(": ") for line in ax.get_lines() if _is_model(line)]
+    return {name: int(place) for place, _, name in drawn}
+
+
+def _is_model(line: Line2D) -> bool:
+    return str(line.get_gid()).startswith(_MODEL)
 
 
 def _explain(ax: Axes, ds: xr.Dataset, name: str, curves: Sequence[_Curve]) -> None:
