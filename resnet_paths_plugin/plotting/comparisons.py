@@ -3,68 +3,28 @@
 Draws the groups of `rpp.compare`. A second comparison in the same Axes goes on with the next colours.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
-from matplotlib.lines import Line2D
 
 from resnet_paths_plugin.errors import InputError
-from resnet_paths_plugin.plotting import effects, style
+from resnet_paths_plugin.plotting import effects, model_curves, style
 from resnet_paths_plugin.plotting.figure import Drawing, Figure, FigureStudy, has
-from resnet_paths_plugin.plotting.style import FloatArray
 from resnet_paths_plugin.plotting.wording import listed, number, percent
 
 BlockAxis = Literal["relative_depth", "index", "stage"]
 SizeAxis = Literal["size", "share"]
 
-_COLOURS = (style.BLUE, style.VERMILLION, style.GREEN, style.ORANGE, style.PURPLE, style.SKY, style.BLACK)
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-_LINES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (5, 1)), (0, (3, 1, 1, 1, 1, 1)), (0, (1, 3)))
-"""The looks of the first models, in their order: also told apart in grey."""
-_MODEL = "model "
-"""Before the place of a model's look, and its name, in the `gid` of its line, by which a later call finds it."""
-_LONGEST_NAME = 32
 _SIZES = {
     "n_deleted": ("number of deleted blocks", "share of the network's blocks that is deleted"),
     "n_swaps": ("number of swaps", None),
     "path_length": ("path length", "path length over the network's longest"),
 }
 """The axes of curves: their names, and those of the share of the network's blocks."""
-_FRACTIONS = frozenset({"error", "prediction_changed", "gradient_norm_share"})
-_DIFFERENCES = frozenset({"error_effect"})
-_LABELS = {
-    "error_effect": "rise of the error",
-    "normalised_effect": "normalised effect (0 intact, 1 guessing)",
-    "gradient_norm_share": "share of the sum of gradient norms",
-}
-
-
-@dataclass(frozen=True)
-class _Curve:
-    """What is drawn of one model, each array of shape `[points]`.
-
-    Attributes:
-        name: the model's name.
-        label: its entry in the legend.
-        x: where its points stand.
-        value: the measure.
-        low: lower end of its interval, NaN where there is none.
-        high: upper end.
-        intact: the intact network's value; NaN where it is not known.
-    """
-
-    name: str
-    label: str
-    x: FloatArray
-    value: FloatArray
-    low: FloatArray
-    high: FloatArray
-    intact: float
 
 
 class ComparedLesions(Figure):
@@ -174,7 +134,7 @@ def plot_compared_lesions(
     name = _chosen(ds, "position", measure, "plot_compared_lesions")
     places = _places(ds, by)
     ax = style.own_axes(7.2, 3.8) if ax is None else ax
-    _draw(ax, ds, name, _curves(ds, name, places))
+    model_curves.draw(ax, ds, name, model_curves.curves_of(ds, name, places))
     labels = {
         "relative_depth": "relative depth of the deleted block",
         "index": "index of the deleted block, in execution order",
@@ -224,7 +184,7 @@ def plot_compared_curves(
         raise InputError(f"a {whole} has no share of the network's blocks: draw it by='size'")
     places = ds["share_of_blocks"] if by == "share" else ds[size].astype(np.float64)
     ax = style.own_axes(7.2, 3.8) if ax is None else ax
-    _draw(ax, ds, name, _curves(ds, name, places))
+    model_curves.draw(ax, ds, name, model_curves.curves_of(ds, name, places))
     ax.set_xlabel(str(share if by == "share" else whole))
     if by == "size":
         style.integer_axis(ax)
@@ -296,89 +256,6 @@ def _places(ds: xr.Dataset, by: str) -> xr.DataArray:
     return stage + (position - first + 0.5) / (last - first + 1)
 
 
-def _curves(ds: xr.Dataset, name: str, places: xr.DataArray) -> list[_Curve]:
-    """Return what is drawn of each model that has the measure."""
-    found = []
-    for index, model in enumerate(ds["model"].values.tolist()):
-        own = ds.isel(model=index)
-        x = (places.isel(model=index) if "model" in places.dims else places).values
-        value, low, high = (own[f"{name}{end}"].values for end in ("", "_low", "_high"))
-        there = np.isfinite(value) & np.isfinite(x)
-        if not there.any():
-            continue
-        trainings = int(own["n_replicates"]) if "n_replicates" in own else 1
-        label = style.shortened(style.plain(model), _LONGEST_NAME)
-        found.append(
-            _Curve(
-                name=str(model),
-                label=label if trainings == 1 else f"{label} ({trainings} trainings)",
-                x=x[there],
-                value=value[there],
-                low=low[there],
-                high=high[there],
-                intact=float(own.get(f"intact_{name}", np.nan)),
-            )
-        )
-    return found
-
-
-def _draw(ax: Axes, ds: xr.Dataset, name: str, curves: Sequence[_Curve]) -> None:
-    """Draw the curves, the levels to compare them with, and the legend."""
-    drawn = _places_of_models(ax)
-    taken = dict(drawn)
-    for model in map(str, ds["model"].values):
-        taken.setdefault(model, max(taken.values(), default=-1) + 1)
-    for curve in curves:
-        place = taken[curve.name]
-        colour = _COLOURS[place % len(_COLOURS)]
-        look = {"color": colour, "marker": _MARKERS[place % len(_MARKERS)], "linestyle": _LINES[place % len(_LINES)]}
-        label = "_again" if curve.name in drawn else curve.label
-        gid = f"{_MODEL}{place}: {curve.name}"
-        ax.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.15, linewidth=0)
-        ax.plot(curve.x, curve.value, label=label, gid=gid, linewidth=1.2, **style.sized(look, curve.x))
-        if np.isfinite(curve.intact):
-            ax.axhline(curve.intact, color=colour, linestyle=look["linestyle"], linewidth=0.8, alpha=0.7, zorder=1)
-    _explain(ax, ds, name, curves)
-    ax.set_ylabel(style.wrapped(_axis_label(ds[name])))
-    if name in _FRACTIONS:
-        style.percent_axis(ax)
-    elif name in _DIFFERENCES:
-        style.percent_ticks(ax)
-    style.legend_above(ax)
-
-
-def _places_of_models(ax: Axes) -> dict[str, int]:
-    """Return the models that are drawn in some Axes, with the places of their looks."""
-    drawn = [str(line.get_gid()).removeprefix(_MODEL).partition(": ") for line in ax.get_lines() if _is_model(line)]
-    return {name: int(place) for place, _, name in drawn}
-
-
-def _is_model(line: Line2D) -> bool:
-    return str(line.get_gid()).startswith(_MODEL)
-
-
-def _explain(ax: Axes, ds: xr.Dataset, name: str, curves: Sequence[_Curve]) -> None:
-    """Add to the legend, once, what bands and horizontal lines are; draw the level of guessing."""
-    told = set(ax.get_legend_handles_labels()[1])
-    if any(np.isfinite(curve.intact) for curve in curves) and (text := "horizontal: intact network") not in told:
-        ax.plot([], [], color=style.GREY, linewidth=0.8, label=text)
-    level = ds.attrs.get("level")
-    text = "band: interval" if level is None else f"band: {100 * level:g} % interval"
-    if any(np.isfinite(curve.low).any() for curve in curves) and text not in told:
-        ax.fill_between([], [], [], color=style.GREY, alpha=0.2, linewidth=0, label=text)
-    chance = np.unique(ds["chance_error"].dropna("model")) if "chance_error" in ds and name == "error" else np.array([])
-    if chance.size == 1:
-        label = "chance" if "chance" not in told else "_again"
-        ax.axhline(float(chance[0]), color=style.GREY, linestyle=(0, (1, 3)), linewidth=1.2, label=label)
-
-
-def _axis_label(values: xr.DataArray) -> str:
-    name = str(values.name)
-    if name in _LABELS:
-        return _LABELS[name] + (" (%)" if name in _FRACTIONS | _DIFFERENCES else "")
-    return effects.label(values, is_fraction=name in _FRACTIONS)
-
-
 def _mark_stages(ax: Axes, ds: xr.Dataset) -> None:
     """Name the stages in their middle, with a line between two."""
     stages = np.unique(ds["stage"].values[ds["relative_depth"].notnull().values])
@@ -396,12 +273,12 @@ def _by_model(values: xr.DataArray) -> list[tuple[str, Any]]:
 def _described(ds: xr.Dataset, dim: str, measure: str | None, when: str) -> str:
     """Return the mean of a measure along an axis for each model, and the intact network's."""
     name = _chosen(ds, dim, measure, "the report")
-    tell = percent if name in _FRACTIONS | _DIFFERENCES else number
+    tell = percent if name in model_curves.FRACTIONS | model_curves.DIFFERENCES else number
     intact = dict(_by_model(ds[f"intact_{name}"])) if f"intact_{name}" in ds else {}
     parts = [
         f"{tell(mean)} in {model}" + (f" (intact {tell(intact[model])})" if model in intact else "")
         for model, mean in _by_model(ds[name].mean(dim))
         if np.isfinite(mean)
     ]
-    what = _LABELS.get(name, name.replace("_", " ")).partition(" (")[0]
+    what = model_curves.LABELS.get(name, name.replace("_", " ")).partition(" (")[0]
     return f"The {what} {when} is {listed(parts)}." if parts else ""
