@@ -108,6 +108,9 @@ class _Comparison:
         self._models = models
         self._intervals = intervals
         self._notable = notable
+        self._profiles: dict[str, list[dict[str, xr.Dataset]]] = {
+            model.name: [{} for _ in model.replicates] for model in models
+        }
         self.omitted = [
             f"of model {model.name!r} these are not compared: {', '.join(model.omitted)}"
             for model in models
@@ -163,19 +166,23 @@ class _Comparison:
         _, make = PROFILES[kind]
         try:
             each = [make(ds, self._intervals) for ds in model.studies(kind)]
-            return over_replicates(each, self._intervals.level) if each else None
+            found = over_replicates(each, self._intervals.level) if each else None
         except LeftOutError as reason:
             self.omitted.append(f"{kind} of {model.name!r}: {reason}")
             return None
         except InputError as error:
             raise InputError(f"{kind} of model {model.name!r}: {error}") from error
+        for training, profile in enumerate(each):
+            self._profiles[model.name][training][kind] = profile
+        return found
 
     def _table(self, measure: str | None) -> xr.Dataset:
         rows = {}
         for model in self._models:
             alone = len(model.replicates) == 1
             each = [
-                table_row(studies, measure, self._notable, self._intervals, alone=alone) for studies in model.replicates
+                table_row(studies, profiles, measure, self._notable, self._intervals, alone=alone)
+                for studies, profiles in zip(model.replicates, self._profiles[model.name], strict=True)
             ]
             rows[model.name] = over_replicates(each, self._intervals.level)
         table = aligned(rows, list(rows))

@@ -28,25 +28,33 @@ _RANGE = ("effective_length_low", "effective_length_high")
 
 
 def table_row(
-    studies: Mapping[str, xr.Dataset], measure: str | None, notable: float, intervals: Intervals, *, alone: bool
+    studies: Mapping[str, xr.Dataset],
+    profiles: Mapping[str, xr.Dataset],
+    measure: str | None,
+    notable: float,
+    intervals: Intervals,
+    *,
+    alone: bool,
 ) -> xr.Dataset:
     """Return the numbers of one training, without dims.
 
     Args:
         studies: its studies by kind.
+        profiles: what these say on their common axes, by kind.
         measure: what effects are of; None where the models share no measure of lesions.
         notable: smallest effect of a block that counts, a fraction.
         intervals: how intervals are made.
         alone: whether it is the model's only training, so that intervals are over samples.
     """
     found = _subject(next(iter(studies.values())))
-    changed = next((studies[kind] for kind in _CHANGED if kind in studies), None)
+    changed = next((profiles[kind] for kind in _CHANGED if kind in profiles), None)
     if changed is not None:
-        summary = intervals.summary(changed)
-        names = [name for name in summary.data_vars if str(name).startswith("intact_error")]
-        found = found.assign({name: summary[name] for name in [*names, "n_samples"]})
-    if "single_lesions" in studies and measure is not None:
-        found = found.assign(_effects(studies["single_lesions"], measure, notable, intervals))
+        names = [name for name in changed.data_vars if str(name).startswith("intact_error")]
+        found = found.assign({name: changed[name] for name in [*names, "n_samples"]})
+    if "single_lesions" in profiles and measure is not None:
+        found = found.assign(_effects(studies["single_lesions"], measure, intervals))
+        if measure in _SHARES_OF_SAMPLES:
+            found = found.assign(_notable(profiles["single_lesions"], measure, notable))
     if "path_lengths" in studies:
         found = found.assign(_effective_range(studies["path_lengths"], intervals, alone=alone))
     shares = _additive_share(studies.get("interactions"))
@@ -65,8 +73,8 @@ def _subject(ds: xr.Dataset) -> xr.Dataset:
     return xr.Dataset(found)
 
 
-def _effects(ds: xr.Dataset, measure: str, notable: float, intervals: Intervals) -> dict[str, xr.DataArray]:
-    """Return the mean effect of deleting one block, and the share of blocks whose deletion has a notable one."""
+def _effects(ds: xr.Dataset, measure: str, intervals: Intervals) -> dict[str, xr.DataArray]:
+    """Return the mean effect of deleting one block, and where chance is known the normalised one."""
     single = ds.isel(lesion=block_axis.single_lesions(ds, "compare").chosen).drop_vars("draw", errors="ignore")
     values = measured(with_samples(single))
     effect = values[measure].astype(np.float64)
@@ -79,8 +87,6 @@ def _effects(ds: xr.Dataset, measure: str, notable: float, intervals: Intervals)
     found = intervals.of("mean_lesion_effect", effect.rename("mean_lesion_effect").assign_attrs(attrs))
     if measure == "error" and values["error"].dtype == values["intact_error"].dtype == np.bool_:
         found = _not_a_point(found, values["error"], values["intact_error"], intervals.level)
-    if measure in _SHARES_OF_SAMPLES:
-        found |= _notable(intervals.summary(single), measure, notable)
     chance = chance_error(ds)
     if measure == "error" and chance is not None and "intact_error" in values:
         room = chance - float(values["intact_error"].mean())
@@ -103,7 +109,8 @@ def _not_a_point(
     return dict(zip(found, (value, *ends), strict=True))
 
 
-def _notable(summary: xr.Dataset, measure: str, notable: float) -> dict[str, xr.DataArray]:
+def _notable(profile: xr.Dataset, measure: str, notable: float) -> dict[str, xr.DataArray]:
+    """Return the share of blocks whose deletion has a notable effect."""
     name = "error_effect" if measure == "error" else measure
     points = f"{100 * notable:g} percentage point{'' if notable == 0.01 else 's'}"
     texts = {
@@ -112,10 +119,10 @@ def _notable(summary: xr.Dataset, measure: str, notable: float) -> dict[str, xr.
         "_high": f"share of blocks the upper end of whose effect's interval is above {points}",
     }
     return {
-        f"notable_share{end}": (summary[f"{name}{end}"] > notable)
-        .where(summary[f"{name}{end}"].notnull())
+        f"notable_share{end}": (profile[f"{name}{end}"] > notable)
+        .where(profile[f"{name}{end}"].notnull())
         .astype(np.float64)
-        .mean("lesion", skipna=False)
+        .mean("position", skipna=False)
         .assign_attrs({"long_name": text, "units": "1"})
         for end, text in texts.items()
     }
