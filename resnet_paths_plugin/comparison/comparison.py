@@ -75,7 +75,7 @@ def compare(
         >>> studies = {name: rpp.BlockLesion(one).attribute(images, target=labels)
         ...            for name, one in {"six blocks": net, "three blocks": other}.items()}
         >>> compared = rpp.compare(studies)
-        >>> dict(compared["single_lesions"].sizes)
+        >>> dict(compared["single_lesions"].error.sizes)
         {'model': 2, 'position': 6}
         >>> compared["single_lesions"].relative_depth.sel(model="three blocks").values[:3].round(2).tolist()
         [0.17, 0.5, 0.83]

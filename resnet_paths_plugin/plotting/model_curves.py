@@ -32,7 +32,7 @@ DIFFERENCES = frozenset({"error_effect"})
 
 LABELS = {
     "error_effect": "rise of the error",
-    "normalised_effect": "normalised effect (0 intact, 1 guessing)",
+    "normalised_effect": "normalised effect (1: guessing)",
     "gradient_norm_share": "share of the sum of gradient norms",
 }
 
