@@ -15,7 +15,7 @@ from resnet_paths_plugin.cli.drawn_figures import described, saved
 from resnet_paths_plugin.cli.options import mode_of, no_clobber_option
 from resnet_paths_plugin.cli.terminal import echo
 from resnet_paths_plugin.comparison.comparison import TABLE, compare
-from resnet_paths_plugin.errors import InputError
+from resnet_paths_plugin.errors import FileError, InputError, ResnetPathsError
 from resnet_paths_plugin.files.file_roles import FileRoles
 from resnet_paths_plugin.files.output_files import Mode, writable, writable_netcdf
 from resnet_paths_plugin.report.model_table import model_table
@@ -48,7 +48,16 @@ def compare_files(files: tuple[Path, ...], names: tuple[str, ...], output: Path,
     _check_output(files, output, mode)
     for file in files:
         check_opening(file)
-    tree = compare({name: datasets.load(file) for name, file in models.items()})
+    results = {name: datasets.load(file) for name, file in models.items()}
+    try:
+        tree = compare(results)
+    except (ResnetPathsError, MemoryError):
+        raise
+    except Exception as error:  # whatever comes up where the schema's names stand for other things
+        raise FileError(
+            f"one of {', '.join(map(str, files))} is not what save writes, so they cannot be compared "
+            f"({type(error).__name__}: {error}): run the studies again"
+        ) from error
     _tell(tree[TABLE].to_dataset())
     shown = report.figures(tree)
     for figure in shown:

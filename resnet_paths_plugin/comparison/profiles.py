@@ -34,8 +34,8 @@ class Intervals:
     def summary(self, ds: xr.Dataset) -> xr.Dataset:
         """Return each measure of a study with its interval, but for `correct`, which `error` says too."""
         found = summary(ds, level=self.level, n_resamples=self.n_resamples, seed=self.seed)
-        right = [name for name in found.data_vars if str(name).removeprefix("intact_").split("_")[0] == "correct"]
-        return found.drop_vars(right)
+        right = [f"{network}correct{end}" for network in ("", "intact_") for end in ("", "_low", "_high")]
+        return found.drop_vars(right, errors="ignore")
 
     def of(self, name: str, values: xr.DataArray) -> dict[str, xr.DataArray]:
         """Return the mean of a variable over samples, with the ends of its interval."""

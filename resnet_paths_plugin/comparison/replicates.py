@@ -39,7 +39,8 @@ def over_replicates(each: Sequence[xr.Dataset], level: float) -> xr.Dataset:
 
     Returns:
         A Dataset with `NAME`, `NAME_low` and `NAME_high`, `n_replicates`, and `replicate_NAME` with the value of each
-        training along dim `replicate`; the smallest of counts; text of the first training.
+        training along dim `replicate`; the smallest of counts, and the
+        texts of all trainings.
     """
     names = [name for name in each[0].data_vars if all(name in one for one in each)]
     try:
@@ -66,6 +67,8 @@ def _means(first: xr.Dataset, together: xr.Dataset, level: float) -> xr.Dataset:
             found |= _interval(values, level)
         elif values.dtype.kind in "iu":
             found[name] = values.min(REPLICATE).astype(values.dtype)
+        elif values.ndim == 1:
+            found[name] = xr.DataArray(", ".join(dict.fromkeys(map(str, values.values))))
         else:
             found[name] = first[name]
         found[name].attrs = first[name].attrs

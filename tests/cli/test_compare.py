@@ -108,6 +108,12 @@ def test_mistakes_are_told_in_a_line_and_nothing_is_written(files, arguments, me
     assert {path: path.read_bytes() for path in files.iterdir()} == before
 
 
+def test_a_file_that_is_no_result_is_no_bug(files):
+    ds = synthetic.single_lesions(4)
+    rpp.save(ds.assign(deleted=ds["deleted"].expand_dims(odd=2)), "odd.nc")
+    assert "odd.nc is not what save writes, so they cannot be compared" in told("compare", "small.nc", "odd.nc")
+
+
 def test_a_class_subset_in_a_file_shows_its_own_error(files):
     ds = synthetic.single_lesions(9)
     some = ds.isel(sample=(ds["label"] == 3).values)

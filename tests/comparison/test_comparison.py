@@ -113,6 +113,13 @@ class TestSingleLesions:
         assert found["intact_error"].sel(model="threes") == (~some["intact_correct"].values).mean()
         assert found["n_samples"].values.tolist() == [200, 20]
 
+    def test_a_measure_of_the_users_own_is_compared(self):
+        mine = {"correct_pixels": (("lesion", "sample"), np.random.default_rng(0).random((4, 200)))}
+        ds = lesions(4).assign(mine)
+        found = single({"a": ds, "b": ds})
+        np.testing.assert_allclose(found["correct_pixels"][0], mine["correct_pixels"][1].mean(axis=1))
+        assert not {"correct", "intact_correct_low"} & set(found.data_vars)
+
     def test_other_measures_are_compared_without_labels(self):
         with pytest.warns(OmittedStudyWarning, match="single_lesions: not all models have error, error_effect, loss"):
             tree = rpp.compare({"without": lesions(4, targets=False), "with": lesions(9)})
@@ -162,8 +169,10 @@ class TestReplicates:
         assert found["n_replicates"].values.tolist() == [5, 1]
 
     def test_the_table_is_over_trainings_too(self):
-        each = [lesions(4, seed) for seed in range(4)]
+        each = [lesions(4, seed).assign_attrs(weights_digest=f"sha256:{seed}") for seed in range(4)]
         found = table({"four": each}).sel(model="four")
+        assert found["weights_digest"].item() == "sha256:0, sha256:1, sha256:2, sha256:3"
+        assert found["architecture"].item() == "dict"
         effects = [(ds["error"] - ds["intact_error"]).mean().item() for ds in each]
         low, high = scipy.stats.t.interval(0.95, 3, np.mean(effects), scipy.stats.sem(effects))
         names = ("mean_lesion_effect", "mean_lesion_effect_low", "mean_lesion_effect_high")
