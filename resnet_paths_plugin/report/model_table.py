@@ -50,6 +50,8 @@ def model_table(ds: xr.Dataset) -> ModelTable:
     tell = percent if measure in DEFAULT_MEASURES else number
     points = f"{100 * float(ds.attrs.get('notable', 0.01)):g}"
     cells = {"model": [str(name) for name in ds["model"].values]}
+    if "architecture" in ds:
+        cells["architecture"] = [str(text) for text in ds["architecture"].values]
     for name, head in _COUNTS.items():
         if name in ds and (name != "n_replicates" or (ds[name] > 1).any()):
             cells[head] = [str(count) for count in ds[name].values]

@@ -36,6 +36,7 @@ def test_a_page_has_the_table_and_every_figure(files):
     page = (files / "both.html").read_text(encoding="utf-8")
     assert "<h1>Residual paths of small and large</h1>" in page
     assert page.count("data:image/png;base64,") == 2
+    assert page.count("<td>dict</td>") == 2  # the class of the model that the studies say that they are of
     table = rpp.compare({"small": "small.nc", "large": "large.nc"})["models"]
     for name in ("small", "large"):
         error, low, high = (
