@@ -35,6 +35,15 @@ def overview(tree: xr.DataTree, path: Path) -> None:
     plt.close("all")
 
 
+def side_by_side(tree: xr.DataTree, path: Path) -> None:
+    """Draw the lesions of the residual and of the plain network on one axis."""
+    groups = {"residual network": "single_lesions", "plain network": "plain_single_lesions"}
+    compared = rpp.compare({name: tree[group].to_dataset() for name, group in groups.items()})
+    ax = rpp.plotting.plot_compared_lesions(compared["single_lesions"].to_dataset(), measure="normalised_effect")
+    ax.figure.savefig(path, dpi=DPI)
+    plt.close("all")
+
+
 def main() -> None:
     """Read the arguments and draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -44,6 +53,7 @@ def main() -> None:
     options.folder.mkdir(parents=True, exist_ok=True)
     tree = rpp.load(options.file)
     overview(tree, options.folder / "overview.png")
+    side_by_side(tree, options.folder / "models-side-by-side.png")
     for figure in report.figures(tree):
         (options.folder / f"{figure.name}.png").write_bytes(figure.png(DPI))
         print(f"{figure.name}.png: {figure.title}. {figure.sentence}")

@@ -116,7 +116,7 @@ def compared(studies: Sequence[Sequence[xr.Dataset]], options: argparse.Namespac
         return np.array([[each[name].values for each in row] for row in studies])
 
     blocks = {name: (coord.dims, coord.values) for name, coord in one.coords.items() if "block" in coord.dims}
-    n_sampled = int((one.skip_kind != "projection").sum())
+    n_sampled = int((one.block_skip_kind != "projection").sum())
     # What differs from one network to the other is no fact of the whole.
     kept = {name: value for name, value in one.attrs.items() if not name.startswith(("weights_", "history", "seed"))}
     return datasets.build(

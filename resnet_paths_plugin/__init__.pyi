@@ -17,6 +17,7 @@ from .analyzers.rewiring.reordering import BlockReordering as BlockReordering
 from .analyzers.rewiring.schedules import BlockSchedules as BlockSchedules
 from .analyzers.study import Study as Study
 from .analyzers.study import StudyResult as StudyResult
+from .comparison.comparison import compare as compare
 from .engine.linear_map import LinearMap as LinearMap
 from .engine.schedule import Schedule as Schedule
 from .errors import CaptureMismatchError as CaptureMismatchError

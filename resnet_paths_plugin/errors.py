@@ -151,6 +151,10 @@ class PluginWarning(UserWarning):
     """
 
 
+class OmittedStudyWarning(UserWarning):
+    """A comparison of models leaves out a study or a measure, or compares studies that were run in different ways."""
+
+
 class StaleResultWarning(UserWarning):
     """A result was selected or joined, and holds means over other samples than its own."""
 

@@ -29,14 +29,15 @@ ROOMS = {
     ),
     "statistics": ("errors",),
     "plotting": ("statistics", "results", "plugins", "paths", "errors"),
+    "comparison": ("statistics", "plotting", "results", "paths", "errors"),
     "report": ("plotting", "results", "paths", "files", "visible_text", "errors", "process_lock"),
     "demo": ("plugins", "errors"),
     "builtin_plugin": ("analyzers", "plotting", "demo", "plugins", "graph"),
     "schedules": ("network",),
     "hookspecs": ("plugins",),
     "cli": (
-        "analyzers", "execution", "network", "graph", "plugins", "results", "report", "plotting", "demo", "files",
-        "paths", "visible_text", "argument_sizes", "errors", "process_lock",
+        "analyzers", "execution", "network", "graph", "plugins", "results", "report", "comparison", "plotting", "demo",
+        "files", "paths", "visible_text", "argument_sizes", "errors", "process_lock",
     ),
     "__main__": ("cli",),
 }  # fmt: skip

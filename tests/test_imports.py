@@ -30,7 +30,10 @@ def test_help_imports_nothing_heavy(args):
     assert imported_by(code) == set()
 
 
-@pytest.mark.parametrize("module", ["plotting.registry", "report", "results.datasets", "paths", "results.schema"])
+@pytest.mark.parametrize(
+    "module",
+    ["plotting.registry", "report", "results.datasets", "paths", "results.schema", "comparison.comparison"],
+)
 def test_what_reads_and_draws_results_imports_no_torch(module):
     assert imported_by(f"import resnet_paths_plugin.{module}").isdisjoint({"torch", "captum", "timm", "torchvision"})
 

@@ -36,7 +36,7 @@ def test_the_readme_is_two_screens():
 
 
 def test_the_guide_runs(tmp_path, monkeypatch, capsys):
-    assert run(GUIDE, 7, monkeypatch, tmp_path) == {"lengths.nc", "lesions.nc", "small.pt"}
+    assert run(GUIDE, 7, monkeypatch, tmp_path) == {"both.nc", "lengths.nc", "lesions.nc", "small.pt"}
     printed = capsys.readouterr().out
     assert "8 residual blocks" in printed
     assert "5 layers that can be deleted" in printed

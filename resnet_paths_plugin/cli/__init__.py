@@ -16,11 +16,13 @@ _EXAMPLES = """Examples:
   resnet-paths analyze mymodels:resnet20 --weights resnet20.safetensors
       --images test.npz --mean 0.49,0.48,0.45 --std 0.25,0.24,0.26
   resnet-paths blocks torchvision/resnet50
+  resnet-paths compare resnet20.nc resnet56.nc --output both.html
   resnet-paths prune --delete 8 --output small.safetensors
 """
 _COMMANDS = {
     "analyze": ("analyze:analyze", "Run the studies; write a file and figures."),
     "blocks": ("blocks:blocks", "Print a model's residual blocks."),
+    "compare": ("comparing:compare_files", "Put models side by side, from their files."),
     "plugins": ("listing:list_plugins", "List plugins, analyzers and figures."),
     "prune": ("prune:prune", "Delete blocks; write the smaller network."),
     "report": ("report_page:make_report", "Make the report of a file again."),

@@ -1,7 +1,6 @@
 """The command `resnet-paths analyze`: a whole analysis, from images to a file with figures."""
 
 import functools
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -17,6 +16,7 @@ from resnet_paths_plugin import report
 from resnet_paths_plugin.argument_sizes import MOST
 from resnet_paths_plugin.cli import models
 from resnet_paths_plugin.cli.command import Command, warn
+from resnet_paths_plugin.cli.drawn_figures import described, saved
 from resnet_paths_plugin.cli.image_selection import ImageSelection
 from resnet_paths_plugin.cli.images import LabelledImages, read_images, targets_of
 from resnet_paths_plugin.cli.options import (
@@ -32,9 +32,7 @@ from resnet_paths_plugin.cli.options import (
 from resnet_paths_plugin.cli.outputs import (
     check_outputs,
     default_output,
-    figure_path,
     report_path,
-    save_picture,
 )
 from resnet_paths_plugin.cli.preprocessing import InputBatches, preprocessing_for
 from resnet_paths_plugin.cli.running import (
@@ -48,11 +46,10 @@ from resnet_paths_plugin.cli.running import (
 from resnet_paths_plugin.cli.studies import STUDIES, Study, StudyOptions, checked_figures, images_taken, studies_by
 from resnet_paths_plugin.cli.study_extent import extent_of
 from resnet_paths_plugin.cli.subject import check_classes, held_out_digits, unraveled
-from resnet_paths_plugin.cli.terminal import echo, is_terminal
-from resnet_paths_plugin.errors import InputError, ResnetPathsError
+from resnet_paths_plugin.cli.terminal import echo, shows_progress
+from resnet_paths_plugin.errors import InputError
 from resnet_paths_plugin.execution import RunOptions
 from resnet_paths_plugin.files.file_roles import FileRoles
-from resnet_paths_plugin.files.output_files import Mode
 from resnet_paths_plugin.network.captured_network import Optimization, Units
 from resnet_paths_plugin.network.unraveled import UnraveledNetwork
 from resnet_paths_plugin.plotting.registry import fitting
@@ -61,6 +58,8 @@ from resnet_paths_plugin.plugins.model_description import Interpolation
 from resnet_paths_plugin.report.figures import PictureFormat
 from resnet_paths_plugin.results import datasets
 from resnet_paths_plugin.results.derived import refreshed
+
+_NOUNS: Mapping[Units, str] = {"blocks": "residual blocks", "layers": "layers that can be deleted"}
 
 
 @click.command(cls=Command, epilog=MODEL_HELP, short_help="Run the studies; write a file and figures.")
@@ -92,7 +91,7 @@ from resnet_paths_plugin.results.derived import refreshed
 )  # fmt: skip
 @click.option(
     "--figure-format", type=click.Choice([*get_args(PictureFormat), "none"]), default="png", show_default=True,
-    help="Files that the figures are written to beside the report; none writes none.",
+    help="Format of the figures' files; none writes no files, and the report has all.",
 )  # fmt: skip
 @no_clobber_option
 @units_option
@@ -200,13 +199,12 @@ def analyze(
         analyzers=analyzers,
         seed=seed,
         internal_batch_size=batch_size,
-        show_progress=is_terminal(sys.stderr) if progress is None else progress,
+        show_progress=shows_progress(progress),
     )
     network = unraveled(module, batches, images_taken(options, len(found)), units, optimize, manager, verify=verify)
     check_classes(network, batches)
-    noun = "residual blocks" if units == "blocks" else "layers that can be deleted"
     echo(
-        f"{network.name}: {len(network.blocks)} {noun}, {len(found)} images of {found.origin}, {threads_said()}\n"
+        f"{network.name}: {len(network.blocks)} {_NOUNS[units]}, {len(found)} images of {found.origin}, {threads_said()}\n"
         f"{batches.described}"
     )
     wanted = [study for study in studies if study.wanted(network, options)]
@@ -222,11 +220,8 @@ def analyze(
     partial.remove()
     shown = [one for one in report.figures(tree, manager) if not figure_names or one.figure in figure_names]
     _tell(shown, [group for group, result in results.items() if not fitting(refreshed(result), known_figures)])
-    written.append(
-        report.write_report(
-            tree, report_path(output), mode, manager, _saved(shown, output, mode, written, figure_format)
-        )
-    )
+    pngs = saved(shown, output, mode, written, figure_format)
+    written.append(report.write_report(tree, report_path(output), mode, manager, pngs))
     echo(f"written: {', '.join(_shown(path, here) for path in written)}")
     echo(f"{time.perf_counter() - started:.1f} s")
 
@@ -267,38 +262,9 @@ def _warn_of_no_effect(studies: Sequence[Study], options: Mapping[str, object]) 
             )
 
 
-def _saved(
-    figures: Sequence[report.ReportFigure],
-    output: Path,
-    mode: Mode,
-    written: list[Path],
-    suffix: PictureFormat | Literal["none"],
-) -> dict[str, bytes]:
-    """Write the figures beside the file, add their paths, and return PNGs; one that cannot be drawn is left out."""
-    pngs = {}
-    for figure in figures:
-        try:
-            pngs[figure.name] = figure.png()
-        except ResnetPathsError as error:
-            warn(f"{figure.name} is left out: {error}")
-        else:
-            if suffix == "none":
-                continue
-            picture = pngs[figure.name] if suffix == "png" else figure.picture(suffix)
-            written.append(save_picture(picture, figure_path(output, figure.name, suffix), mode))
-    return pngs
-
-
 def _tell(figures: Sequence[report.ReportFigure], undrawn: Sequence[str]) -> None:
     """Print what there is to see in each figure, and which results have none."""
     for figure in figures:
-        echo(_described(figure))
+        echo(described(figure))
     for group in undrawn:
         echo(f"{group}: no figure fits it; the report lists what it holds")
-
-
-def _described(figure: report.ReportFigure) -> str:
-    """Return a figure's title and what there is to see in it, for a terminal."""
-    # Terminals that are no UTF-8 do not have the minus sign.
-    sentence = figure.sentence.replace("\N{MINUS SIGN}", "-")
-    return f"{figure.title}\n{click.wrap_text(sentence, 100, '    ', '    ')}"

@@ -37,7 +37,8 @@ def _places(labels: NDArray[np.int64], count: int, rng: np.random.Generator) -> 
     _, of_class, sizes = np.unique(labels, return_inverse=True, return_counts=True)
     shares = count * sizes / len(labels)
     counts = np.floor(shares).astype(int)
-    largest = np.argsort(counts - shares, kind="stable")[: count - counts.sum()]
+    order = rng.permutation(len(sizes))  # so that no class is favoured among equal remainders
+    largest = order[np.argsort((counts - shares)[order], kind="stable")][: count - counts.sum()]
     counts[largest] += 1
     chosen = [rng.choice(np.flatnonzero(of_class == one), size, replace=False) for one, size in enumerate(counts)]
     return np.sort(np.concatenate(chosen))

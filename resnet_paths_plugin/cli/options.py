@@ -72,7 +72,7 @@ _NORMALISATION = (
     ),
     click.option(
         "--crop", type=click.FloatRange(0, 1, min_open=True), metavar="SHARE",
-        help="Resize images so that the size is this share of them, and crop their centre. [default: the model's own]",
+        help="Share of the resized image that the central crop keeps. [default: the model's own]",
     ),
     click.option(
         "--interpolation", type=click.Choice(get_args(Interpolation)),

@@ -4,6 +4,7 @@ It converts pixels and runs no model; which size and statistics a model expects 
 """
 
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -93,7 +94,7 @@ class InputBatches:
             if self.resize
             else (f"{_size_text(wanted.size)} pixels as they are")
         )
-        share = f", the central {wanted.crop_fraction:.3g}" if self.resize and wanted.crop_fraction != 1 else ""
+        share = f", the central {100 * wanted.crop_fraction:.3g} %" if self.resize and wanted.crop_fraction != 1 else ""
         mean, std = (", ".join(f"{value:.4g}" for value in values) for values in (wanted.mean, wanted.std))
         return f"{way}{share}; mean {mean}, standard deviation {std}"
 
@@ -167,8 +168,10 @@ def preprocessing_for(
                 "channel each, for channels scaled to 0..1"
             )
         mean, std = known.mean, known.std
-    elif max(mean) > 1:
-        raise InputError(f"mean {mean} is above 1, and channels are scaled to 0..1 first: divide by 255")
+    elif max(*mean, *std) > 1:
+        raise InputError(
+            f"mean {mean} and std {std} are to be of channels scaled to 0..1, and one is above 1: divide by 255"
+        )
     _check_statistics(mean, std, shape[0] if shape else len(mean))
     if known is not None:
         wanted = replace(known, mean=mean, std=std)
@@ -184,7 +187,12 @@ def preprocessing_for(
         interpolation=interpolation or wanted.interpolation,
     )
     is_known = known is not None or shape is not None or size is not None
-    return wanted, crop is not None or (is_known and images.size != wanted.size)
+    resize = crop is not None or (is_known and images.size != wanted.size)
+    if interpolation is not None and not resize:
+        warnings.warn(
+            f"the interpolation has no effect, as images are {_size_text(wanted.size)} pixels already", stacklevel=2
+        )
+    return wanted, resize
 
 
 def _both_sides(size: tuple[int, ...] | None) -> tuple[int, int] | None:

@@ -1,7 +1,6 @@
 """The command `resnet-paths prune`: a smaller network, from images to files that run elsewhere."""
 
 import itertools
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -34,7 +33,7 @@ from resnet_paths_plugin.cli.prune_sizes import fewest_fast_enough, most_deleted
 from resnet_paths_plugin.cli.pruned_files import PrunedFiles, facts_of
 from resnet_paths_plugin.cli.running import PartialRun, check_cluster_options, executor_for, run_options, set_threads
 from resnet_paths_plugin.cli.subject import check_classes, held_out_digits, unraveled
-from resnet_paths_plugin.cli.terminal import echo, is_terminal
+from resnet_paths_plugin.cli.terminal import echo, shows_progress
 from resnet_paths_plugin.errors import InputError
 from resnet_paths_plugin.execution.fingerprints import fingerprint
 from resnet_paths_plugin.files.file_roles import FileRoles
@@ -167,7 +166,7 @@ def prune(
             "run": partial.options(_FIGURE, executor, wait_for_workers=wait_for_workers, verify=verify),
             "internal_batch_size": batch_size,
             "seed": seed,
-            "show_progress": is_terminal(sys.stderr) if progress is None else progress,
+            "show_progress": shows_progress(progress),
             "latency_batch_size": latency_batch_size,
         }
         ds, place = _chosen(network, batches, asked, options, partial)

@@ -23,8 +23,7 @@ def echo(text: object, *, err: bool = False) -> None:
     A stream that is closed or full loses the text and all that follows, so that the command itself is completed. Under
     --quiet nothing is printed to standard output.
     """
-    context = click.get_current_context(silent=True)
-    if not err and context is not None and context.meta.get(QUIET):
+    if not err and is_quiet():
         return
     stream = sys.stderr if err else sys.stdout
     encoding = getattr(stream, "encoding", None) or "utf-8"
@@ -43,6 +42,17 @@ def is_terminal(stream: Any) -> bool:
         return bool(stream is not None and stream.isatty())
     except ValueError:  # it is closed
         return False
+
+
+def is_quiet() -> bool:
+    """Whether the command that runs is to print errors and warnings only."""
+    context = click.get_current_context(silent=True)
+    return context is not None and bool(context.meta.get(QUIET))
+
+
+def shows_progress(asked: bool | None) -> bool:
+    """Whether progress bars are shown: as asked, else in a terminal unless only errors are wanted."""
+    return is_terminal(sys.stderr) and not is_quiet() if asked is None else asked
 
 
 def check_printed() -> None:

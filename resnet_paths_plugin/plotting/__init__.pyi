@@ -1,5 +1,7 @@
 from .attribution import plot_path_attribution as plot_path_attribution
 from .classes import plot_class_lesions as plot_class_lesions
+from .comparisons import plot_compared_curves as plot_compared_curves
+from .comparisons import plot_compared_lesions as plot_compared_lesions
 from .figure import Drawing as Drawing
 from .figure import FigureStudy as FigureStudy
 from .influence import plot_gates as plot_gates

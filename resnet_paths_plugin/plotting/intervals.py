@@ -9,18 +9,20 @@ from numpy.typing import NDArray
 from resnet_paths_plugin.errors import InputError
 from resnet_paths_plugin.plotting.style import FloatArray, signed
 from resnet_paths_plugin.statistics.correlation import rank_correlation
+from resnet_paths_plugin.statistics.measured import is_right
 from resnet_paths_plugin.statistics.summary import summary
 
 LEVEL = 0.95
 N_RESAMPLES = 1000
 _SOURCES = {"error": "correct"}
-_BESIDE = ("draw", "n_deleted", "n_deleted_units", "n_swaps")
-"""What tells random draws, where a dataset made by hand has it as a variable."""
+_OF_DRAWS = ("draw", "n_deleted", "n_deleted_units", "n_swaps")
+"""What tells random draws, and how many they change."""
+_ENDS = ("low", "high", "effect_low", "effect_high")
 
 
 @dataclass(frozen=True, eq=False)
 class Intervals:
-    """95 % intervals of one measure of a study, for each change, or each size of random changes.
+    """95 % intervals of one measure of a study, for each change, or for each size of random changes.
 
     Attributes:
         low: lower ends, shape `[m]`; NaN where there is no interval.
@@ -28,54 +30,75 @@ class Intervals:
         effect_low: lower ends of the changed network's measure minus the intact one's, over the same samples; None
             for a measure without an effect.
         effect_high: their upper ends.
-        sizes: the sizes of random changes, ascending; None where each change stands for itself.
+        is_score: whether these are score intervals of shares, which do not shrink to a point where nothing changes.
         n_samples: number of samples.
-        n_draws: the most draws of one size; 1 where there are none.
+        n_draws: number of random draws of each size, `[m]`; None where each change stands for itself.
     """
 
     low: FloatArray
     high: FloatArray
     effect_low: FloatArray | None
     effect_high: FloatArray | None
-    sizes: NDArray[np.int64] | None
+    is_score: bool
     n_samples: int
-    n_draws: int
+    n_draws: NDArray[np.int64] | None = None
 
-    def beside_intact(self, intact: float | None) -> tuple[FloatArray, FloatArray]:
-        """Return the ends to be drawn beside the intact network's line: those of the difference from it, if known."""
+    def beside_intact(self, intact: float | None) -> tuple[FloatArray, FloatArray, str]:
+        """Return the ends to be drawn beside the intact network's line, and what they are of.
+
+        They are of the difference from the intact network, put onto its line, where that is known.
+        """
         if intact is None or self.effect_low is None or self.effect_high is None:
-            return self.low, self.high
-        return intact + self.effect_low, intact + self.effect_high
+            return self.low, self.high, "95 % intervals"
+        return intact + self.effect_low, intact + self.effect_high, "95 % intervals of the difference from intact"
 
     @property
     def counted(self) -> str:
         """How many samples, and draws of each size, in words."""
         samples = f"{self.n_samples} samples" if self.n_samples != 1 else "one sample"
-        return f"{samples}, {self.n_draws} draws each" if self.n_draws > 1 else samples
+        if self.n_draws is None:
+            return samples
+        few, many = int(self.n_draws.min()), int(self.n_draws.max())
+        return f"{samples}, {few if few == many else f'{few} to {many}'} draws of each size"
 
 
 @dataclass(frozen=True)
 class Correlation:
-    """The 95 % interval over samples of a rank correlation.
+    """Where the rank correlation of a variable and a measure lies when samples are resampled.
 
     Attributes:
-        low: lower end.
+        low: lower end of the middle 95 %.
         high: upper end.
+        reliability: rank correlation of the measure on halves of the samples with itself; NaN for too few samples.
         n_samples: number of samples.
     """
 
     low: float
     high: float
+    reliability: float
     n_samples: int
 
     @property
     def text(self) -> str:
-        """The interval, to stand behind the correlation."""
-        return f"[{signed(self.low)} to {signed(self.high)}]"
+        """The range, to stand behind the correlation."""
+        return f"(resampled {signed(self.low)} to {signed(self.high)})"
+
+    @property
+    def sentence(self) -> str:
+        """The range and what it is worth, as the end of a sentence."""
+        agrees = (
+            f"; on halves of the samples the measure agrees with itself by {signed(self.reliability)}"
+            if np.isfinite(self.reliability)
+            else ""
+        )
+        return (
+            f" ({signed(self.low)} to {signed(self.high)} when the {self.n_samples} samples are resampled, which leans "
+            f"towards 0{agrees})"
+        )
 
 
 def correlation_of_samples(ds: xr.Dataset, other: str, measure: str, change: str) -> Correlation | None:
-    """Return the interval of the rank correlation of a variable and a measure; None where there is none.
+    """Return the range of the rank correlation of a variable and a measure; None where there is none.
 
     Args:
         ds: result of a study of changed networks.
@@ -92,33 +115,44 @@ def correlation_of_samples(ds: xr.Dataset, other: str, measure: str, change: str
     except InputError:  # too few orders, or samples
         return None
     low, high = float(found["rank_correlation_low"]), float(found["rank_correlation_high"])
-    return Correlation(low, high, int(found["n_samples"])) if np.isfinite([low, high]).all() else None
+    if not np.isfinite([low, high]).all():
+        return None
+    return Correlation(low, high, float(found["reliability_of_other"]), int(found["n_samples"]))
 
 
-def intervals_of(ds: xr.Dataset, measure: str, change: str) -> Intervals | None:
-    """Return the intervals of a measure; None where the study does not hold it for each sample.
+def intervals_of(ds: xr.Dataset, measure: str, change: str, size: str | None = None) -> Intervals | None:
+    """Return the intervals of a measure; None where the study does not hold it for each sample, or no end is finite.
 
     Args:
         ds: result of a study of changed networks.
         measure: the variable, such as `"error"`.
         change: the study's dim, such as `"lesion"`.
+        size: the size of random changes, such as `"n_deleted"`, over whose draws is averaged, in the order of the
+            sizes; None for one interval of each change.
     """
     source = _SOURCES.get(measure, measure)
     if source not in ds or set(ds[source].dims) != {change, "sample"}:
         return None
-    names = [name for name in (source, f"intact_{source}", *_BESIDE) if name in ds]
+    names = [name for name in (source, f"intact_{source}", *(("draw", size) if size else ())) if name in ds]
+    one = ds[names].drop_vars([name for name in _OF_DRAWS if name not in names], errors="ignore")
     try:
-        found = summary(ds[names], level=LEVEL, n_resamples=N_RESAMPLES)
+        found = summary(one, level=LEVEL, n_resamples=N_RESAMPLES)
     except InputError:  # all of it is missing, or there are no samples
         return None
     (dim,) = found[measure].dims
-    effect = f"{measure}_effect"
+    if size is not None and dim != size:
+        return None
+    ends = {end: found[name].values for end in _ENDS if (name := f"{measure}_{end}") in found}
+    if measure in _SOURCES:  # a bootstrap of few draws reaches beyond what a share can be
+        ends = {end: values.clip(-1 if end.startswith("effect") else 0, 1) for end, values in ends.items()}
+    if not np.isfinite(ends["low"]).any():
+        return None
     return Intervals(
-        low=found[f"{measure}_low"].values,
-        high=found[f"{measure}_high"].values,
-        effect_low=found[f"{effect}_low"].values if effect in found else None,
-        effect_high=found[f"{effect}_high"].values if effect in found else None,
-        sizes=None if dim == change else found[dim].values,
+        low=ends["low"],
+        high=ends["high"],
+        effect_low=ends.get("effect_low"),
+        effect_high=ends.get("effect_high"),
+        is_score=is_right(ds[source]).dtype == np.bool_,
         n_samples=int(found["n_samples"]),
-        n_draws=int(found["n_draws"].max()),
+        n_draws=None if size is None else np.asarray(found["n_draws"].values),
     )

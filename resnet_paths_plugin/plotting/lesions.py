@@ -171,10 +171,11 @@ def plot_single_lesions(
     ax = style.own_axes(7.2, 3.6) if ax is None else ax
 
     block_axis.shade_stages(ax, lesions.position, lesions.stage)
-    found = intervals_of(ds, effect.name, "lesion")
+    found, counted = intervals_of(ds, effect.name, "lesion"), ""
     if found is not None:
-        low, high = (ends[lesions.chosen] for ends in found.beside_intact(effect.intact))
-        ax.vlines(lesions.position, low, high, **INTERVAL)
+        low, high, told = found.beside_intact(effect.intact)
+        ax.vlines(lesions.position, low[lesions.chosen], high[lesions.chosen], **INTERVAL)
+        counted = f" ({found.counted}, {told})"
     ax.plot(lesions.position, values, label=f"one {lesions.unit} deleted", **style.sized(ONE_DELETED, values))
     if lesions.projection.any():
         place, height = lesions.position[lesions.projection], values[lesions.projection]
@@ -185,7 +186,6 @@ def plot_single_lesions(
     finish(ax, effect)
     block_axis.fit(ax, lesions.stage)
     style.leave_room(ax, 0.08)
-    counted = "" if found is None else f" ({found.counted}, 95 % intervals)"
     block_axis.name_blocks(ax, lesions.position, lesions.names, f"deleted {lesions.unit}", counted)
     return ax
 
@@ -237,8 +237,8 @@ def plot_random_lesions(
             capprops={"linewidth": 0.8},
         )["boxes"]
         boxes[0].set_label("quartiles, range")
-    found = intervals_of(ds, effect.name, "lesion")
-    if found is not None and found.sizes is not None and np.array_equal(found.sizes, numbers):
+    found = intervals_of(ds, effect.name, "lesion", "n_deleted")
+    if found is not None:
         ax.fill_between(numbers, found.low, found.high, label="95 % interval of the mean", **BAND)
     means = [draw.mean() for draw in draws]
     ax.plot(
@@ -279,8 +279,7 @@ def describe_single_lesions(ds: xr.Dataset, plain: xr.Dataset | None = None) -> 
             f"{amount(effect, np.nanmedian(values))} in the median of {len(values)} deletions of one {lesions.unit}; "
             f"{extremes(effect, values, names, 'without')}"
         )
-        if found is not None and effect.is_fraction:
-            sentence += _resolved(found, lesions.chosen)
+    sentence += _resolved(effect, found, lesions.chosen)
     if plain is not None:
         other = effect_of(plain, "lesion", effect.name, "the report")
         layers = block_axis.single_lesions(plain, "the report")
@@ -298,9 +297,9 @@ def describe_random_lesions(ds: xr.Dataset, chance: float | None = None) -> str:
     sizes = ds["n_deleted"].values
     numbers = np.unique(sizes)
     shown = numbers[np.unique(np.linspace(0, len(numbers) - 1, SIZES_SHOWN).round().astype(int))]
-    found = intervals_of(ds, effect.name, "lesion")
+    found = intervals_of(ds, effect.name, "lesion", "n_deleted")
     ranges, counted = [""] * len(numbers), ""
-    if found is not None and found.sizes is not None and np.array_equal(found.sizes, numbers):
+    if found is not None:
         ranges = interval_texts(effect, found.low, found.high)
         counted = f" (95 % intervals over {found.counted})"
     amounts = [
@@ -313,16 +312,21 @@ def describe_random_lesions(ds: xr.Dataset, chance: float | None = None) -> str:
     return f"The {measure_name(ds, effect)} is {intact(ds, effect)}on average {listed(amounts)}{counted}{guess}."
 
 
-def _resolved(found: Intervals, chosen: NDArray[np.intp]) -> str:
-    """How many deletions are equal to the intact network within a point, how many are not, and how many are open."""
-    if found.effect_low is None or found.effect_high is None:
+def _resolved(effect: Effect, found: Intervals | None, chosen: NDArray[np.intp]) -> str:
+    """How many deletions are equal to the intact network within a point, how many are not, and how many are open.
+
+    Said of score intervals of a share only: others shrink to a point where no sample changes.
+    """
+    if not effect.is_fraction or found is None or found.effect_low is None or found.effect_high is None:
         return ""
+    if not found.is_score:
+        return f"; what {found.counted} resolve is not known, as some predictions are missing or right in part"
     low, high = found.effect_low[chosen], found.effect_high[chosen]
     equal = int(((low > -SMALL_RISE) & (high < SMALL_RISE)).sum())
     apart = int(((low > SMALL_RISE) | (high < -SMALL_RISE)).sum())
     return (
         f"; by 95 % intervals over {found.counted}, {equal} of {len(chosen)} deletions change it by less than one "
-        f"percentage point, {apart} by more, and {len(chosen) - equal - apart} are not resolved"
+        f"percentage point, {apart} by more, and for {len(chosen) - equal - apart} it is not resolved"
     )
 
 

@@ -9,6 +9,7 @@ from matplotlib import figure as canvas
 
 from resnet_paths_plugin.errors import InputError
 from resnet_paths_plugin.plotting.attribution import PathMaps
+from resnet_paths_plugin.plotting.comparisons import ComparedCurves, ComparedLesions
 from resnet_paths_plugin.plotting.figure import Figure, drawn_figure
 from resnet_paths_plugin.plotting.influence import Gates, Influence
 from resnet_paths_plugin.plotting.interactions import Interactions
@@ -35,6 +36,8 @@ FIGURES: tuple[Figure, ...] = (
     Interactions(),
     PathMaps(),
     PathLengths(),
+    ComparedLesions(),
+    ComparedCurves(),
 )
 """This package's figures; its own plugin offers them."""
 
@@ -42,7 +45,7 @@ _KNOWN = (
     "lesions of blocks (BlockLesion), reorderings (BlockReordering), schedules (BlockSchedules), sets of blocks to "
     "delete (BlockSelection), Shapley values (BlockShapley), interactions (BlockInteraction), influence with lesion "
     "results or gates (BlockInfluence), gradients by path length and their maps (PathLengthGradient), comparisons of "
-    "trainings, and what installed plugins draw"
+    "trainings or models (rpp.compare), and what installed plugins draw"
 )
 
 

@@ -80,7 +80,7 @@ def plot_reorderings(
 
     Corruption grows to the right: Kendall's tau is 1 at the left, where the order is the intact network's. Every point
     is one order; the line joins the means of orders with similar tau. The legend states Spearman's rank
-    correlation of tau and measure over the orders, where it is defined, with its 95 % interval over samples.
+    correlation of tau and measure over the orders, where it is defined, and where it lies when samples are resampled.
 
     Args:
         ds: result of `BlockReordering`.
@@ -183,5 +183,5 @@ def describe_reorderings(ds: xr.Dataset) -> str:
     sentence += correlation_of(correlation, f"of tau and {what} over {len(tau)} orders")
     found = correlation_of_samples(ds, "kendall_tau", effect.name, "reordering")
     if correlation is not None and found is not None:
-        sentence += f" {found.text} (95 % interval over {found.n_samples} samples, for these orders)"
+        sentence += found.sentence
     return f"{sentence}."

@@ -26,6 +26,7 @@ from resnet_paths_plugin.plotting.effects import (
     worst,
 )
 from resnet_paths_plugin.plotting.figure import Drawing, Figure, FigureStudy, has
+from resnet_paths_plugin.plotting.intervals import intervals_of
 from resnet_paths_plugin.plotting.wording import (
     NAMED,
     SMALL_RISE,
@@ -196,15 +197,19 @@ def describe_schedules(ds: xr.Dataset, family: str) -> str:
         sentence += f"; {extremes(effect, values, names, 'in')}"
     if family == "skipped_ranges" and effect.is_fraction and effect.intact is not None:
         counts = ds["changed"].transpose("schedule", "block").values[chosen].sum(axis=1)
-        harmless = np.flatnonzero(values - effect.intact < SMALL_RISE)
+        found = intervals_of(ds, effect.name, "schedule")
+        rises, shown = values - effect.intact, " as measured"
+        if found is not None and found.is_score and found.effect_high is not None:
+            rises, shown = found.effect_high[chosen], f" (95 % intervals over {found.counted})"
+        harmless = np.flatnonzero(rises < SMALL_RISE)
         if len(harmless):
             longest = harmless[counts[harmless].argmax()]
             sentence += (
-                f"; the longest range that raises it by less than one percentage point has {counts[longest]} "
+                f"; the longest range that raises it by less than one percentage point{shown} has {counts[longest]} "
                 f"{'block' if counts[longest] == 1 else 'blocks'} ({ds['schedule'].values[chosen[longest]]})"
             )
         else:
-            sentence += "; every range raises it by one percentage point or more"
+            sentence += f"; of no range it is shown that it raises it by less than one percentage point{shown}"
     return sentence + "."
 
 

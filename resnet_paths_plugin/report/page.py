@@ -22,8 +22,9 @@ from resnet_paths_plugin.errors import ResnetPathsError
 from resnet_paths_plugin.files.output_files import Mode, replacing, writable
 from resnet_paths_plugin.plotting import block_axis
 from resnet_paths_plugin.plotting.effects import default_measure, effect_of
-from resnet_paths_plugin.plotting.wording import percent
+from resnet_paths_plugin.plotting.wording import listed, percent
 from resnet_paths_plugin.report.figures import DPI, ReportFigure, ReportStudy, figures_of, studies
+from resnet_paths_plugin.report.model_table import is_model_table, model_table, models_of
 from resnet_paths_plugin.results import datasets
 from resnet_paths_plugin.visible_text import visible
 
@@ -143,13 +144,19 @@ def report_html(
     every = [_picture(figure, (pngs or {}).get(figure.name)) for figure in figures_of(found)]
     pictures = {study.group: [picture for picture in every if picture.figure.group == study.group] for study in found}
     shared = dict(result.attrs) if isinstance(result, xr.DataTree) else {}
+    models = models_of(result)
     return _template().render(
-        title=_title(found, shared),
-        lead=_lead(found),
+        title=_title(found, shared, models),
+        lead=_lead(found, models),
+        models=None if models is None else model_table(models),
         facts=_model_facts(found, shared),
         tables=[table for study in _subjects(found) for table in _block_tables(study)],
         drawn=[(study, pictures[study.group]) for study in found if pictures[study.group]],
-        undrawn=[(study, _variables(study.dataset)) for study in found if not pictures[study.group]],
+        undrawn=[
+            (study, _variables(study.dataset))
+            for study in found
+            if not pictures[study.group] and not is_model_table(study.dataset)
+        ],
         shared=_attributes(shared),
         own=[(title, _attributes(_own(attrs, shared))) for title, attrs in _all_attributes(found)],
         longest=LONGEST_VALUE,
@@ -196,7 +203,9 @@ def _subjects(found: list[ReportStudy]) -> list[ReportStudy]:
     ][:1] or subjects
 
 
-def _title(found: list[ReportStudy], shared: Mapping[Any, Any]) -> str:
+def _title(found: list[ReportStudy], shared: Mapping[Any, Any], models: xr.Dataset | None) -> str:
+    if models is not None:
+        return f"Residual paths of {listed([str(name) for name in models['model'].values])}"
     for facts in (*(study.dataset.attrs for study in _subjects(found)), shared):
         name = facts.get("model_architecture") or facts.get("model_class")
         if name:
@@ -204,9 +213,12 @@ def _title(found: list[ReportStudy], shared: Mapping[Any, Any]) -> str:
     return "Residual paths"
 
 
-def _lead(found: list[ReportStudy]) -> str:
+def _lead(found: list[ReportStudy], models: xr.Dataset | None) -> str:
     """What was studied, in a line."""
     said = []
+    if models is not None:
+        said.append(f"{models.sizes['model']} models side by side")
+        found = [study for study in found if not is_model_table(study.dataset)]
     for study in _subjects(found):
         ds = study.dataset
         unit = "layers" if ds.attrs.get("units") == "layers" else "residual blocks"

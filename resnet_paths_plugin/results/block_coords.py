@@ -11,6 +11,7 @@ from resnet_paths_plugin.results.variables import Entry
 NOT_KNOWN = -1
 """The stage of a block that no plugin and no shape tells, and every number of a lesion of several units."""
 _FLAGS: Mapping[str, object] = {"flag_values": np.int32(NOT_KNOWN), "flag_meanings": "not_known"}
+_FLAGS_OF_LESIONS = {**_FLAGS, "flag_meanings": "not_known_or_not_one"}
 
 
 def block_coords(blocks: Sequence[ResidualBlock]) -> dict[str, Entry]:
@@ -35,8 +36,9 @@ def lesion_coords(
 ) -> dict[str, Entry]:
     """Return the coordinates that a lesion has from its block, shape `[lesions]` each.
 
-    A lesion of one group has what all blocks of the group share, and their mean depth; a lesion of several units, and
-    one of blocks that differ, has -1 or an empty text.
+    A lesion of one group has what all blocks of the group share, and their mean depth; a lesion of no or several units,
+    and one of blocks that differ, has -1 or an empty text. The relative depth is the middle of a block's equal share
+    of the network, from 0 to 1: `(index + 1/2) / n`.
 
     Args:
         deleted: whether each lesion deletes each block, `[lesions, n]`.
@@ -44,7 +46,7 @@ def lesion_coords(
         facts: `block_stage`, `block_skip_kind` and `block_branch_type`, `[n]` each, as `block_coords` has them.
     """
     one = [np.flatnonzero(row if count == 1 else ()) for row, count in zip(deleted, n_units, strict=True)]
-    last = max(deleted.shape[1] - 1, 1)
+    n = deleted.shape[1]
 
     def shared(name: str, otherwise: str | int) -> npt.NDArray[np.generic]:
         values = np.asarray(facts[name])
@@ -52,8 +54,11 @@ def lesion_coords(
         return np.array([value.pop() if len(value) == 1 else otherwise for value in found])
 
     return {
-        "stage": ("lesion", shared("block_stage", NOT_KNOWN), _FLAGS),
+        "stage": ("lesion", shared("block_stage", NOT_KNOWN), _FLAGS_OF_LESIONS),
         "skip_kind": ("lesion", shared("block_skip_kind", "")),
         "branch_type": ("lesion", shared("block_branch_type", "")),
-        "relative_depth": ("lesion", [float(places.mean()) / last if places.size else NOT_KNOWN for places in one]),
+        "relative_depth": (
+            "lesion",
+            [(places.mean() + 0.5) / n if places.size else float(NOT_KNOWN) for places in one],
+        ),
     }

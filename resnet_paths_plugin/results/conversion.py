@@ -1,5 +1,7 @@
 """Results of earlier versions of the schema, with the names of this one."""
 
+import warnings
+
 import numpy as np
 import xarray as xr
 
@@ -10,6 +12,8 @@ from resnet_paths_plugin.results.variables import variable_of
 _OF_BLOCKS = ("stage", "skip_kind", "branch_type", "group", "module", "depth")
 """Facts of blocks that version 1 called so; they are `block_NAME` since, as a lesion has its own."""
 _FACTS = ("block_stage", "block_skip_kind", "block_branch_type")
+_NEW = ("relative_depth", *(f"block_{name}" for name in _OF_BLOCKS))
+"""Names that version 1 left to measures of the user's own."""
 
 
 def converted(ds: xr.Dataset, version: int) -> xr.Dataset:
@@ -21,18 +25,31 @@ def converted(ds: xr.Dataset, version: int) -> xr.Dataset:
     """
     if version >= SCHEMA_VERSION:
         return ds
-    of_blocks = [name for name in _OF_BLOCKS if name in ds and ds[name].dims == ("block",)]
-    ds = ds.rename({name: f"block_{name}" for name in of_blocks})
-    ds = ds.set_coords([name for name in ds.data_vars if name in COORDINATES])
-    needed = {"deleted", "n_deleted_units", *_FACTS}
-    if needed <= {*ds.variables} and ds["deleted"].dims == ("lesion", "block"):
-        own = lesion_coords(
-            ds["deleted"].values.astype(bool),
-            np.asarray(ds["n_deleted_units"].values),
-            {name: ds[name].values for name in _FACTS},
+    taken = [name for name in ds.data_vars if name in _NEW]
+    if taken:
+        warnings.warn(
+            f"measures that this version has other variables for are called measure_NAME: {', '.join(map(str, taken))}",
+            stacklevel=2,
         )
-        ds = ds.assign_coords({name: variable_of(name, entry) for name, entry in own.items()})
+        ds = ds.rename({name: f"measure_{name}" for name in taken})
+    ds = ds.rename({name: f"block_{name}" for name in _OF_BLOCKS if name in ds})
+    ds = ds.set_coords([name for name in ds.data_vars if name in COORDINATES])
+    if {"lesion", "deleted", "n_deleted_units", *_FACTS} <= {*ds.variables} and "block" in ds["deleted"].dims:
+        ds = _with_lesion_coords(ds)
     for variable in ds.variables.values():
         if variable.dtype.kind in "OUT" and variable.attrs.get("units") == "1":
             del variable.attrs["units"]
     return ds.assign_attrs(schema_version=SCHEMA_VERSION) if "schema_version" in ds.attrs else ds
+
+
+def _with_lesion_coords(ds: xr.Dataset) -> xr.Dataset:
+    """Return a study of lesions, or one lesion of it, with what a lesion has from its block."""
+    is_one = "lesion" not in ds["deleted"].dims
+    deleted = ds["deleted"].expand_dims("lesion") if is_one else ds["deleted"]
+    own = lesion_coords(
+        deleted.transpose("lesion", "block").values.astype(bool),
+        np.atleast_1d(ds["n_deleted_units"].values),
+        {name: ds[name].values for name in _FACTS},
+    )
+    found = {name: variable_of(name, entry) for name, entry in own.items()}
+    return ds.assign_coords({name: values.isel(lesion=0) if is_one else values for name, values in found.items()})

@@ -206,9 +206,11 @@ def _loaded(path: Path) -> xr.Dataset | xr.DataTree:
     with file:
         try:
             with NETCDF4_PYTHON_LOCK:
-                version = _schema_version(file, path)
+                newest = _schema_version(file, path)
                 file_checks.check_declared(file, path)
-            groups = {path: converted(group, version) for path, group in _read(file).items()}
+            groups = _read(file)
+            own = int(groups["/"].attrs.get("schema_version", newest))
+            groups = {at: converted(group, int(group.attrs.get("schema_version", own))) for at, group in groups.items()}
             for group in groups.values():
                 check_kinds(group)
             result = groups["/"] if len(groups) == 1 else xr.DataTree.from_dict(groups)
@@ -248,7 +250,7 @@ def _write(groups: Mapping[str, xr.Dataset], path: Path) -> None:
 
 
 def _schema_version(file: "netCDF4.Dataset", path: Path) -> int:
-    """Return the version of a file's schema; refuse a file that is not of this package, or of a newer one."""
+    """Return the newest version of the schema in a file; refuse a file of another origin, or of a newer schema."""
     versions = [getattr(group, "schema_version", None) for group in (file, *file.groups.values())]
     known = [int(version) for version in versions if isinstance(version, np.integer)]
     if not known:

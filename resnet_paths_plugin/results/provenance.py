@@ -55,8 +55,6 @@ def provenance(
         seed: seed of every random draw; None where nothing is drawn.
         arguments: every argument of `attribute` by name; stored as `argument_<name>`.
     """
-    created = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    package = f"resnet_paths_plugin {_version('resnet-paths-plugin')}"
     identity: dict[str, str] = {}
     if description is not None:
         identity = {
@@ -65,15 +63,7 @@ def provenance(
             "model_architecture": description.architecture,
         }
     facts: dict[str, object] = {
-        # Not CF: its units are those of UDUNITS, which has no nat.
-        "Conventions": "ACDD-1.3",
-        "schema_version": SCHEMA_VERSION,
-        "title": title,
-        "summary": summary,
-        "source": package,
-        "references": PAPER,
-        "date_created": created,
-        "history": f"{created} {analyzer}.attribute, {package}",
+        **package_facts(title=title, summary=summary, action=f"{analyzer}.attribute"),
         **identity,
         "model_class": _notation(model_class),
         "weights_digest": weights_digest,
@@ -86,6 +76,29 @@ def provenance(
         **{f"argument_{name}": value for name, value in arguments.items()},
     }
     return {name: netcdf_safe(value) for name, value in facts.items()}
+
+
+def package_facts(*, title: str, summary: str, action: str) -> dict[str, Attribute]:
+    """Return the global attributes that every result has, whatever it is of.
+
+    Args:
+        title: what it is, in a phrase.
+        summary: what was done and how to read it, in a few sentences.
+        action: what made it, such as `"BlockLesion.attribute"`.
+    """
+    created = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    package = f"resnet_paths_plugin {_version('resnet-paths-plugin')}"
+    return {
+        # Not CF: its units are those of UDUNITS, which has no nat.
+        "Conventions": "ACDD-1.3",
+        "schema_version": SCHEMA_VERSION,
+        "title": title,
+        "summary": summary,
+        "source": package,
+        "references": PAPER,
+        "date_created": created,
+        "history": f"{created} {action}, {package}",
+    }
 
 
 def netcdf_safe(value: object) -> Attribute:

@@ -17,6 +17,12 @@ class Quantity:
     dtype: type[np.generic]
     units: str = "1"
 
+    @property
+    def attributes(self) -> dict[str, str]:
+        """The attributes that a variable of this quantity has; a text has no units."""
+        named = {"long_name": self.long_name}
+        return named if self.dtype is np.str_ else {**named, "units": self.units}
+
 
 @dataclass(frozen=True, slots=True)
 class StudyVariable:
@@ -76,9 +82,6 @@ QUANTITIES: Mapping[str, Quantity] = {
     "stage": Quantity("stage of the block that the lesion deletes, from 0; -1 for several units", np.int32),
     "skip_kind": Quantity("kind of skip of the block that the lesion deletes; empty for several units", np.str_),
     "branch_type": Quantity("type of the branch that the lesion deletes; empty for several units", np.str_),
-    "relative_depth": Quantity(
-        "index of the block that the lesion deletes, from 0 (first) to 1 (last); -1 for several units", np.float64
-    ),
     "draw": Quantity("number of the random draw among changes of the same size, from 0", np.int32),
     "explained_variance": Quantity(
         "share of the branch's variance over the reference that its linear stand-in explains", np.float64
@@ -150,6 +153,26 @@ QUANTITIES: Mapping[str, Quantity] = {
     "additive_share_high": Quantity("upper end of the 95 % interval of additive_share", np.float64),
     # networks trained in different ways
     "training": Quantity("how the network was trained", np.str_),
+    # models side by side
+    "model": Quantity("model that is compared", np.str_),
+    "replicate": Quantity("number of the training among those of one model, from 0", np.int64),
+    "n_replicates": Quantity("number of trainings of the model", np.int64),
+    "architecture": Quantity("the library's name of the model, or its class", np.str_),
+    "weights_digest": Quantity("SHA-256 of all parameters and buffers", np.str_),
+    "n_blocks": Quantity("number of residual blocks of the network", np.int64),
+    "block_name": Quantity("residual block, or group of blocks, at this place", np.str_),
+    "relative_depth": Quantity(
+        "middle of the block's equal share of the depth, from 0 to 1; -1 for lesions of several units", np.float64
+    ),
+    "share_of_blocks": Quantity("size of the change, or path length, over the network's largest", np.float64),
+    "chance_error": Quantity("error of guessing: 1 minus 1 over the number of classes", np.float64),
+    "normalised_effect": Quantity(
+        "(error - intact_error) / (chance_error - intact_error): 0 as the intact network, 1 as guessing", np.float64
+    ),
+    "mean_lesion_effect": Quantity("effect of deleting one block, mean over blocks and samples", np.float64),
+    "mean_normalised_effect": Quantity("normalised_effect of deleting one block, mean over blocks", np.float64),
+    "notable_share": Quantity("share of blocks whose deletion has a notable effect on the error", np.float64),
+    "gradient_norm_share": Quantity("gradient_norm of this path length over the sum of all lengths'", np.float64),
     # path lengths
     "path_length": Quantity("number of branches taken on a path", np.int32),
     "gradient": Quantity("sum of the gradients of all paths of this length", np.float32),

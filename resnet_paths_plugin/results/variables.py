@@ -59,8 +59,8 @@ def variable_of(name: str, entry: Entry, kind: str = "measure") -> xr.Variable:
         raise InputError(f"variable {name!r} cannot be stored: {error}") from error
     attrs: dict[str, object] = {"long_name": f"{kind} '{name}'", "units": "1"}
     if quantity is not None:
-        attrs = {"long_name": quantity.long_name, "units": quantity.units}
-    if values.dtype.kind == "U":
+        attrs = dict(quantity.attributes)
+    elif values.dtype.kind == "U":
         del attrs["units"]
     attrs |= dict(chain.from_iterable(mapping.items() for mapping in own))
     try:

@@ -20,18 +20,20 @@ _N_HALVINGS = 200
 def rank_correlation(
     one: xr.DataArray, other: xr.DataArray, *, level: float = 0.95, n_resamples: int = 2000, seed: int = 0
 ) -> xr.Dataset:
-    """Return Spearman's rank correlation of two variables, with an interval by the bootstrap over samples.
+    """Return Spearman's rank correlation of two variables, and where it lies when samples are resampled.
 
     Both are averaged over samples, and the correlation is over what is left: the lesions, orders or blocks of the
-    study. These are taken as they are: the interval says what other samples would give, not other blocks. Resampled
-    means are noisier than the means themselves, so that the interval leans towards 0; how much is seen from the
-    reliability, the mean rank correlation of a variable on one half of the samples with itself on the other half. A
-    variable that does not agree with itself cannot be predicted (Spearman 1904).
+    study. These are taken as they are: the range says what other samples would give, not other blocks. It is the
+    percentile interval of the bootstrap, made to hold the correlation itself. Noise of the means draws a rank
+    correlation towards 0, and resampled means are noisier still, so that the range leans towards 0, and holds what
+    endless samples would give less often than its level says where the reliability is low: that is the mean rank
+    correlation of a variable on one half of the samples with itself on the other half. A variable that does not agree
+    with itself cannot be predicted (Spearman 1904).
 
     Args:
         one: dims of a study's changes or blocks, and `sample` or not.
         other: the same dim, and `sample` or not; one of both has samples.
-        level: level of confidence.
+        level: share of the resamples inside the range.
         n_resamples: number of bootstrap resamples.
         seed: seed of their choice, and of the halves'.
 
@@ -56,12 +58,15 @@ def rank_correlation(
     found = _spearman(*(row.mean(axis=1)[np.newaxis] for row in rows))[0]
     spread = _spearman(*np.broadcast_arrays(*resampled))
     known = spread[np.isfinite(spread)]
-    ends = np.quantile(known, [(1 - level) / 2, (1 + level) / 2]) if len(known) and n_samples > 1 else [np.nan] * 2
+    low = high = np.nan
+    if len(known) and n_samples > 1 and np.isfinite(found):
+        low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2])
+        low, high = min(low, found), max(high, found)
     reliable = [_reliability(row, seed) for row in rows]
     named = {
         "rank_correlation": (found, "Spearman's rank correlation of the means over samples"),
-        "rank_correlation_low": (ends[0], f"lower end of the {100 * level:g} % interval of the rank correlation"),
-        "rank_correlation_high": (ends[1], f"upper end of the {100 * level:g} % interval of the rank correlation"),
+        "rank_correlation_low": (low, f"lower end of {100 * level:g} % of the resampled rank correlations"),
+        "rank_correlation_high": (high, f"upper end of {100 * level:g} % of the resampled rank correlations"),
         "reliability_of_one": (reliable[0], "rank correlation of the first variable on halves of the samples"),
         "reliability_of_other": (reliable[1], "rank correlation of the second variable on halves of the samples"),
         "n_samples": (n_samples, "number of samples"),
@@ -82,7 +87,12 @@ def _rows(one: xr.DataArray, other: xr.DataArray) -> tuple[tuple[Numbers, Number
             f"{', '.join(map(str, dims[0])) or 'none'} and {', '.join(map(str, dims[1])) or 'none'}: average over "
             "others, and rename a dim that is called otherwise"
         )
-    one, other = xr.align(one, other, join="inner")
+    try:
+        one, other = xr.align(one, other, join="inner")
+    except ValueError as error:
+        raise InputError(f"the two variables cannot be matched by their labels and sizes: {error}") from error
+    if any(values.dtype.kind not in "biuf" for values in (one, other)):
+        raise InputError(f"numbers are ranked, not {one.dtype} and {other.dtype}")
     (dim,) = dims[0]
     sizes = {values.sizes[SAMPLE] for values in (one, other) if SAMPLE in values.dims}
     if not sizes or 0 in sizes:

@@ -886,7 +886,7 @@ def test_the_result_has_the_schemas_dims_and_tells_where_it_comes_from():
     assert "2403.03853" in result.attrs["references"]
     assert "2403.17887" in result.attrs["references"]
     for block in net.blocks:
-        assert result["skip_kind"].sel(block=block.name) == block.skip_kind
+        assert result["block_skip_kind"].sel(block=block.name) == block.skip_kind
 
 
 def test_the_figures_draw_it():

@@ -31,6 +31,13 @@ def test_classes_keep_their_shares(count, expected):
     assert found.classes == ("a", "b", "c")
 
 
+def test_no_class_is_favoured_where_there_are_more_classes_than_images():
+    labels = np.repeat(np.arange(20), 3)
+    chosen = [ImageSelection(images(labels), 5, seed=seed).labels for seed in range(40)]
+    assert all(len(set(one.tolist())) == 5 for one in chosen)
+    assert {*np.concatenate(chosen).tolist()} == set(range(20))
+
+
 def test_each_image_keeps_its_label_place_and_name():
     labels = np.random.default_rng(0).integers(0, 3, 50)
     all_images = images(labels)

@@ -65,7 +65,7 @@ def test_a_share_to_crop_resizes_images_of_the_models_size_too():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"mean": (125.0, 120.0, 110.0), "std": (50.0, 50.0, 50.0)}, "above 1, .* divide by 255"),
+        ({"mean": (125.0, 120.0, 110.0), "std": (50.0, 50.0, 50.0)}, "one is above 1: divide by 255"),
         ({"size": (0,)}, "one or two numbers of pixels"),
         ({"size": (4, 5, 6)}, "one or two numbers of pixels"),
         ({"size": (10**6, 10**6)}, "more than .* in all"),
@@ -81,7 +81,8 @@ def test_what_is_done_is_said():
         "8 x 8 pixels as they are; mean 0.5, 0.4, 0.3, standard deviation 0.2, 0.25, 0.3"
     )
     assert batches(noise(2, 9, 8, 3), KNOWN, crop=0.5, interpolation="bicubic").described == (
-        "resized (bicubic) and cropped to 8 x 8, the central 0.5; mean 0.5, 0.4, 0.3, standard deviation 0.2, 0.25, 0.3"
+        "resized (bicubic) and cropped to 8 x 8, the central 50 %; mean 0.5, 0.4, 0.3, "
+        "standard deviation 0.2, 0.25, 0.3"
     )
 
 
@@ -89,7 +90,7 @@ def test_the_command_says_and_does_it(tmp_path):
     given = ("--image-size", "6", "--crop", "0.75", "--interpolation", "bicubic", "--analyzer", "BlockLesion")
     result = invoke(*analysis(*given, *OPTIONS, output=tmp_path / "a.nc"))
     assert result.exit_code == 0, result.output
-    assert "resized (bicubic) and cropped to 6 x 6, the central 0.75; mean 0.5, 0.4, 0.3" in result.output
+    assert "resized (bicubic) and cropped to 6 x 6, the central 75 %; mean 0.5, 0.4, 0.3" in result.output
     assert "size=(6, 6)" in rpp.load(tmp_path / "a.nc")["single_lesions"].attrs["argument_inputs"]
 
 
@@ -105,3 +106,8 @@ def test_quiet_prints_warnings_and_errors_only(tmp_path):
 def test_an_output_of_another_kind_is_refused(tmp_path, name):
     assert "ends in .nc" in told(*analysis(output=tmp_path / name))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_filter_without_effect_is_warned_of():
+    with pytest.warns(UserWarning, match="the interpolation has no effect, as images are 8 x 8 pixels already"):
+        batches(noise(2, 8, 8, 3), KNOWN, interpolation="nearest")

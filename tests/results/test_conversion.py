@@ -57,7 +57,7 @@ def test_a_lesion_of_version_1_has_facts_of_its_block(old):
         block = lesions.sel(block=lesion)
         one = alone.sel(lesion=lesion)
         assert (one.stage, one.skip_kind) == (block.block_stage, block.block_skip_kind)
-        assert one.relative_depth == pytest.approx(int(block.block_index) / 5)
+        assert one.relative_depth == pytest.approx((int(block.block_index) + 0.5) / 6)
     pairs = lesions.isel(lesion=(lesions.n_deleted == 2).values)
     assert set(pairs.stage.values.tolist()) == {-1}
     assert set(pairs.branch_type.values.tolist()) == {""}

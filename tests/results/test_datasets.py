@@ -131,6 +131,10 @@ def test_every_variable_of_the_design_is_known_with_its_dtype_and_units():
         | dtype("random_n_deleted random_n_deleted_units", "i4")
         | dtype("linear_added random_deleted step_deleted step_left_out", "?")
         | dtype("selection method step_method other_block", "U")
+        | dtype("model architecture weights_digest block_name", "U")
+        | dtype("replicate n_replicates n_blocks", "i8")
+        | dtype("relative_depth share_of_blocks chance_error normalised_effect mean_lesion_effect", "f8")
+        | dtype("mean_normalised_effect notable_share gradient_norm_share", "f8")
     )
     stored = {name: np.dtype(quantity.dtype) for name, quantity in schema.QUANTITIES.items()}
     assert stored == expected

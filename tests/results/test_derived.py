@@ -61,6 +61,11 @@ SHARED = {
     },
     "the study": {"proxy", "measure", "n_draws", "n_orders", "n_coalitions", "n_samples"},
     "the samples of another study": {"lesion_effect"},
+    "models side by side, summarised": {
+        "model", "replicate", "n_replicates", "architecture", "weights_digest", "n_blocks", "block_name",
+        "relative_depth", "share_of_blocks", "chance_error", "normalised_effect", "mean_lesion_effect",
+        "mean_normalised_effect", "notable_share", "gradient_norm_share",
+    },
 }  # fmt: skip
 """What is said of all samples together and depends on none of them here, by what it is said of."""
 

@@ -61,7 +61,13 @@ def test_the_reliability_is_that_of_halves():
     assert np.isnan(found.reliability_of_one)
 
 
-def test_the_interval_leans_towards_0_as_the_docstring_says():
+def test_the_range_holds_the_correlation():
+    for seed in range(20):
+        found = rank_correlation(*noisy(np.random.default_rng(seed), noise=0.3), n_resamples=200)
+        assert found.rank_correlation_low <= found.rank_correlation <= found.rank_correlation_high
+
+
+def test_the_range_leans_towards_0_as_the_docstring_says():
     found = [rank_correlation(*noisy(np.random.default_rng(seed))) for seed in range(30)]
     middle = np.mean([float(one.rank_correlation_low + one.rank_correlation_high) / 2 for one in found])
     assert middle < np.mean([float(one.rank_correlation) for one in found]) - 0.02
@@ -93,6 +99,8 @@ def test_values_are_matched_by_their_labels():
         (((), 1.0), ("block", [1, 2, 3]), "these have none and block"),
         (("lesion", [1, 2, 3]), ("lesion", [1, 2, 3]), "needs values of samples"),
         (("lesion", [1, 2]), (("lesion", "sample"), [[1, 2], [3, 4]]), "needs 3 finite values"),
+        (("lesion", ["a", "b", "c"]), (("lesion", "sample"), [[1, 2]] * 3), "numbers are ranked"),
+        (("lesion", [1, 2, 3, 4]), (("lesion", "sample"), [[1, 2]] * 3), "cannot be matched"),
     ],
 )
 def test_what_cannot_be_ranked_is_refused(one, other, message):
@@ -106,6 +114,8 @@ def test_the_figure_and_the_sentence_of_reorderings_quote_it():
     ends = [f"{float(found[f'rank_correlation_{end}']):+.2f}".replace("-", "\N{MINUS SIGN}") for end in ("low", "high")]
     ax = rpp.plotting.plot_reorderings(ds)
     texts = [text.get_text() for text in ax.get_legend().get_texts()]
-    assert any(f"[{ends[0]} to {ends[1]}]" in text for text in texts)
+    assert any(f"(resampled {ends[0]} to {ends[1]})" in text for text in texts)
     assert "200 samples" in ax.get_xlabel()
-    assert f"[{ends[0]} to {ends[1]}] (95 % interval over 200 samples, for these orders)." in describe_reorderings(ds)
+    told = describe_reorderings(ds)
+    assert f"({ends[0]} to {ends[1]} when the 200 samples are resampled, which leans towards 0; on halves of" in told
+    assert f"agrees with itself by {float(found.reliability_of_other):+.2f})." in told

@@ -27,7 +27,9 @@ def page():
     parts += [_study(name, study) for name, study in schema.STUDIES.items()]
     parts += ["## Variables\n", *(_quantity(name) for name in sorted(schema.QUANTITIES))]
     parts += [
-        "\n`intact_NAME` is `NAME` of the intact network.\n\n## Global attributes\n",
+        "\n`intact_NAME` is `NAME` of the intact network. Summaries and comparisons hold the ends of its interval as",
+        "`NAME_low` and `NAME_high`; comparisons also its value of each training as `replicate_NAME`.\n",
+        "## Global attributes\n",
         "| attribute | meaning |\n|---|---|",
         *(f"| `{name}` | {meaning} |" for name, meaning in schema.ATTRIBUTES.items()),
         "| `argument_NAME` | argument `NAME` of `attribute`, as text or number |\n",

@@ -105,7 +105,7 @@ class BlockLesion(Analyzer, PerturbationAttribution):  # type: ignore[misc]  # c
             `explained_variance` (block), the share of the branch's variance over the reference that the map explains.
             What needs targets is absent without them. Coordinates along `lesion`, to select and group by: `n_deleted`
             (blocks), `n_deleted_units` (blocks or groups, by the level), `draw`, and of a lesion of one unit `stage`,
-            `skip_kind`, `branch_type` and `relative_depth` (0 first to 1 last); -1 or empty for several units.
+            `skip_kind`, `branch_type` and `relative_depth` (from 0 to 1); -1 or empty for several units.
 
         Raises:
             NoResidualBlocksError: if the network has no residual blocks.
