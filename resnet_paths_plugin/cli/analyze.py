@@ -204,8 +204,8 @@ def analyze(
     network = unraveled(module, batches, images_taken(options, len(found)), units, optimize, manager, verify=verify)
     check_classes(network, batches)
     echo(
-        f"{network.name}: {len(network.blocks)} {_NOUNS[units]}, {len(found)} images of {found.origin}, {threads_said()}\n"
-        f"{batches.described}"
+        f"{network.name}: {len(network.blocks)} {_NOUNS[units]}, {len(found)} images of {found.origin}, "
+        f"{threads_said()}\n{batches.described}"
     )
     wanted = [study for study in studies if study.wanted(network, options)]
     if not wanted:

@@ -81,7 +81,7 @@ class Correlation:
     @property
     def text(self) -> str:
         """The range, to stand behind the correlation."""
-        return f"(resampled {signed(self.low)} to {signed(self.high)})"
+        return f"({signed(self.low)} to {signed(self.high)})"
 
     @property
     def sentence(self) -> str:

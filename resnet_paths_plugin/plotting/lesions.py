@@ -322,11 +322,16 @@ def _resolved(effect: Effect, found: Intervals | None, chosen: NDArray[np.intp])
     if not found.is_score:
         return f"; what {found.counted} resolve is not known, as some predictions are missing or right in part"
     low, high = found.effect_low[chosen], found.effect_high[chosen]
-    equal = int(((low > -SMALL_RISE) & (high < SMALL_RISE)).sum())
-    apart = int(((low > SMALL_RISE) | (high < -SMALL_RISE)).sum())
+    equal, apart = (low > -SMALL_RISE) & (high < SMALL_RISE), (low > SMALL_RISE) | (high < -SMALL_RISE)
+    by = f"; by {'its' if len(chosen) == 1 else 'their'} 95 % interval{'s' * (len(chosen) > 1)} over {found.counted}"
+    if len(chosen) == 1:
+        far = "less" if equal[0] else "more" if apart[0] else None
+        return f"{by} that is {far} than one percentage point away" if far else f"{by} a difference is not resolved"
+    n_equal, n_apart = int(equal.sum()), int(apart.sum())
+    rest = len(chosen) - n_equal - n_apart
     return (
-        f"; by 95 % intervals over {found.counted}, {equal} of {len(chosen)} deletions change it by less than one "
-        f"percentage point, {apart} by more, and for {len(chosen) - equal - apart} it is not resolved"
+        f"{by}, {n_equal} of {len(chosen)} deletions change it by less than one percentage point, {n_apart} by more, "
+        f"and {rest} {'is' if rest == 1 else 'are'} not resolved"
     )
 
 

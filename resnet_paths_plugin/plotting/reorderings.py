@@ -112,7 +112,7 @@ def plot_reorderings(
     ax = style.own_axes(7.2, 3.8) if ax is None else ax
 
     correlation = rank_correlation(tau, values)
-    ranks = "" if correlation is None else f", Spearman's rank correlation {style.signed(correlation)}"
+    ranks = "" if correlation is None else f", Spearman's \N{GREEK SMALL LETTER RHO} {style.signed(correlation)}"
     found = correlation_of_samples(ds, TAUS[over], effect.name, "reordering")
     if correlation is not None and found is not None:
         ranks += f" {found.text}"

@@ -60,9 +60,10 @@ def test_the_command_studies_some_images(tmp_path):
     assert "5 images of images.npz (12 in all)" in result.output
     found = rpp.load(tmp_path / "few.nc")["single_lesions"]
     assert found.sizes["sample"] == 5
-    arrays = np.load("images.npz")
-    chosen = ImageSelection(ImageArray("", arrays["images"], arrays["labels"]), 5, seed=0)
-    assert found["label"].values.tolist() == arrays["labels"][chosen.places].tolist()
+    with np.load("images.npz") as arrays:
+        pixels, labels = arrays["images"], arrays["labels"]
+    chosen = ImageSelection(ImageArray("", pixels, labels), 5, seed=0)
+    assert found["label"].values.tolist() == labels[chosen.places].tolist()
     refused = invoke(*analysis("--limit", 0, output=tmp_path / "none.nc"))
     assert refused.exit_code == 2
     assert "0 is not in the range x>=1" in refused.output

@@ -93,7 +93,7 @@ class TestLesions:
 
     def test_stages_that_are_not_known_are_refused_by_name(self):
         ds = lesions(4)
-        ds["stage"] = ds["stage"] * 0 - 1
+        ds["block_stage"] = ds["block_stage"] * 0 - 1
         with pytest.raises(InputError, match=r"stages of 'odd' are not known: draw by='relative_depth'"):
             plotting.plot_compared_lesions(compared(odd=ds, even=lesions(4)), by="stage")
 

@@ -94,7 +94,7 @@ def test_random_deletions_of_one_block_each_have_bars_of_their_own():
     wrong = (~ds["correct"]).mean("sample").values
     for segment, value in zip(bars.get_segments(), wrong, strict=True):
         assert segment[0, 1] < value < segment[1, 1]
-    assert "by 95 % intervals over 200 samples" in describe_single_lesions(ds)
+    assert "by their 95 % intervals over 200 samples" in describe_single_lesions(ds)
 
 
 def test_single_deletions_among_random_sets_have_bars_of_their_own():
@@ -129,6 +129,6 @@ def test_equality_is_not_told_where_intervals_may_shrink_to_a_point():
 def test_equality_is_resolved_or_not_where_all_deletions_do_the_same():
     made = synthetic.blocks(4, 2)
     ds = synthetic.lesion_study([[0], [1], [2], [3]], made, [0.04] * 4, 20)
-    assert "0 of 4 deletions change it by less than one percentage point, 0 by more, and for 4 it is not resolved" in (
+    assert "0 of 4 deletions change it by less than one percentage point, 0 by more, and 4 are not resolved" in (
         describe_single_lesions(ds)
     )

@@ -149,7 +149,7 @@ class TestReorderings:
         ds = synthetic.reorderings(N)
         told = stats.spearmanr(ds["kendall_tau"], ds["error"]).statistic
         entry = legend(plotting.plot_reorderings(ds))[0]
-        assert entry.startswith(f"one order, Spearman's rank correlation \N{MINUS SIGN}{-told:.2f} (resampled ")
+        assert entry.startswith(f"one order, Spearman's \N{GREEK SMALL LETTER RHO} \N{MINUS SIGN}{-told:.2f} (")
 
     def test_means_of_similar_orders_are_joined(self):
         ds = synthetic.reorderings(N)

@@ -166,16 +166,16 @@ class TestSentences:
         assert said(ds)["single-lesions"] == (
             "The error is 4.0 % (4 of 100 samples) in the intact network and 12.5 % in the median of 4 deletions of "
             "one block; it is highest without layer2.2 (50.0 % [40.4 to 59.6 %], projection skip), layer2.3 (20.0 % "
-            "[13.3 to 28.9 %]) and layer1.1 (5.0 % [2.2 to 11.2 %]); by 95 % intervals over 100 samples, 0 of 4 "
-            "deletions change it by less than one percentage point, 2 by more, and for 2 it is not resolved."
+            "[13.3 to 28.9 %]) and layer1.1 (5.0 % [2.2 to 11.2 %]); by their 95 % intervals over 100 samples, 0 of 4 "
+            "deletions change it by less than one percentage point, 2 by more, and 2 are not resolved."
         )
 
     def test_deletions_are_told_as_equal_only_where_their_intervals_show_it(self):
         made = synthetic.blocks(4, 2)
         ds = synthetic.lesion_study([[0], [1], [2], [3]], made, [0.04, 0.05, 0.5, 0.2], samples=10_000)
         assert (
-            "by 95 % intervals over 10000 samples, 1 of 4 deletions change it by less than one percentage point, 2 by "
-            "more, and for 1 it is not resolved"
+            "by their 95 % intervals over 10000 samples, 1 of 4 deletions change it by less than one percentage point, "
+            "2 by more, and 1 is not resolved"
         ) in said(ds)["single-lesions"]
 
     def test_the_plain_network_is_told_of(self):
@@ -188,11 +188,11 @@ class TestSentences:
         made = synthetic.blocks(1)
         assert said(synthetic.lesion_study([[0]], made, [0.3]))["single-lesions"] == (
             "The error is 4.0 % (8 of 200 samples) in the intact network and 30.0 % without layer1.0, the only "
-            "block deleted."
+            "block deleted; by its 95 % interval over 200 samples that is more than one percentage point away."
         )
         made = synthetic.blocks(5, 1)
         equal = said(synthetic.lesion_study([[i] for i in range(5)], made, [0.3] * 5))["single-lesions"]
-        assert equal.endswith("and 30.0 % whichever one of 5 blocks is deleted.")
+        assert "30.0 % whichever one of 5 blocks is deleted; by their 95 % intervals over 200 samples, 0 of" in equal
         ties = said(synthetic.lesion_study([[i] for i in range(5)], made, [0.3] * 4 + [0.1]))["single-lesions"]
         assert "it is highest, 30.0 %, in 4 of them" in ties
 

@@ -8,7 +8,7 @@ import torch
 
 import resnet_paths_plugin as rpp
 from resnet_paths_plugin import demo, plotting
-from resnet_paths_plugin.results import schema
+from resnet_paths_plugin.results import conversion, datasets, schema
 
 VERSION_1 = Path(__file__).parent / "version_1.nc"
 """Written by 0.1.0: `BlockLesion.attribute(x, y, n_deleted=(1, 2), draws=2)` and `PathLengthGradient.attribute(x, y)`
@@ -68,3 +68,51 @@ def test_a_file_of_version_1_is_drawn_and_written_again(old, tmp_path):
     plotting.plot_random_lesions(old["random_lesions"].to_dataset())
     again = rpp.load(rpp.save(old, tmp_path / "again.nc"))
     assert again.identical(old)
+
+
+def as_version_1(ds):
+    """Return a result as version 1 had it: the inverse of what is tested, by hand."""
+    names = ("stage", "skip_kind", "branch_type", "group", "module", "depth")
+    ds = ds.drop_vars(["stage", "skip_kind", "branch_type", "relative_depth"], errors="ignore")
+    ds = ds.rename({f"block_{name}": name for name in names if f"block_{name}" in ds})
+    ds = ds.reset_coords([name for name in ("n_deleted", "n_deleted_units", "draw") if name in ds.coords])
+    return ds.assign_attrs(schema_version=1)
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        lambda ds: ds,
+        lambda ds: ds.isel(lesion=0),
+        lambda ds: ds.isel(block=0),
+        lambda ds: ds.isel(sample=0),
+        lambda ds: ds.transpose(),
+        lambda ds: ds.isel(lesion=[2, 1]),
+    ],
+)
+def test_selections_of_version_1_are_converted(new, chosen):
+    lesions = new["random_lesions"]
+    found = conversion.converted(as_version_1(chosen(lesions)), 1)
+    expected = chosen(lesions)
+    if "block" not in expected.dims:  # what is deleted of the other blocks is not known any more
+        expected = expected.drop_vars(["stage", "skip_kind", "branch_type", "relative_depth"])
+    assert {*found.coords} == {*expected.coords}
+    for name, values in expected.variables.items():
+        assert found[name].dims == values.dims, name
+        np.testing.assert_array_equal(found[name], values, err_msg=name)
+
+
+def test_a_users_measure_keeps_its_values_under_another_name(new):
+    old = as_version_1(new["random_lesions"])
+    old = old.assign(relative_depth=old["loss"] + 1, block_depth=old["loss"] + 2)
+    with pytest.warns(UserWarning, match="are called measure_NAME: relative_depth, block_depth"):
+        found = conversion.converted(old, 1)
+    np.testing.assert_array_equal(found["measure_relative_depth"], old["relative_depth"])
+    np.testing.assert_array_equal(found["measure_block_depth"], old["block_depth"])
+    assert found["relative_depth"].dims == ("lesion",)
+
+
+def test_each_group_of_a_tree_is_of_its_own_version(new, tmp_path):
+    mixed = datasets.build_tree({"one": new["random_lesions"], "two": as_version_1(new["random_lesions"])})
+    found = rpp.load(rpp.save(mixed, tmp_path / "mixed.nc"))
+    assert found["two"].to_dataset().coords.equals(found["one"].to_dataset().coords)

@@ -56,7 +56,7 @@ SHARED = {
     "the reference of stand-ins": {"explained_variance"},
     "the network": {
         "block", "block_index", "block_stage", "block_skip_kind", "block_branch_type", "block_group", "block_module",
-        "block_depth", "stage", "skip_kind", "branch_type", "relative_depth", "path_length",
+        "block_depth", "stage", "skip_kind", "branch_type", "path_length",
         "path_count", "log10_path_count", "other_block",
     },
     "the study": {"proxy", "measure", "n_draws", "n_orders", "n_coalitions", "n_samples"},
