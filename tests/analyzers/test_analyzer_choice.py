@@ -161,7 +161,7 @@ def test_only_the_figures_asked_for_are_written_and_told(tmp_path):
 
 def test_an_unknown_figure_is_refused_with_the_nearest():
     told = refused("BlockLesion", options=("--figures", "single_lesion"))
-    assert "there is no figure 'single_lesion': did you mean 'single_lesions'? Known here are gates, " in told
+    assert "there is no figure 'single_lesion': did you mean 'single_lesions'? Known here are compared_curves, " in told
 
 
 def test_a_strangers_analyzer_cannot_take_the_name_of_ours(offer):
