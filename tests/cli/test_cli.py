@@ -90,7 +90,7 @@ def test_what_is_printed_names_the_worst_block_and_the_files(analyzed):
     tree, output = analyzed
     errors = tree["single_lesions"]["error"]
     worst = errors["lesion"].values[errors.values.argmax()]
-    assert f"highest without {worst} ({100 * float(errors.max()):.1f} %)" in output
+    assert f"highest without {worst} ({100 * float(errors.max()):.1f} % [" in output
     names = ["single-lesions", "single-lesions-by-class", "random-lesions", "reorderings"]
     assert f"written: analyzed.nc, {', '.join(f'analyzed-{name}.png' for name in names)}" in output
     assert "analyzed.html" in output
@@ -357,14 +357,16 @@ def test_debug_shows_where_an_error_came_up():
         (["--mean", "0.5"], "--mean has 1 and --std 3 numbers"),
         (["--pretrained"], "give --pretrained or --weights, not both"),
         (["--output", "nowhere/a.nc"], "nowhere does not exist. Create it first"),
-        (["--output", "empty"], "empty is a folder"),
+        (["--output", "empty"], "--output empty is to be a netCDF file: give it a name that ends in .nc"),
+        (["--output", "empty.nc"], "empty.nc is a folder"),
     ],
 )
 def test_each_mistake_is_told_before_anything_is_run(tmp_path, monkeypatch, options, message):
     arrays = dict(np.load("images.npz"))
     np.savez("out_of_range.npz", images=arrays["images"], labels=np.array([0, 1, 2, 5] * 3))
     np.savez("too_few.npz", images=arrays["images"], labels=arrays["labels"][1:])
-    Path("empty").mkdir(exist_ok=True)
+    for folder in ("empty", "empty.nc"):
+        Path(folder).mkdir(exist_ok=True)
     watched(monkeypatch, lambda *_: pytest.fail("a study was run"))
     assert message in told(*analysis(*options, output=tmp_path / "a.nc"))
     assert files_of(tmp_path) == []

@@ -439,7 +439,7 @@ def test_a_search_without_any_finite_loss_says_where_it_comes_from(place):
         """)
     )
     given = ("overflowing_network:Overflowing", "--images", "images.npz", *STATISTICS)
-    line = told("prune", *given, "--delete", 1, "--output", "none.safetensors")
+    line = told("prune", *given, "--delete", 1, "--output", "overflowing.safetensors")
     assert "for the intact network" in line
 
 
