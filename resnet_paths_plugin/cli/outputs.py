@@ -58,8 +58,6 @@ def check_outputs(output: Path, roles: FileRoles, mode: Mode, suffix: str = "png
     Raises:
         FileError: if they cannot, or do.
     """
-    if output.suffix.lower() != _SUFFIX:
-        raise FileError(f"--output {output} is to be a netCDF file: give it a name that ends in {_SUFFIX}")
     if len(output.name.encode("utf-8", "surrogateescape")) > _LONGEST_OUTPUT:
         raise FileError(f"the name {output.name} is too long: choose one of at most {_LONGEST_OUTPUT} bytes")
     writable_netcdf(output, mode)
@@ -71,6 +69,8 @@ def check_outputs(output: Path, roles: FileRoles, mode: Mode, suffix: str = "png
     for figure in sorted(output.parent.glob(f"{glob.escape(output.stem)}-*.{suffix}")):
         writable(figure, mode)
         roles.writes("a figure", figure)
+    if output.suffix.lower() != _SUFFIX:
+        raise FileError(f"--output {output} is to be a netCDF file: give it a name that ends in {_SUFFIX}")
 
 
 def save_picture(picture: bytes, path: Path, mode: Mode) -> Path:
