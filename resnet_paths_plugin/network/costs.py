@@ -1,5 +1,6 @@
 """What it costs to run a module: parameters, multiply-adds of a sample, and measured time."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -59,7 +60,13 @@ def latencies(modules: Sequence[nn.Module], args: tuple[Any, ...]) -> list[float
         modules: the modules, in eval mode.
         args: arguments that all of them take.
     """
-    from torch.utils.benchmark import Measurement, Timer  # noqa: PLC0415 - it looks for compilers, and says so
+    logger = logging.getLogger("torch.utils.cpp_extension")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # it looks for compilers, and says so where there is CUDA and no GPU
+    try:
+        from torch.utils.benchmark import Measurement, Timer  # noqa: PLC0415 - only where latency is measured
+    finally:
+        logger.setLevel(level)
 
     timers = [
         Timer("module(*args)", globals={"module": module, "args": args}, num_threads=torch.get_num_threads())

@@ -138,7 +138,7 @@ def name_blocks(ax: Axes, position: NDArray[np.intp], names: Sequence[str], what
         position: place of each block on the x axis.
         names: what stands there.
         what: what the axis shows, such as "deleted block".
-        counted: what the figure is of, to stand behind it, such as " (500 samples)".
+        counted: what the figure is of, to stand behind it, such as " (500 samples)", or on a line of its own.
     """
     room = style.width_of(ax) >= INCHES_PER_TICK_NAME * len(names)
     if room and max(map(len, names)) <= LONGEST_TICK_NAME:

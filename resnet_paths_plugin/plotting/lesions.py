@@ -175,7 +175,7 @@ def plot_single_lesions(
     if found is not None:
         low, high, told = found.beside_intact(effect.intact)
         ax.vlines(lesions.position, low[lesions.chosen], high[lesions.chosen], **INTERVAL)
-        counted = f" ({found.counted}, {told})"
+        counted = f"\n({found.counted}, {told})"
     ax.plot(lesions.position, values, label=f"one {lesions.unit} deleted", **style.sized(ONE_DELETED, values))
     if lesions.projection.any():
         place, height = lesions.position[lesions.projection], values[lesions.projection]
