@@ -1,6 +1,5 @@
 """The figures of Shapley values and interactions show what their Datasets hold."""
 
-import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -15,20 +14,8 @@ from resnet_paths_plugin.plotting.shares import Shares
 from resnet_paths_plugin.results import datasets
 from resnet_paths_plugin.results.block_coords import block_coords
 
-mpl.use("agg")
-
 N = 9
 MEASURE = {"measure": "loss", "units": "nat", "higher_is_better": 0}
-
-
-@pytest.fixture(autouse=True)
-def figures_draw_and_settings_stay():
-    before = dict(mpl.rcParams)
-    yield
-    for number in plt.get_fignums():
-        plt.figure(number).canvas.draw()
-    plt.close("all")
-    assert dict(mpl.rcParams) == before
 
 
 def built(variables, **attrs):

@@ -1,7 +1,5 @@
 """Figures of models side by side: what is drawn is what the comparison holds, a look and an entry for each model."""
 
-import matplotlib as mpl
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import synthetic_studies as synthetic
@@ -13,18 +11,6 @@ from resnet_paths_plugin.errors import InputError, OmittedStudyWarning
 from resnet_paths_plugin.plotting.figure import FigureStudy
 from resnet_paths_plugin.plotting.registry import FIGURES, fitting
 from resnet_paths_plugin.results import datasets
-
-mpl.use("agg")
-
-
-@pytest.fixture(autouse=True)
-def figures_draw_and_settings_stay():
-    before = dict(mpl.rcParams)
-    yield
-    for number in plt.get_fignums():
-        plt.figure(number).canvas.draw()
-    plt.close("all")
-    assert dict(mpl.rcParams) == before
 
 
 def lesions(n, seed=0):

@@ -1,20 +1,12 @@
 """Intervals of figures and sentences against statsmodels and a bootstrap by hand."""
 
-import matplotlib.pyplot as plt
 import numpy as np
-import pytest
 import synthetic_studies as synthetic
 from statsmodels.stats.proportion import proportion_confint
 
 from resnet_paths_plugin import plotting
 from resnet_paths_plugin.plotting.intervals import intervals_of
 from resnet_paths_plugin.plotting.lesions import describe_single_lesions
-
-
-@pytest.fixture(autouse=True)
-def no_figure_stays():
-    yield
-    plt.close("all")
 
 
 def four(samples=200, **more):

@@ -3,7 +3,6 @@
 import importlib
 import warnings
 
-import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -18,20 +17,7 @@ from resnet_paths_plugin.errors import InputError
 from resnet_paths_plugin.plotting import effects, labels, style
 from resnet_paths_plugin.results import datasets
 
-mpl.use("agg")
-
 N = 9
-
-
-@pytest.fixture(autouse=True)
-def figures_draw_and_settings_stay():
-    """No setting of matplotlib is changed, and the figure can be drawn without a warning."""
-    before = dict(mpl.rcParams)
-    yield
-    for number in plt.get_fignums():
-        plt.figure(number).canvas.draw()
-    plt.close("all")
-    assert dict(mpl.rcParams) == before
 
 
 def labelled(ax, beginning):

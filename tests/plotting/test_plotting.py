@@ -1,6 +1,5 @@
 """The figures show what the Dataset holds, say what it lacks, and leave nothing behind."""
 
-import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -9,25 +8,12 @@ import xarray as xr
 from resnet_paths_plugin import paths, plotting
 from resnet_paths_plugin.errors import InputError
 
-mpl.use("agg")
-
 N = 6
 STAGES = [0, 0, 1, 1, 2, 2]
 SKIPS = ["identity", "identity", "projection", "identity", "projection", "identity"]
 COUNTS = np.array([1.0, 4.0, 6.0, 4.0, 1.0])
 DECAY = 10.0 ** -np.arange(5)
 TOTAL_SHARES = COUNTS * DECAY / (COUNTS * DECAY).sum()
-
-
-@pytest.fixture(autouse=True)
-def figures_draw_and_settings_stay():
-    """No setting of matplotlib is changed, and the figure can be drawn without a warning."""
-    before = dict(mpl.rcParams)
-    yield
-    for number in plt.get_fignums():
-        plt.figure(number).canvas.draw()
-    plt.close("all")
-    assert dict(mpl.rcParams) == before
 
 
 def lesions(deleted, error=None, **measures):
