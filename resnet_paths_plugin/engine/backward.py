@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from resnet_paths_plugin.engine.banks import Bank, Part, aligned, merged, row_index, sorted_keys
-from resnet_paths_plugin.engine.calls import Call, Pullback, Slope
+from resnet_paths_plugin.engine.calls import Call, Derivative, Slope
 from resnet_paths_plugin.engine.convolution import Convolution
 from resnet_paths_plugin.engine.liveness import LivenessAnalysis
 from resnet_paths_plugin.engine.path_graph import PathGraph
@@ -21,7 +21,7 @@ from resnet_paths_plugin.engine.program import Program, Sum, Values
 from resnet_paths_plugin.engine.random_states import RandomStates
 from resnet_paths_plugin.engine.routing import Edge, Routing
 from resnet_paths_plugin.engine.schedule import Schedule
-from resnet_paths_plugin.engine.vjp import linearise
+from resnet_paths_plugin.engine.derivatives import linearise
 from resnet_paths_plugin.graph.operators import has_gradient
 
 BANK_BYTES = 4 * 2**20
@@ -78,7 +78,7 @@ class BackwardWalk:
     def gradients(self, seeds: Mapping[int, Tensor], routing: Routing) -> dict[int, Bank]:
         """Walk back from the output as `run` does, and once more by autograd's rules alone where rows are not finite.
 
-        The rules of `vjp` multiply by slopes of 0 where autograd may pass nothing on, as at a rectifier: 0 times
+        The rules of `derivatives` multiply by slopes of 0 where autograd may pass nothing on, as at a rectifier: 0 times
         infinity is NaN then. This waits for the device.
         """
         found = self.run(seeds, routing)
@@ -234,16 +234,16 @@ class BackwardWalk:
         if self.graph.nodes >> at & 1:
             return
         for lane, parts in arrivals.at(at).items():
-            operands, pullback = operators.at(at)
+            operands, derivative = operators.at(at)
             whole = parts.get(None)
-            if whole is not None and isinstance(pullback, Slope):
-                arrivals.add(operands[0], lane, whole.sloped(pullback.slope))
+            if whole is not None and isinstance(derivative, Slope):
+                arrivals.add(operands[0], lane, whole.sloped(derivative.slope))
                 continue
-            if whole is not None and isinstance(pullback, Convolution):
-                arrivals.add(operands[0], lane, whole.through(pullback))
+            if whole is not None and isinstance(derivative, Convolution):
+                arrivals.add(operands[0], lane, whole.through(derivative))
                 continue
             keys, rows = aligned(parts)
-            for operand, found in zip(operands, pullback(rows), strict=True):
+            for operand, found in zip(operands, derivative.pull(rows), strict=True):
                 for part, bank in (found if isinstance(found, dict) else {None: found}).items():
                     if bank is not None:
                         arrivals.add(operand, lane, Bank(keys, bank), part)
@@ -256,7 +256,7 @@ class _Linearised:
         self.walk = walk
         self.values = values
         self.by_rules = by_rules
-        self._made: dict[int, tuple[tuple[int, ...], Pullback]] = {}
+        self._made: dict[int, tuple[tuple[int, ...], Derivative]] = {}
 
     def complete(self, positions: Sequence[int]) -> "_Linearised":
         """Linearise all operators at some positions, and release the values."""
@@ -266,8 +266,8 @@ class _Linearised:
         self.values = {}
         return self
 
-    def at(self, at: int) -> tuple[tuple[int, ...], Pullback]:
-        """Return the positions of an operator's operands, and its pullback to them."""
+    def at(self, at: int) -> tuple[tuple[int, ...], Derivative]:
+        """Return the positions of an operator's operands, and its derivative."""
         if at not in self._made:
             program, order = self.walk.program, self.walk.program.flow.order
             node = program.nodes[at]
@@ -283,8 +283,8 @@ class _Linearised:
 
             with self.walk.drawn_at(at):
                 call = Call(node, value, self.values[at], operands, self.walk.dtype)
-                pullback = linearise(call, by_rules=self.by_rules)
-            self._made[at] = tuple(order[other] for other in operands), pullback
+                derivative = linearise(call, by_rules=self.by_rules)
+            self._made[at] = tuple(order[other] for other in operands), derivative
         return self._made[at]
 
 

@@ -55,7 +55,7 @@ class Bank:
         factors = tuple(slope for slope in self.slopes if convolution.absorbs(slope))
         others = tuple(slope for slope in self.slopes if not convolution.absorbs(slope))
         rows = replace(self, slopes=others).settled().rows
-        return Bank(self.keys, convolution.pull(rows, factors), owned=True)
+        return Bank(self.keys, convolution.pull_with(rows, factors), owned=True)
 
     def take(self, keys: Iterable[Key]) -> "Bank | None":
         """Return the rows that have one of the keys, or None."""

@@ -1,8 +1,8 @@
-"""One call of an operator, and its pullback: the nouns that rules and autograd share."""
+"""One call of an operator, and its derivative: the nouns that rules and autograd share."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, fx
@@ -12,18 +12,46 @@ Rows = Tensor
 """The rows of a bank, `[R, *value]`."""
 Parts = dict[int, Rows]
 """Rows of the parts of a value that is a list or tuple, by position."""
-Pullback = Callable[[Any], list[Any]]
+
+
+class Derivative(Protocol):
+    """The derivative of one call at the values of one forward pass, for a bank of rows at once.
+
+    Gradients go from the value to the operands (vector-Jacobian products), tangents from the operands to the value
+    (Jacobian-vector products). A value that is a list or tuple has `Parts` for a bank, and so has an operand that is
+    one.
+    """
+
+    @property
+    def pull(self) -> Callable[[Any], list[Any]]:
+        """Takes the gradients at the value, `[R, *value]`, to those at each operand, `[R, *operand]`; None for none."""
+
+    @property
+    def push(self) -> Callable[[Sequence[Any]], Any]:
+        """Takes the tangents at each operand (None: they are zero) to those at the value; None where it has none."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Rule:
+    """A derivative that two functions compute, each the transpose of the other."""
+
+    pull: Callable[[Any], list[Any]]
+    push: Callable[[Sequence[Any]], Any]
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Slope:
-    """The pullback of an operator that treats each element alone: multiply by its derivative there."""
+    """The derivative of an operator that treats each element alone: multiply by its slope there."""
 
     slope: Tensor
 
-    def __call__(self, bank: Any) -> list[Any]:
-        """Return the one operand's bank."""
+    def pull(self, bank: Any) -> list[Any]:
+        """Return the gradients at the one operand."""
         return [bank * self.slope]
+
+    def push(self, banks: Sequence[Any]) -> Any:
+        """Return the tangents at the value."""
+        return None if banks[0] is None else banks[0] * self.slope
 
 
 class Call:

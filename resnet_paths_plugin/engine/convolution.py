@@ -1,4 +1,4 @@
-"""The pullback of a convolution for a bank of rows at once, in the layout and by the operator that suit the device."""
+"""The derivative of a convolution for a bank of rows at once, in the layout and by the operator that suit the device."""
 
 from collections.abc import Sequence
 from functools import reduce
@@ -11,7 +11,7 @@ from resnet_paths_plugin.graph.operators import aten
 
 
 class Convolution:
-    """Carries gradients of a convolution's value, `[R, B, *value]`, to its source, `[R, B, *source]`.
+    """Carries gradients at a convolution's value, `[R, B, *value]`, to its source, `[R, B, *source]`, and tangents back.
 
     On a CPU, images have their channels last, and a convolution of stride 1 is pulled back by a convolution with its
     kernels turned around, which is faster there than the transposed one. Elsewhere the device's own routine serves.
@@ -50,19 +50,30 @@ class Convolution:
         """Whether a slope of the value is one factor per channel, which the weight can be multiplied by instead."""
         return slope.shape == (self._weight.shape[0], *[1] * len(self._dims))
 
-    def __call__(self, bank: Tensor) -> list[Tensor]:
-        """Return the bank of the one operand."""
-        return [self.pull(bank)]
+    def pull(self, bank: Tensor) -> list[Tensor]:
+        """Return the gradients at the one operand."""
+        return [self.pull_with(bank)]
 
-    def pull(self, bank: Tensor, slopes: tuple[Tensor, ...] = ()) -> Tensor:
-        """Return the bank of the source, in memory of its own.
+    def push(self, banks: Sequence[Tensor | None]) -> Tensor | None:
+        """Return the tangents at the value, `[R, B, *value]`."""
+        (bank,) = banks
+        if bank is None:
+            return None
+        weight = self._weight.contiguous(memory_format=self._layout)
+        plain = [0] * len(self._dims)
+        options = (self._stride, self._padding, self._dilation, False, plain, self._groups)
+        pushed: Tensor = aten.convolution(self._folded(bank), weight, None, *options)
+        return pushed.unflatten(0, (bank.shape[0], self._source[0]))
+
+    def pull_with(self, bank: Tensor, slopes: tuple[Tensor, ...] = ()) -> Tensor:
+        """Return the gradients at the source, in memory of their own.
 
         Args:
             bank: shape `[R, B, *value]`.
             slopes: what the bank is still to be multiplied by, each one factor per channel.
         """
         rows, batch = bank.shape[0], self._source[0]
-        flat = bank.reshape(rows * batch, *bank.shape[2:]).contiguous(memory_format=self._layout)
+        flat = self._folded(bank)
         weight = self._weight_with(slopes)
         plain = [0] * len(self._dims)
         if self._turned:
@@ -77,6 +88,11 @@ class Convolution:
             found = aten.convolution_backward(flat, like, weight, None, *options)[0]
         pulled: Tensor = found.unflatten(0, (rows, batch))
         return pulled
+
+    def _folded(self, bank: Tensor) -> Tensor:
+        """Return the rows of a bank as further samples, in the layout that suits the device."""
+        rows, batch = bank.shape[:2]
+        return bank.reshape(rows * batch, *bank.shape[2:]).contiguous(memory_format=self._layout)
 
     def _weight_with(self, slopes: tuple[Tensor, ...]) -> Tensor:
         """Return the weight with slopes worked in, laid out for the operator; the last one is kept."""

@@ -1,11 +1,11 @@
-"""Vector-Jacobian products of single operators, for a bank of rows at once.
+"""Derivatives of single operators, for a bank of rows at once.
 
-An operator is linearised at the values of one forward pass; its pullback then takes a bank `[R, *output]` to banks
-`[R, *operand]`. Common operators have rules of their own (`vjp_rules`); every other one goes through autograd, batched
-over the rows.
+An operator is linearised at the values of one forward pass; its derivative then takes gradients `[R, *value]` back to
+`[R, *operand]`, and tangents `[R, *operand]` on to `[R, *value]`. Common operators have rules of their own
+(`derivative_rules`); every other one goes through autograd, batched over the rows.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,18 +13,16 @@ from torch import Tensor, fx
 from torch._ops import OpOverload
 from torch.utils import _pytree as pytree
 
-from resnet_paths_plugin.engine.calls import Call, Pullback, Rows, leaf_of
-from resnet_paths_plugin.engine.vjp_rules import RULES
+from resnet_paths_plugin.engine.calls import Call, Derivative, Rows, Rule, leaf_of
+from resnet_paths_plugin.engine.derivative_rules import RULES
 from resnet_paths_plugin.graph import operators as ops
 from resnet_paths_plugin.graph.operators import aten
 from resnet_paths_plugin.graph.regions import has_autocast
 from resnet_paths_plugin.graph.traced_modes import modes_of
 
 
-def linearise(call: Call, *, by_rules: bool = True) -> Pullback:
-    """Return the pullback of a call: from the bank of its value to the banks of `call.operands`, in that order.
-
-    A value that is a list or tuple has `Parts` for a bank, and so has an operand that is one.
+def linearise(call: Call, *, by_rules: bool = True) -> Derivative:
+    """Return the derivative of a call; operands are those of `call.operands`, in that order.
 
     Args:
         call: the operator's call.
@@ -32,12 +30,13 @@ def linearise(call: Call, *, by_rules: bool = True) -> Pullback:
             nothing on; that differs where a bank is infinite or NaN.
     """
     if isinstance(call.value, Tensor) and not (call.value.is_floating_point() or call.value.is_complex()):
-        return lambda _: [None] * len(call.operands)  # such as indices: constant wherever they can be differentiated
+        # Such as indices: constant wherever they can be differentiated.
+        return Rule(lambda _: [None] * len(call.operands), lambda _: None)
     node = call.node
     plain = not (_is_complex(call) or ops.draws_at_random(node) or _names_its_arguments(node) or has_autocast(node))
     rule = RULES.get(node.target) if plain and by_rules else None
-    pullback = rule(call) if rule is not None else None
-    return pullback if pullback is not None else _by_autograd(call)
+    derivative = rule(call) if rule is not None else None
+    return derivative if derivative is not None else _by_autograd(call)
 
 
 def _names_its_arguments(node: fx.Node) -> bool:
@@ -52,8 +51,8 @@ def _is_complex(call: Call) -> bool:
     return any(isinstance(leaf, Tensor) and leaf.is_complex() for leaf in leaves)
 
 
-def _by_autograd(call: Call) -> Pullback:
-    """Differentiate one operator by autograd."""
+def _by_autograd(call: Call) -> Derivative:
+    """Differentiate one operator by autograd: gradients by its backward pass, tangents by the transpose of that."""
     leaves: dict[fx.Node, Any] = {}
 
     def tracked(argument: fx.Node, value: Any) -> Any:
@@ -75,7 +74,7 @@ def _by_autograd(call: Call) -> Pullback:
     sources = [leaves[operand] for operand in call.operands]
     flat = [leaf for leaf in pytree.tree_leaves(sources) if isinstance(leaf, Tensor) and leaf.requires_grad]
 
-    def pullback(bank: Any) -> list[Any]:
+    def pull(bank: Any) -> list[Any]:
         banks = bank if isinstance(bank, dict) else {0: bank}
         values = value if isinstance(value, list | tuple) else (value,)
         outputs = [values[part] for part in banks if values[part].requires_grad]
@@ -91,7 +90,47 @@ def _by_autograd(call: Call) -> Pullback:
                 result.append(next(found) if source.requires_grad else None)
         return result
 
-    return pullback
+    def push(banks: Sequence[Any]) -> Any:
+        given = [
+            (leaf, rows)
+            for source, bank in zip(sources, banks, strict=True)
+            if bank is not None
+            for leaf, rows in (
+                ((source[part], rows) for part, rows in bank.items()) if isinstance(bank, dict) else [(source, bank)]
+            )
+            if leaf.requires_grad
+        ]
+        found = _tangents(value, given)
+        return found if isinstance(value, list | tuple) else found.get(0)
+
+    return Rule(pull, push)
+
+
+def _tangents(value: Any, given: Sequence[tuple[Tensor, Rows]]) -> dict[int, Rows]:
+    """Return the tangents of each part of a value for tangents of leaves.
+
+    The vector-Jacobian product is linear in its seed, and its derivative there is the Jacobian-vector product: what
+    autograd's backward pass leaves out is left out here, too.
+    """
+    values = value if isinstance(value, list | tuple) else (value,)
+    seeds = {
+        part: torch.zeros_like(one, requires_grad=True)
+        for part, one in enumerate(values)
+        if isinstance(one, Tensor) and one.requires_grad
+    }
+    if not given or not seeds:
+        return {}
+    outputs = [values[part] for part in seeds]
+    leaves = [leaf for leaf, _ in given]
+    with torch.enable_grad():
+        pulled = torch.autograd.grad(
+            outputs, leaves, list(seeds.values()), retain_graph=True, create_graph=True, allow_unused=True
+        )
+    moved = [(one, rows) for one, (_, rows) in zip(pulled, given, strict=True) if one is not None and one.requires_grad]
+    if not moved:
+        return {}
+    found = _batched_grad([one for one, _ in moved], list(seeds.values()), [rows for _, rows in moved])
+    return {part: rows for part, rows in zip(seeds, found, strict=True) if rows is not None}
 
 
 def _to(leaf: Any, dtype: torch.dtype) -> Any:

@@ -1,16 +1,18 @@
-"""Rules for the pullbacks of common operators: they fold a bank's rows into a dimension that the operator treats alike.
+"""Rules for the derivatives of common operators: they fold a bank's rows into a dimension that is treated alike.
 
 A rule returns None for a call that it does not serve; each is autograd's derivative wherever rows are finite.
 """
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import reduce
+from operator import add
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
-from resnet_paths_plugin.engine.calls import Call, Pullback, Rows, Slope, leaf_of
+from resnet_paths_plugin.engine.calls import Call, Derivative, Rows, Rule, Slope, leaf_of
 from resnet_paths_plugin.engine.convolution import Convolution, image_layout
 from resnet_paths_plugin.graph import operators as ops
 from resnet_paths_plugin.graph.operators import aten
@@ -23,6 +25,24 @@ def _sum_to(bank: Rows, shape: torch.Size) -> Rows:
         bank = bank.sum(dim=tuple(range(1, 1 + extra)))
     spread = tuple(dim + 1 for dim, size in enumerate(shape) if size == 1 and bank.shape[dim + 1] != 1)
     return bank.sum(dim=spread, keepdim=True) if spread else bank
+
+
+def _spread_to(bank: Rows, value: Tensor) -> Rows:
+    """Return tangents of an operand that was broadcast to the shape of a value."""
+    missing = value.ndim - (bank.ndim - 1)
+    whole = bank.reshape(bank.shape[0], *[1] * missing, *bank.shape[1:]) if missing else bank
+    return whole.expand(bank.shape[0], *value.shape)
+
+
+def _total(parts: Iterable[Rows | None]) -> Rows | None:
+    """Add tangents that come from several operands; None where none comes."""
+    found = [part for part in parts if part is not None]
+    return reduce(add, found) if found else None
+
+
+def _of_one(pull: Callable[[Rows], Rows], push: Callable[[Rows], Rows]) -> Rule:
+    """Return the derivative of a call with one operand."""
+    return Rule(lambda bank: [pull(bank)], lambda banks: None if banks[0] is None else push(banks[0]))
 
 
 def _per_dimension(size: int | Sequence[int], dimensions: int) -> list[int]:
@@ -49,12 +69,14 @@ def _convolution(call: Call) -> Convolution | None:
     return Convolution(source.shape, weight, stride, padding, dilation, groups)
 
 
-def _linear(call: Call) -> Pullback | None:
-    matrix = call.args[1].ndim == 2
-    return (lambda bank: [bank @ call.args[1]]) if matrix and call.only_operand() else None
+def _linear(call: Call) -> Derivative | None:
+    weight = call.args[1]
+    if weight.ndim != 2 or not call.only_operand():
+        return None
+    return _of_one(lambda bank: bank @ weight, lambda bank: bank @ weight.mT)
 
 
-def _batch_norm(call: Call) -> Pullback | None:
+def _batch_norm(call: Call) -> Derivative | None:
     source, weight, _, _, variance = call.args[:5]
     packed = isinstance(call.value, list | tuple)
     training, epsilon = (False, call.args[6]) if packed else (call.args[5], call.args[7])
@@ -62,10 +84,12 @@ def _batch_norm(call: Call) -> Pullback | None:
         return None
     scale = torch.rsqrt(variance + epsilon) * (1 if weight is None else weight)
     scale = scale.view(-1, *[1] * (source.ndim - 2))
-    return (lambda bank: [bank[0] * scale]) if packed else Slope(scale)
+    if packed:
+        return Rule(lambda bank: [bank[0] * scale], lambda banks: None if banks[0] is None else {0: banks[0] * scale})
+    return Slope(scale)
 
 
-def _elementwise(call: Call) -> Pullback | None:
+def _elementwise(call: Call) -> Derivative | None:
     """A function of each element alone: multiply by its derivative."""
     if not call.only_operand() or call.value.shape != call.args[0].shape:
         return None
@@ -76,7 +100,7 @@ def _elementwise(call: Call) -> Pullback | None:
     return Slope(slope.contiguous(memory_format=image_layout(slope)))
 
 
-def _relu(call: Call) -> Pullback | None:
+def _relu(call: Call) -> Derivative | None:
     """The derivative is read off the value, as autograd does, in a single pass."""
     if not call.only_operand():
         return None
@@ -84,90 +108,109 @@ def _relu(call: Call) -> Pullback | None:
     return Slope(passes.to(call.dtype, memory_format=image_layout(call.value)))
 
 
-def _identity(call: Call) -> Pullback | None:
+def _identity(call: Call) -> Derivative | None:
     if not isinstance(call.value, Tensor) or not call.only_operand() or call.value.shape != call.args[0].shape:
         return None
-    return lambda bank: [bank]
+    return _of_one(lambda bank: bank, lambda bank: bank)
 
 
-def _reshaping(call: Call) -> Pullback | None:
+def _reshaping(call: Call) -> Derivative | None:
     if not call.only_operand():
         return None
-    shape = call.args[0].shape
-    return lambda bank: [bank.reshape(bank.shape[0], *shape)]
+    source, value = call.args[0].shape, call.value.shape
+    return _of_one(lambda bank: bank.reshape(bank.shape[0], *source), lambda bank: bank.reshape(bank.shape[0], *value))
 
 
-def _permute(call: Call) -> Pullback | None:
+def _permute(call: Call) -> Derivative | None:
     dims = [dim % call.value.ndim for dim in call.args[1]]
     back = [0, *(1 + dims.index(dim) for dim in range(len(dims)))]
-    return lambda bank: [bank.permute(back)]
+    there = [0, *(1 + dim for dim in dims)]
+    return _of_one(lambda bank: bank.permute(back), lambda bank: bank.permute(there))
 
 
-def _transpose(call: Call) -> Pullback | None:
+def _transpose(call: Call) -> Derivative | None:
     one, other = (dim % call.value.ndim + 1 for dim in call.args[1:3])
-    return lambda bank: [bank.transpose(one, other)]
+    return _of_one(lambda bank: bank.transpose(one, other), lambda bank: bank.transpose(one, other))
 
 
-def _addition(call: Call) -> Pullback | None:
+def _addition(call: Call) -> Derivative | None:
     alpha = call.kwargs.get("alpha", 1) * (-1 if call.node.target is aten.sub.Tensor else 1)
-    factors = (1, alpha)
     if call.node.args[0] is call.node.args[1]:
         return None
+    places = [call.node.args.index(operand) for operand in call.operands]
+    factors = [(1, alpha)[at] for at in places]
 
-    def pullback(bank: Rows) -> list[Rows]:
-        found = []
-        for operand in call.operands:
-            at = call.node.args.index(operand)
-            rows = _sum_to(bank, call.args[at].shape)
-            found.append(rows if factors[at] == 1 else rows * factors[at])
-        return found
+    def scaled(rows: Rows, factor: Any) -> Rows:
+        return rows if factor == 1 else rows * factor
 
-    return pullback
+    def pull(bank: Rows) -> list[Rows]:
+        return [scaled(_sum_to(bank, call.args[at].shape), factor) for at, factor in zip(places, factors, strict=True)]
+
+    def push(banks: Sequence[Rows | None]) -> Rows | None:
+        return _total(
+            None if bank is None else _spread_to(scaled(bank, factor), call.value)
+            for bank, factor in zip(banks, factors, strict=True)
+        )
+
+    return Rule(pull, push)
 
 
-def _multiplication(call: Call) -> Pullback | None:
+def _multiplication(call: Call) -> Derivative | None:
     if call.node.args[0] is call.node.args[1]:
         return None
+    places = [call.node.args.index(operand) for operand in call.operands]
 
-    def pullback(bank: Rows) -> list[Rows]:
-        found = []
-        for operand in call.operands:
-            at = call.node.args.index(operand)
-            found.append(_sum_to(bank * call.args[1 - at], call.args[at].shape))
-        return found
+    def pull(bank: Rows) -> list[Rows]:
+        return [_sum_to(bank * call.args[1 - at], call.args[at].shape) for at in places]
 
-    return pullback
+    def push(banks: Sequence[Rows | None]) -> Rows | None:
+        return _total(
+            None if bank is None else _spread_to(bank, call.value) * call.args[1 - at]
+            for bank, at in zip(banks, places, strict=True)
+        )
+
+    return Rule(pull, push)
 
 
-def _division(call: Call) -> Pullback | None:
+def _division(call: Call) -> Derivative | None:
     if not call.only_operand() or call.kwargs:
         return None
     shape = call.args[0].shape
-    return lambda bank: [_sum_to(bank / call.args[1], shape)]
+    return _of_one(
+        lambda bank: _sum_to(bank / call.args[1], shape), lambda bank: _spread_to(bank, call.value) / call.args[1]
+    )
 
 
-def _matmul(call: Call) -> Pullback | None:
+def _matmul(call: Call) -> Derivative | None:
     """Products of stacks of matrices; the rows of the bank join the matrices' own rows or columns."""
     left, right = call.args[:2]
     matrices = min(left.ndim, right.ndim) >= 2
     if not matrices or left.shape[:-2] != right.shape[:-2] or call.node.args[0] is call.node.args[1]:
         return None
 
-    def pullback(bank: Rows) -> list[Rows]:
-        found = []
-        for operand in call.operands:
-            if operand is call.node.args[0]:
-                joined = bank.movedim(0, -3).flatten(-3, -2) @ right.mT
-                found.append(joined.unflatten(-2, (bank.shape[0], -1)).movedim(-3, 0))
-            else:
-                joined = left.mT @ bank.movedim(0, -2).flatten(-2, -1)
-                found.append(joined.unflatten(-1, (bank.shape[0], -1)).movedim(-2, 0))
-        return found
+    is_left = [operand is call.node.args[0] for operand in call.operands]
 
-    return pullback
+    def from_the_right(bank: Rows, matrix: Tensor) -> Rows:
+        joined = bank.movedim(0, -3).flatten(-3, -2) @ matrix
+        return joined.unflatten(-2, bank.shape[:1] + bank.shape[-2:-1]).movedim(-3, 0)
+
+    def from_the_left(matrix: Tensor, bank: Rows) -> Rows:
+        joined = matrix @ bank.movedim(0, -2).flatten(-2, -1)
+        return joined.unflatten(-1, bank.shape[:1] + bank.shape[-1:]).movedim(-2, 0)
+
+    def pull(bank: Rows) -> list[Rows]:
+        return [from_the_right(bank, right.mT) if first else from_the_left(left.mT, bank) for first in is_left]
+
+    def push(banks: Sequence[Rows | None]) -> Rows | None:
+        return _total(
+            None if bank is None else from_the_right(bank, right) if first else from_the_left(left, bank)
+            for bank, first in zip(banks, is_left, strict=True)
+        )
+
+    return Rule(pull, push)
 
 
-def _concatenation(call: Call) -> Pullback | None:
+def _concatenation(call: Call) -> Derivative | None:
     parts = call.node.args[0]
     if not isinstance(parts, list | tuple) or any(part.shape == (0,) for part in call.args[0]):
         return None  # an empty vector may stand among parts of another rank
@@ -175,7 +218,7 @@ def _concatenation(call: Call) -> Pullback | None:
     sizes = [part.shape[dim] for part in call.args[0]]
     along = dim % call.value.ndim + 1
 
-    def pullback(bank: Rows) -> list[Rows]:
+    def pull(bank: Rows) -> list[Rows]:
         pieces = torch.split(bank, sizes, dim=along)
         found: list[Rows] = []
         for operand in call.operands:
@@ -183,14 +226,30 @@ def _concatenation(call: Call) -> Pullback | None:
             found.append(mine[0] if len(mine) == 1 else torch.stack(mine).sum(0))
         return found
 
-    return pullback
+    def push(banks: Sequence[Rows | None]) -> Rows | None:
+        given = [(operand, bank) for operand, bank in zip(call.operands, banks, strict=True) if bank is not None]
+        if not given:
+            return None
+        some = given[0][1]
+        pieces = [
+            next((bank for operand, bank in given if operand is part), None) if isinstance(part, fx.Node) else None
+            for part in parts
+        ]
+        whole = [
+            some.new_zeros((some.shape[0], *value.shape)) if piece is None else piece
+            for piece, value in zip(pieces, call.args[0], strict=True)
+        ]
+        return torch.cat(whole, dim=along)
+
+    return Rule(pull, push)
 
 
-def _getitem(call: Call) -> Pullback | None:
-    return lambda bank: [{call.args[1]: bank}]
+def _getitem(call: Call) -> Derivative | None:
+    part = call.args[1]
+    return Rule(lambda bank: [{part: bank}], lambda banks: None if banks[0] is None else banks[0].get(part))
 
 
-def _layer_norm(call: Call) -> Pullback | None:
+def _layer_norm(call: Call) -> Derivative | None:
     source, shape = call.args[:2]
     weight = call.args[2] if len(call.args) > 2 else None
     epsilon = call.args[4] if len(call.args) > 4 else 1e-5
@@ -201,15 +260,17 @@ def _layer_norm(call: Call) -> Pullback | None:
     inverse = torch.rsqrt(variance + epsilon)
     normal = (source - mean) * inverse
 
-    def pullback(bank: Rows) -> list[Rows]:
-        rows = bank if weight is None else bank * weight
+    def through(rows: Rows) -> Rows:
         centred = rows - rows.mean(dims, keepdim=True) - normal * (rows * normal).mean(dims, keepdim=True)
-        return [centred * inverse]
+        return centred * inverse
 
-    return pullback
+    def weighted(rows: Rows) -> Rows:
+        return rows if weight is None else rows * weight
+
+    return _of_one(lambda bank: through(weighted(bank)), lambda bank: weighted(through(bank)))
 
 
-def _softmax(call: Call) -> Pullback | None:
+def _softmax(call: Call) -> Derivative | None:
     """Torch's own backward, which sums over the dimension counted from the end: the rows come first."""
     source, dim, *dtype = call.args
     if source.ndim == 0 or (dtype and dtype[0] not in {None, call.dtype}):
@@ -217,10 +278,15 @@ def _softmax(call: Call) -> Pullback | None:
     dim = dim % source.ndim - source.ndim
     weights = source.softmax(dim)  # the value may have been rounded to the model's dtype
     backward = aten._softmax_backward_data  # noqa: SLF001 - an operator's name
-    return lambda bank: [backward(bank, weights.expand_as(bank), dim, bank.dtype)]
+
+    def through(bank: Rows) -> Rows:  # the Jacobian is symmetric
+        rows: Rows = backward(bank, weights.expand_as(bank), dim, bank.dtype)
+        return rows
+
+    return _of_one(through, through)
 
 
-RULES: dict[Any, Callable[[Call], Pullback | None]] = {
+RULES: dict[Any, Callable[[Call], Derivative | None]] = {
     aten.conv1d.default: _convolution,
     aten.conv2d.default: _convolution,
     aten.conv3d.default: _convolution,

@@ -8,9 +8,9 @@ import pytest
 import torch
 from hypothesis import given
 from searching import examples
-from test_vjp import ROWS, Data, by_autograd, call_of, constant
+from test_derivatives import ROWS, Data, by_autograd, call_of, check_tangents, constant
 
-from resnet_paths_plugin.engine.vjp import linearise
+from resnet_paths_plugin.engine.derivatives import linearise
 
 aten = torch.ops.aten
 SIZE = st.integers(0, 4)
@@ -19,15 +19,16 @@ SEED = st.integers(0, 2**16)
 
 
 def compare(target, *args, **kwargs):
-    """Compare the pullback of a call with autograd, where there is an own rule and where there is none."""
+    """Compare the derivative of a call with autograd, where there is an own rule and where there is none."""
     call, data = call_of(target, args, kwargs)
     assert call.value.is_floating_point()
     bank = torch.randn(ROWS, *call.value.shape, dtype=torch.float64)
     theirs = by_autograd(target, args, kwargs, data, bank)
-    for one, other in zip(linearise(call)(bank), theirs, strict=True):
+    for one, other in zip(linearise(call).pull(bank), theirs, strict=True):
         assert (one is None) == (other is None)
         if other is not None:
             torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+    check_tangents(call, data, target, args, kwargs, tolerance=1e-10)
 
 
 def holding(value):

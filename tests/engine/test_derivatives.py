@@ -1,17 +1,20 @@
-"""Every rule for one operator's vector-Jacobian product, against torch's autograd, one row at a time.
+"""Every rule for one operator's derivative, against torch's autograd in both directions, one row at a time.
 
 An operator is called by itself, as a node of a graph of its own; the bank has several rows.
 """
 
 import operator
+import warnings
 
 import pytest
 import torch
 from torch import fx
+from torch.autograd import forward_ad
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from resnet_paths_plugin.engine.calls import Call
-from resnet_paths_plugin.engine.vjp import linearise
-from resnet_paths_plugin.engine.vjp_rules import RULES
+from resnet_paths_plugin.engine.derivatives import linearise
+from resnet_paths_plugin.engine.derivative_rules import RULES
 from resnet_paths_plugin.graph import operators as ops
 
 aten = torch.ops.aten
@@ -78,8 +81,63 @@ def by_autograd(target, args, kwargs, data, bank, dtype=torch.float64):
     return [None if column[0] is None else torch.stack(column) for column in zip(*found, strict=True)]
 
 
+def by_forward_mode(target, args, kwargs, data, tangents, dtype=torch.float64):
+    """Return the tangents of each row at the value by torch's forward mode, by part; tangents are one bank a datum."""
+
+    def plain(argument):
+        if isinstance(argument, list | tuple) and not isinstance(argument, torch.Size):
+            return type(argument)(map(plain, argument))
+        if isinstance(argument, torch.Tensor) and argument.is_floating_point():
+            return argument.to(dtype)
+        return duals[id(argument)] if isinstance(argument, Data) else argument
+
+    def converted(value):
+        value = value.to(dtype) if value.is_floating_point() else value
+        return value.clone(memory_format=torch.contiguous_format)  # an expanded one takes no tangent
+
+    found = []
+    for row in range(ROWS):
+        with (
+            warnings.catch_warnings(action="ignore", category=FutureWarning),
+            sdpa_kernel(SDPBackend.MATH),  # the fused kernels have no forward mode
+            forward_ad.dual_level(),
+        ):
+            duals = {
+                id(d): converted(d.value) if bank is None else forward_ad.make_dual(converted(d.value), bank[row])
+                for d, bank in zip(data, tangents, strict=True)
+            }
+            value = target(*plain(args), **{key: plain(value) for key, value in kwargs.items()})
+            parts = {0: value} if isinstance(value, torch.Tensor) else dict(enumerate(value))
+            found.append(
+                {
+                    at: tangent
+                    for at, part in parts.items()
+                    if part.is_floating_point() and (tangent := forward_ad.unpack_dual(part).tangent) is not None
+                }
+            )
+    return {at: torch.stack([one[at] for one in found]) for at in found[0]}
+
+
+def check_tangents(call, data, target, args, kwargs, dtype=torch.float64, tolerance=1e-12):
+    """Compare the tangents of a call with forward mode: of all operands, and of each alone."""
+
+    def drawn(one):
+        return torch.randn(ROWS, *one.value.shape, dtype=dtype) if one.value.is_floating_point() else None
+
+    each = [[drawn(one) if at == only else None for at, one in enumerate(data)] for only in range(len(data))]
+    for tangents in [[drawn(one) for one in data], *each]:
+        if all(bank is None for bank in tangents):
+            continue
+        ours = linearise(call).push(tangents)
+        ours = {0: ours} if isinstance(ours, torch.Tensor) else (ours or {})
+        theirs = by_forward_mode(target, args, kwargs, data, tangents, dtype)
+        for at, expected in theirs.items():
+            got = ours.get(at, torch.zeros_like(expected))
+            torch.testing.assert_close(got, expected, rtol=tolerance, atol=tolerance)
+
+
 def check(target, *args, rule=True, dtype=torch.float64, tolerance=1e-12, **kwargs):
-    """Compare the pullback of a call with autograd; `rule` says whether an own rule is expected to serve."""
+    """Compare the derivative of a call with autograd, both ways; `rule` says whether an own rule is expected to serve."""
     call, data = call_of(target, args, kwargs, dtype)
     found = RULES.get(target)
     served = found is not None and found(call) is not None
@@ -89,7 +147,7 @@ def check(target, *args, rule=True, dtype=torch.float64, tolerance=1e-12, **kwar
     else:
         floating = {at: part for at, part in enumerate(call.value) if part.is_floating_point()}
         bank = {at: torch.randn(ROWS, *part.shape, dtype=part.dtype) for at, part in floating.items()}
-    ours = linearise(call)(bank)
+    ours = linearise(call).pull(bank)
     theirs = by_autograd(target, args, kwargs, data, bank, dtype)
     assert any(gradient is not None for gradient in theirs)
     for one, other in zip(ours, theirs, strict=True):
@@ -97,6 +155,7 @@ def check(target, *args, rule=True, dtype=torch.float64, tolerance=1e-12, **kwar
             assert one is None
         else:
             torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
+    check_tangents(call, data, target, args, kwargs, dtype, tolerance)
 
 
 # Convolutions
@@ -134,15 +193,15 @@ def test_slopes_of_channels_are_worked_into_a_convolutions_weight(options):
     call, data = call_of(
         aten.conv2d.default, (Data(2, 4, 9, 8), constant(6, 4 // (options[3:] or [1])[0], 3, 3), None, *options), {}
     )
-    pullback = linearise(call)
+    derivative = linearise(call)
     bank = torch.randn(ROWS, *call.value.shape, dtype=torch.float64)
     before = bank.clone()
     for slope in (constant(6, 1, 1), constant(6, 1, 1)):
-        assert pullback.absorbs(slope)
+        assert derivative.absorbs(slope)
         (expected,) = by_autograd(call.node.target, (data[0], *call.args[1:]), {}, data, bank * slope)
-        torch.testing.assert_close(pullback.pull(bank, (slope,)), expected, rtol=1e-12, atol=1e-12)
-    assert not pullback.absorbs(constant(1, 6, 1))
-    assert not pullback.absorbs(constant(2, 6, 7, 6))
+        torch.testing.assert_close(derivative.pull_with(bank, (slope,)), expected, rtol=1e-12, atol=1e-12)
+    assert not derivative.absorbs(constant(1, 6, 1))
+    assert not derivative.absorbs(constant(2, 6, 7, 6))
     assert torch.equal(bank, before)
 
 
@@ -204,9 +263,10 @@ def test_batch_norm_in_eval_mode(shape, affine):
     packed = (aten._native_batch_norm_legit_no_training.default, Data(*shape), weight, bias, mean, variance, 0.1, 1e-3)
     call, data = call_of(packed[0], packed[1:], {})
     bank = torch.randn(ROWS, *shape, dtype=torch.float64)
-    (ours,) = linearise(call)({0: bank})
+    (ours,) = linearise(call).pull({0: bank})
     (theirs,) = by_autograd(packed[0], packed[1:], {}, data, {0: bank})
     torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+    check_tangents(call, data, packed[0], packed[1:], {})
 
 
 def test_batch_norm_with_the_statistics_of_the_batch_goes_through_autograd():
@@ -252,7 +312,7 @@ def test_softmax_in_another_dtype_and_of_a_number_goes_through_autograd():
     call, data = call_of(aten.softmax.int, args, {})
     assert RULES[aten.softmax.int](call) is None
     bank = torch.randn(ROWS, 2, 3)
-    (ours,), (theirs,) = linearise(call)(bank), by_autograd(aten.softmax.int, args, {}, data, bank)
+    (ours,), (theirs,) = linearise(call).pull(bank), by_autograd(aten.softmax.int, args, {}, data, bank)
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
@@ -349,9 +409,10 @@ def test_values_that_are_several_tensors(target, args):
     check(target, Data(*shape), *args, rule=False)
     call, data = call_of(target, (Data(*shape), *args), {})
     bank = {0: torch.randn(ROWS, *call.value[0].shape, dtype=torch.float64)}
-    (ours,) = linearise(call)(bank)
+    (ours,) = linearise(call).pull(bank)
     (theirs,) = by_autograd(target, (data[0], *args), {}, data, bank)
     torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+    check_tangents(call, data, target, (data[0], *args), {})
 
 
 def test_one_part_of_several_tensors():
@@ -361,9 +422,11 @@ def test_one_part_of_several_tensors():
     parts = (torch.randn(2, 3), torch.randn(2, 4))
     call = Call(node, lambda _: parts, parts[1], [source], torch.float64)
     bank = torch.randn(ROWS, 2, 4, dtype=torch.float64)
-    (found,) = linearise(call)(bank)
+    (found,) = linearise(call).pull(bank)
     assert found.keys() == {1}
     assert torch.equal(found[1], bank)
+    assert torch.equal(linearise(call).push([{1: bank}]), bank)
+    assert linearise(call).push([{0: bank}]) is None
 
 
 @pytest.mark.parametrize(
@@ -414,7 +477,7 @@ def test_float32_bank_of_a_bfloat16_model():
     def check_short(target, *args):
         call, data = call_of(target, args, {}, torch.float32)
         bank = torch.randn(ROWS, *call.value.shape)
-        ours = linearise(call)(bank)
+        ours = linearise(call).pull(bank)
         theirs = by_autograd(target, args, {}, data, bank, torch.float32)
         for one, other in zip(ours, theirs, strict=True):
             assert one.dtype == torch.float32
@@ -441,11 +504,11 @@ def test_no_gradient_passes_through_integers():
     bank = torch.ones(ROWS, 2, 3, dtype=torch.float64)
     for target, args in ((aten.to.dtype, (torch.int64,)), (aten.gt.Scalar, (0,)), (aten.argmax.default, (1, True))):
         call, _ = call_of(target, (Data(2, 3), *args), {})
-        assert linearise(call)(bank) == [None]
+        assert linearise(call).pull(bank) == [None]
     integers = Data(2, 3)
     integers.value = integers.value.long()
     call, _ = call_of(aten.clamp.default, (integers, 0, 1), {})
-    assert linearise(call)(bank) == [None]
+    assert linearise(call).pull(bank) == [None]
 
 
 @pytest.mark.parametrize("target", [aten.mul.Tensor, aten.matmul.default, aten.add.Tensor])
@@ -453,7 +516,7 @@ def test_gradients_of_complex_products_are_conjugated_as_torchs(target):
     left, right = (Data(2, 4, 4, dtype=torch.complex128) for _ in range(2))
     call, data = call_of(target, (left, right), {})
     bank = torch.randn(ROWS, 2, 4, 4, dtype=torch.complex128)
-    for one, other in zip(linearise(call)(bank), by_autograd(target, (left, right), {}, data, bank), strict=True):
+    for one, other in zip(linearise(call).pull(bank), by_autograd(target, (left, right), {}, data, bank), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
 
 
