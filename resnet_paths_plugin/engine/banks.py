@@ -65,6 +65,20 @@ class Bank:
             return None
         return Bank(tuple(self.keys[place] for place in places), self.rows[row_index(places, self.rows)], self.slopes)
 
+    def renamed(self, keys: Sequence[Key | None]) -> "Bank | None":
+        """Return the bank under other keys: rows without one are dropped, rows with the same are added.
+
+        It shares its memory with this bank where all rows are kept. None where none is.
+        """
+        kept = [place for place, key in enumerate(keys) if key is not None]
+        if not kept:
+            return None
+        rows = self.rows if len(kept) == len(keys) else self.rows[row_index(kept, self.rows)]
+        found = tuple(key for key in keys if key is not None)
+        if len(set(found)) == len(found):
+            return Bank(found, rows)
+        return merged([Bank((key,), rows[place : place + 1]) for place, key in enumerate(found)])
+
     def rescaled(self, shifts: list[tuple[tuple[Key, ...], Tensor]]) -> "Bank":
         """Divide small rows by powers of two, which changes no digit of them, and add these to what is collected."""
         peaks = self.rows.abs().flatten(1).amax(1)
@@ -149,6 +163,11 @@ def aligned(parts: Mapping[Part, Bank]) -> tuple[tuple[Key, ...], Any]:
             rows[part] = bank.rows.new_zeros((len(keys), *bank.rows.shape[1:]))
             rows[part][row_index([keys.index(key) for key in bank.keys], bank.rows)] = bank.rows
     return keys, rows
+
+
+def by_part(rows: Any) -> dict[Part, Any]:
+    """Return rows of a value by its parts; those of a tensor have the part None."""
+    return rows if isinstance(rows, dict) else {None: rows}
 
 
 def row_index(places: Sequence[int], rows: Tensor) -> Any:

@@ -1,17 +1,19 @@
-"""The derivative of a convolution for a bank of rows at once, in the layout and by the operator that suit the device."""
+"""The derivative of a convolution for a bank of rows at once, in the layout that suits the device."""
 
 from collections.abc import Sequence
 from functools import reduce
 from operator import mul
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from resnet_paths_plugin.engine.calls import Call
 from resnet_paths_plugin.graph.operators import aten
 
 
 class Convolution:
-    """Carries gradients at a convolution's value, `[R, B, *value]`, to its source, `[R, B, *source]`, and tangents back.
+    """Carries gradients from a convolution's value, `[R, B, *value]`, to its source, `[R, B, *source]`; tangents on.
 
     On a CPU, images have their channels last, and a convolution of stride 1 is pulled back by a convolution with its
     kernels turned around, which is faster there than the transposed one. Elsewhere the device's own routine serves.
@@ -62,8 +64,9 @@ class Convolution:
         weight = self._weight.contiguous(memory_format=self._layout)
         plain = [0] * len(self._dims)
         options = (self._stride, self._padding, self._dilation, False, plain, self._groups)
-        pushed: Tensor = aten.convolution(self._folded(bank), weight, None, *options)
-        return pushed.unflatten(0, (bank.shape[0], self._source[0]))
+        found = aten.convolution(self._folded(bank), weight, None, *options)
+        pushed: Tensor = found.unflatten(0, (bank.shape[0], self._source[0]))
+        return pushed
 
     def pull_with(self, bank: Tensor, slopes: tuple[Tensor, ...] = ()) -> Tensor:
         """Return the gradients at the source, in memory of their own.
@@ -112,3 +115,24 @@ def image_layout(value: Tensor) -> torch.memory_format:
     """Return the layout in which gradients of a value are fastest: images on a CPU have their channels last."""
     image = value.ndim == 4 and value.device.type == "cpu"
     return torch.channels_last if image else torch.contiguous_format
+
+
+def convolution_options(call: Call) -> tuple[list[int], list[int], list[int], int] | None:
+    """Return stride, padding and dilation along each dimension, and the number of groups, of a convolution's call.
+
+    None for a call that says them otherwise.
+    """
+    source, weight = call.args[:2]
+    spatial = weight.ndim - 2
+    defaults = (None, 1, 0, 1, 1)
+    given: list[Any] = [*call.args[2:], *defaults[len(call.args) - 2 :]]
+    stride, padding, dilation, groups = given[1:]
+    if source.ndim != weight.ndim or call.kwargs or isinstance(padding, str):
+        return None
+    stride, padding, dilation = (_per_dimension(size, spatial) for size in (stride, padding, dilation))
+    return stride, padding, dilation, groups
+
+
+def _per_dimension(size: int | Sequence[int], dimensions: int) -> list[int]:
+    sizes = [size] if isinstance(size, int) else list(size)
+    return sizes * dimensions if len(sizes) == 1 else sizes

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx
 
 from resnet_paths_plugin.engine.calls import Call, Derivative, Rows, Rule, Slope, leaf_of
-from resnet_paths_plugin.engine.convolution import Convolution, image_layout
+from resnet_paths_plugin.engine.convolution import Convolution, convolution_options, image_layout
 from resnet_paths_plugin.graph import operators as ops
 from resnet_paths_plugin.graph.operators import aten
 
@@ -45,28 +45,11 @@ def _of_one(pull: Callable[[Rows], Rows], push: Callable[[Rows], Rows]) -> Rule:
     return Rule(lambda bank: [pull(bank)], lambda banks: None if banks[0] is None else push(banks[0]))
 
 
-def _per_dimension(size: int | Sequence[int], dimensions: int) -> list[int]:
-    sizes = [size] if isinstance(size, int) else list(size)
-    return sizes * dimensions if len(sizes) == 1 else sizes
-
-
 def _convolution(call: Call) -> Convolution | None:
-    source, weight = call.args[0], call.args[1]
-    spatial = weight.ndim - 2
-    if not call.only_operand() or source.ndim != weight.ndim:
+    options = convolution_options(call)
+    if not call.only_operand() or options is None:
         return None
-    defaults = (None, 1, 0, 1, 1)
-    given: list[Any] = [*call.args[2:], *defaults[len(call.args) - 2 :]]
-    stride, padding, dilation, groups = given[1:]
-    if call.kwargs or isinstance(padding, str):
-        return None
-    stride, padding, dilation = (
-        _per_dimension(stride, spatial),
-        _per_dimension(padding, spatial),
-        _per_dimension(dilation, spatial),
-    )
-
-    return Convolution(source.shape, weight, stride, padding, dilation, groups)
+    return Convolution(call.args[0].shape, call.args[1], *options)
 
 
 def _linear(call: Call) -> Derivative | None:
@@ -192,11 +175,13 @@ def _matmul(call: Call) -> Derivative | None:
 
     def from_the_right(bank: Rows, matrix: Tensor) -> Rows:
         joined = bank.movedim(0, -3).flatten(-3, -2) @ matrix
-        return joined.unflatten(-2, bank.shape[:1] + bank.shape[-2:-1]).movedim(-3, 0)
+        split: Rows = joined.unflatten(-2, (bank.shape[0], bank.shape[-2]))  # type: ignore[no-untyped-call]  # torch's
+        return split.movedim(-3, 0)
 
     def from_the_left(matrix: Tensor, bank: Rows) -> Rows:
         joined = matrix @ bank.movedim(0, -2).flatten(-2, -1)
-        return joined.unflatten(-1, bank.shape[:1] + bank.shape[-1:]).movedim(-2, 0)
+        split: Rows = joined.unflatten(-1, (bank.shape[0], bank.shape[-1]))  # type: ignore[no-untyped-call]  # torch's
+        return split.movedim(-2, 0)
 
     def pull(bank: Rows) -> list[Rows]:
         return [from_the_right(bank, right.mT) if first else from_the_left(left.mT, bank) for first in is_left]
@@ -262,10 +247,12 @@ def _layer_norm(call: Call) -> Derivative | None:
 
     def through(rows: Rows) -> Rows:
         centred = rows - rows.mean(dims, keepdim=True) - normal * (rows * normal).mean(dims, keepdim=True)
-        return centred * inverse
+        scaled: Rows = centred * inverse
+        return scaled
 
     def weighted(rows: Rows) -> Rows:
-        return rows if weight is None else rows * weight
+        scaled: Rows = rows if weight is None else rows * weight
+        return scaled
 
     return _of_one(lambda bank: through(weighted(bank)), lambda bank: weighted(through(bank)))
 

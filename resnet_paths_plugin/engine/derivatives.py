@@ -32,11 +32,15 @@ def linearise(call: Call, *, by_rules: bool = True) -> Derivative:
     if isinstance(call.value, Tensor) and not (call.value.is_floating_point() or call.value.is_complex()):
         # Such as indices: constant wherever they can be differentiated.
         return Rule(lambda _: [None] * len(call.operands), lambda _: None)
-    node = call.node
-    plain = not (_is_complex(call) or ops.draws_at_random(node) or _names_its_arguments(node) or has_autocast(node))
-    rule = RULES.get(node.target) if plain and by_rules else None
+    rule = RULES.get(call.node.target) if by_rules and has_rules(call) else None
     derivative = rule(call) if rule is not None else None
     return derivative if derivative is not None else _by_autograd(call)
+
+
+def has_rules(call: Call) -> bool:
+    """Whether a call is one that rules are written for."""
+    node = call.node
+    return not (_is_complex(call) or ops.draws_at_random(node) or _names_its_arguments(node) or has_autocast(node))
 
 
 def _names_its_arguments(node: fx.Node) -> bool:

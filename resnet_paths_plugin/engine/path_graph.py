@@ -4,7 +4,7 @@ A path leads from the output back to the tap: at each sum it chooses a term, and
 term reads directly, that is, without passing another sum. Its length counts the branches chosen.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -23,26 +23,70 @@ class PathGraph:
         program: the program.
         taps: positions of the values at which paths end; several where the model has several inputs.
         nodes: mask of the taps and of the sums that are computed from one.
+        parameters: positions of parameters, and of what is computed from them alone, at which paths end as well.
+        ends: positions of the values at which paths begin, on their way back.
+
+    Args:
+        program: the program.
+        taps: positions of the values at which paths end.
+        parameters: positions of parameters, and of what is computed from them alone, at which paths end as well.
+        ends: positions of the values at which paths begin; None for the outputs.
     """
 
-    def __init__(self, program: Program, taps: Sequence[int]) -> None:
+    def __init__(
+        self,
+        program: Program,
+        taps: Sequence[int],
+        *,
+        parameters: Collection[int] = (),
+        ends: Sequence[int] | None = None,
+    ) -> None:
         self.program = program
         self.taps = tuple(taps)
+        self.parameters = frozenset(parameters)
+        given = program.outputs if ends is None else ends
+        self.ends = tuple(dict.fromkeys(at for at in given if at is not None))
         self.nodes = sum(1 << at for at in self.taps)
         for total in program.sums:
             if self.leads_to_tap(total.root):
                 self.nodes |= 1 << total.root
 
     def leads_to_tap(self, at: int) -> bool:
-        """Whether a value is computed from a tap, or is one."""
-        nodes, flow = self.program.nodes, self.program.flow
-        return any(flow.is_ancestor(nodes[tap], of=nodes[at]) for tap in self.taps)
+        """Whether a value is computed from a tap or a parameter at which paths end, or is a tap."""
+        return bool(self._led >> at & 1)
+
+    def reads_parameters(self, at: int) -> bool:
+        """Whether an operator reads a parameter at which paths end."""
+        return at in self._reading
+
+    @cached_property
+    def _reading(self) -> frozenset[int]:
+        if not self.parameters:
+            return frozenset()
+        order, nodes = self.program.flow.order, self.program.nodes
+        return frozenset(
+            at
+            for at in self.program.dynamic
+            if any(order[other] in self.parameters for other in nodes[at].all_input_nodes)
+        )
+
+    @cached_property
+    def _led(self) -> int:
+        flow, nodes = self.program.flow, self.program.nodes
+        led = sum(1 << at for at in self.taps)
+        for at in self.program.dynamic:
+            if nodes[at] not in flow.data:
+                continue
+            if at in self._reading or any(
+                led >> flow.order[other] & 1 for other in nodes[at].all_input_nodes if other in flow.data
+            ):
+                led |= 1 << at
+        return led
 
     @cached_property
     def outputs(self) -> tuple[Edge, ...]:
         """The ways back from the output."""
-        ends = dict.fromkeys(at for at in self.program.outputs if at is not None)
-        return tuple(Edge(None, at, None, node) for at in ends for node in self.read_by(at))
+        return tuple(Edge(None, at, None, node) for at in self.ends for node in self.read_by(at))
 
     @cached_property
     def edges(self) -> dict[int, tuple[Edge, ...]]:

@@ -91,6 +91,7 @@ class Program:
         sums: the sums that close blocks, in execution order.
         branches: one for each block.
         operators: compiled operator of each position that is one.
+        prepared: positions of the operators that the input's data does not reach, in order.
         dynamic: positions of the operators whose values depend on the input's data, in order.
         inputs: positions of the input placeholders.
         outputs: leaves of the output: a position where the leaf is a value of the graph, else None.
@@ -109,7 +110,7 @@ class Program:
         self.nodes: tuple[fx.Node, ...] = tuple(graph.graph.nodes)
         order = self.flow.order
         self.inputs = tuple(order[node] for node in graph.inputs)
-        self._prepared, self.dynamic = self._classify()
+        self.prepared, self.dynamic = self._classify()
         moving = {*self.dynamic, *self.inputs}
         self.moving = mask_of(moving)
         self.operators = _compile(self.nodes, order, moving)
@@ -131,7 +132,7 @@ class Program:
         """Return `parameters` with all values that depend on them and on the inputs' shapes alone."""
         static = dict(parameters)
         static.update({at: inputs[at] for at in self.inputs})
-        for at in self._prepared:
+        for at in self.prepared:
             static[at] = self.operators[at](static, static)
         return static
 
@@ -147,7 +148,7 @@ class Program:
         """Positions of the prepared operators that depend on the inputs' shapes."""
         sized = set(self.inputs)
         found = []
-        for at in self._prepared:
+        for at in self.prepared:
             if any(self.flow.order[other] in sized for other in self.nodes[at].all_input_nodes):
                 sized.add(at)
                 found.append(at)

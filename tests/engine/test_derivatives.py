@@ -13,8 +13,8 @@ from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from resnet_paths_plugin.engine.calls import Call
-from resnet_paths_plugin.engine.derivatives import linearise
 from resnet_paths_plugin.engine.derivative_rules import RULES
+from resnet_paths_plugin.engine.derivatives import linearise
 from resnet_paths_plugin.graph import operators as ops
 
 aten = torch.ops.aten
@@ -137,7 +137,7 @@ def check_tangents(call, data, target, args, kwargs, dtype=torch.float64, tolera
 
 
 def check(target, *args, rule=True, dtype=torch.float64, tolerance=1e-12, **kwargs):
-    """Compare the derivative of a call with autograd, both ways; `rule` says whether an own rule is expected to serve."""
+    """Compare the derivative of a call with autograd, both ways; `rule`: whether an own rule is expected to serve."""
     call, data = call_of(target, args, kwargs, dtype)
     found = RULES.get(target)
     served = found is not None and found(call) is not None

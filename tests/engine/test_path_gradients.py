@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 
 import resnet_paths_plugin as rpp
 from resnet_paths_plugin import demo
-from resnet_paths_plugin.engine import backward
+from resnet_paths_plugin.engine import linearised_pass
 from resnet_paths_plugin.engine.backward import BackwardWalk
 from resnet_paths_plugin.engine.path_graph import PathGraph
 from resnet_paths_plugin.engine.routing import TAIL, AlongPaths, ByLength, Edge, WithSigns
@@ -159,7 +159,7 @@ def test_rows_taken_a_few_at_a_time_are_the_same(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_exact_bank_equals_the_enumeration_where_no_values_are_kept(name, monkeypatch):
-    monkeypatch.setattr(backward, "KEPT_BYTES", -1)
+    monkeypatch.setattr(linearised_pass, "KEPT_BYTES", -1)
     expected = summed(twin(name).paths)
     rows = walk(name, ByLength(ones(name)), bank_bytes=1)
     assert rows.keys() == {(length,) for length in expected}

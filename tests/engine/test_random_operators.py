@@ -60,7 +60,7 @@ class Noise(Random):
 @pytest.mark.parametrize("kind", [Attention, MaskedAttention, Slopes, Gumbel, Noise])
 def test_paths_are_those_of_what_was_drawn_forward(monkeypatch, kind, kept):
     if not kept:
-        monkeypatch.setattr("resnet_paths_plugin.engine.backward.KEPT_BYTES", 0)
+        monkeypatch.setattr("resnet_paths_plugin.engine.linearised_pass.KEPT_BYTES", 0)
     torch.manual_seed(0)
     model, x = kind().double().eval(), torch.randn(3, 5, 6, dtype=torch.float64)
     with pytest.warns(StochasticModelWarning):

@@ -187,7 +187,7 @@ class Dropping(Deep):
 @pytest.mark.parametrize("kept", [True, False])
 def test_masks_that_are_always_drawn_are_the_same_forward_and_backward(monkeypatch, kept):
     if not kept:
-        monkeypatch.setattr("resnet_paths_plugin.engine.backward.KEPT_BYTES", 0)
+        monkeypatch.setattr("resnet_paths_plugin.engine.linearised_pass.KEPT_BYTES", 0)
     torch.manual_seed(0)
     model, x = Dropping().double().eval(), torch.randn(4, 5, dtype=torch.float64)
     with pytest.warns(StochasticModelWarning):
