@@ -10,7 +10,9 @@ from .analyzers.coalitions.game import BlockGame as BlockGame
 from .analyzers.coalitions.interaction import BlockInteraction as BlockInteraction
 from .analyzers.coalitions.selection import BlockSelection as BlockSelection
 from .analyzers.coalitions.shapley import BlockShapley as BlockShapley
+from .analyzers.gradients.contribution import BlockContribution as BlockContribution
 from .analyzers.gradients.influence import BlockInfluence as BlockInfluence
+from .analyzers.gradients.participation import PathParticipation as PathParticipation
 from .analyzers.gradients.path_length import PathLengthGradient as PathLengthGradient
 from .analyzers.rewiring.lesion import BlockLesion as BlockLesion
 from .analyzers.rewiring.reordering import BlockReordering as BlockReordering

@@ -10,6 +10,7 @@ import math
 import operator
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
+from itertools import accumulate
 from typing import SupportsIndex
 
 import numpy as np
@@ -224,7 +225,7 @@ def log10_totals(paths: PathCounts, mean_norm: ArrayLike) -> FloatArray:
 
 
 def effective_range(
-    values: ArrayLike | Sequence[int], share: float = 0.95, *, log10: bool = False
+    values: ArrayLike | Sequence[int], share: float = 0.95, *, log10: bool = False, signed: bool = False
 ) -> tuple[float, float]:
     """Shortest interval of lengths that holds a share of the total (the "effective paths" of Sec. 5).
 
@@ -238,13 +239,15 @@ def effective_range(
         share: the part of the total to hold, in (0, 1].
         log10: `values` are decimal logarithms (`-inf` for zero), and may span any number of decades; what
             lies more than 300 decades below the largest counts as zero.
+        signed: `values` may be negative, as parts of a gradient are that point against it; an interval holds the sum of
+            its values.
 
     Returns:
         The shortest and the longest length of the interval, both included, as whole numbers. `(nan, nan)`
-        where no range exists: the total is zero, or not finite (a NaN or an infinity among the values).
+        where no range exists: the total is not positive, or not finite (a NaN or an infinity among the values).
 
     Raises:
-        InputError: if a value is negative, `share` is outside (0, 1], or there are no values.
+        InputError: if a value is negative and not `signed`, `share` is outside (0, 1], or there are no values.
 
     Examples:
         >>> rpp.paths.effective_range([0.01, 0.5, 0.4, 0.08, 0.01], share=0.9)
@@ -252,10 +255,11 @@ def effective_range(
     """
     if not 0 < share <= 1:
         raise InputError(f"the share is {share}: expected a number above 0 and at most 1")
-    weights = _weights(_numbers(values), log10=log10)
-    if weights is None or not any(weights):
+    weights = _weights(_numbers(values), log10=log10, signed=signed)
+    if weights is None or sum(weights) <= 0:
         return (math.nan, math.nan)
-    low, high = _shortest_interval(weights, Fraction(str(float(share))) * sum(weights))
+    find = _shortest_signed_interval if signed else _shortest_interval
+    low, high = find(weights, Fraction(str(float(share))) * sum(weights))
     return (float(low), float(high))
 
 
@@ -294,16 +298,18 @@ def _numbers(values: ArrayLike | Sequence[int]) -> list[int | float]:
     return numbers
 
 
-def _weights(values: list[int | float], *, log10: bool) -> list[Fraction] | None:
+def _weights(values: list[int | float], *, log10: bool, signed: bool) -> list[Fraction] | None:
     """The values as exact fractions, up to a common factor if they are logarithms; None if not finite."""
     if any(isinstance(value, float) and (math.isnan(value) or value == math.inf) for value in values):
+        return None
+    if signed and -math.inf in values:
         return None
     if log10:
         largest = max(values)
         if largest == -math.inf:
             return [Fraction(0)]
         return [Fraction(10.0 ** float(max(value - largest, _NO_DECADES))) for value in values]
-    if min(values) < 0:
+    if min(values) < 0 and not signed:
         raise InputError(f"a total cannot hold the negative value {min(values)}: expected non-negative values")
     return [Fraction(value) for value in values]
 
@@ -321,6 +327,17 @@ def _shortest_interval(weights: list[Fraction], goal: Fraction) -> tuple[int, in
             best = min(best, (high - low, -held, low))
     width, _, low = best
     return low, low + width
+
+
+def _shortest_signed_interval(weights: list[Fraction], goal: Fraction) -> tuple[int, int]:
+    """The same where weights may be negative, so that a longer interval may weigh less."""
+    up_to = [Fraction(0), *accumulate(weights)]
+    for width in range(len(weights)):
+        held = [(-(up_to[low + width + 1] - up_to[low]), low) for low in range(len(weights) - width)]
+        heaviest, low = min(held)
+        if -heaviest >= goal:
+            return low, low + width
+    return 0, len(weights) - 1  # pragma: no cover - all of them weigh enough
 
 
 def _natural(value: object, what: str) -> int:

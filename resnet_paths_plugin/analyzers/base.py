@@ -21,7 +21,6 @@ from resnet_paths_plugin.execution import RunOptions, Stage, StudyRun
 from resnet_paths_plugin.execution.batches import Batch, Batches
 from resnet_paths_plugin.network.unraveled import UnraveledNetwork
 from resnet_paths_plugin.results import provenance
-from resnet_paths_plugin.results.block_coords import block_coords
 
 _NOT_RECORDED = frozenset({"self", "__class__", "seed", "show_progress", "run"})
 """Arguments that are no `argument_NAME` of the result: they do not decide it, or have an attribute of their own."""
@@ -92,8 +91,7 @@ class Analyzer(Attribution):  # type: ignore[misc]  # captum is untyped
             work = study.work(study_run)
             samples = study.chunks(_checked(study, batches), study_run.sizes["samples"])
             chunks = study_run.pieces(Stage(study.name, work), samples, batches.n_samples)
-            blocks = block_coords(network.blocks)
-            return study_run.gather(results_as_datasets(study, chunks, coords=blocks, attrs=attrs))
+            return study_run.gather(results_as_datasets(study, chunks, coords=study.block_coords, attrs=attrs))
 
 
 def _checked(study: Study, batches: Batches) -> Iterator[Batch]:

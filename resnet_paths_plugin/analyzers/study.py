@@ -10,6 +10,7 @@ from resnet_paths_plugin.execution.batches import Batch, Batches, Target
 from resnet_paths_plugin.network.model_pass import Tap
 from resnet_paths_plugin.network.own_pass import Compared, Found, OwnPass, ThroughAutograd
 from resnet_paths_plugin.network.unraveled import UnraveledNetwork
+from resnet_paths_plugin.results.block_coords import block_coords
 from resnet_paths_plugin.results.variables import Entry
 
 __all__ = [
@@ -103,6 +104,11 @@ class Study(ABC):
     def attrs(self) -> Mapping[str, object]:
         """Global attributes of the result beside its provenance."""
         return {}
+
+    @property
+    def block_coords(self) -> Mapping[str, Entry]:
+        """The coordinates of dim `block`."""
+        return block_coords(self.network.blocks)
 
     @property
     def manifest(self) -> Mapping[str, object]:

@@ -92,6 +92,7 @@ class LinearisedPass:
         program = self.program
         liveness = LivenessAnalysis(program).of(Schedule(len(program.blocks)))
         starts = [values]
+        self._keep_from(values, program.inputs)
         for which, total in enumerate(program.sums):
             values = self._values(which, starts)
             self._linearise(which, values)
@@ -101,7 +102,7 @@ class LinearisedPass:
             starts.append({at: value for at, value in values.items() if liveness.after[which] >> at & 1})
         values = self._values(len(program.sums), starts)
         self._linearise(len(program.sums), values)
-        self._keep_from(values, (*program.inputs, *program.segments[-1]))
+        self._keep_from(values, program.segments[-1])
         return starts, values
 
     def _keep_from(self, values: Values, positions: Iterable[int]) -> None:

@@ -3,7 +3,7 @@
 It does not compare itself with the model: `ModelCheck` does.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import pluggy
@@ -79,7 +79,7 @@ class CapturedNetwork(NetworkView):
         self.plugin_manager = plugin_manager
         self.program = Program(graph, self.blocks)
         self._engine = ForwardEngine(self.program, compiled="compile" in self.optimize)
-        self._path_graphs: dict[tuple[int, ...], PathGraph] = {}
+        self._path_graphs: dict[Hashable, PathGraph] = {}
         self._intact = Schedule.identity(self)
         self._named = NamedBlocks(self.name, self.blocks, layers=units == "layers")
 
@@ -303,10 +303,22 @@ class CapturedNetwork(NetworkView):
         inputs = self.program.inputs[:n_inputs]
         inputs = tuple(at for at in inputs if has_gradient(self.program.nodes[at])) or inputs
         taps = inputs if tap is None else (self.program.branches[tap.index].source,)
-        if taps not in self._path_graphs:
-            carried = [at for at in taps if self.program.nodes[at] in self.program.flow.data]
-            self._path_graphs[taps] = PathGraph(self.program, carried)
-        return self._path_graphs[taps]
+        return self.path_graph_to([at for at in taps if self.program.nodes[at] in self.program.flow.data])
+
+    def path_graph_to(
+        self, taps: Sequence[int], *, parameters: Collection[int] = (), ends: Sequence[int] | None = None
+    ) -> PathGraph:
+        """Return the graph of paths between some values, made once.
+
+        Args:
+            taps: positions in the program at which paths end.
+            parameters: positions of parameters, and of what is computed from them alone, where paths end as well.
+            ends: positions from which paths lead back; None for the outputs.
+        """
+        key = tuple(taps), frozenset(parameters), None if ends is None else tuple(ends)
+        if key not in self._path_graphs:
+            self._path_graphs[key] = PathGraph(self.program, taps, parameters=parameters, ends=ends)
+        return self._path_graphs[key]
 
     def weights_digest(self) -> str:
         """Return the SHA-256 of all parameters and buffers, their names, dtypes and shapes included.

@@ -31,6 +31,25 @@ def block_coords(blocks: Sequence[ResidualBlock]) -> dict[str, Entry]:
     }
 
 
+def part_coords(blocks: Sequence[ResidualBlock], parts: Sequence[str]) -> dict[str, Entry]:
+    """Return the coordinates of dim `block` where it holds parts of the trunk behind the blocks.
+
+    A part has its own name, index and stage -1, and empty texts.
+
+    Args:
+        blocks: the blocks.
+        parts: names of the blocks and of the further parts.
+    """
+    found: dict[str, Entry] = {}
+    further = len(parts) - len(blocks)
+    for name, entry in block_coords(blocks).items():
+        values = list(np.asarray(entry[1]).tolist())
+        missing: list[object] = [0 if name == "block_depth" else "" if isinstance(values[0], str) else NOT_KNOWN]
+        whole = list(parts) if name == "block" else [*values, *(missing * further)]
+        found[name] = ("block", whole, *([_FLAGS] if name == "block_index" else entry[2:]))
+    return found
+
+
 def lesion_coords(
     deleted: npt.NDArray[np.bool_], n_units: npt.NDArray[np.integer], facts: Mapping[str, npt.ArrayLike]
 ) -> dict[str, Entry]:

@@ -119,17 +119,21 @@ def _shared_once(ds: xr.Dataset) -> xr.Dataset:
 
 
 def _with_ranges(ds: xr.Dataset) -> xr.Dataset:
-    """Return the result with the effective range of `gradient_norm` over its own samples."""
-    if not {*_ENDS} <= set(ds.data_vars) or "gradient_norm" not in ds or "measure" not in ds.coords:
+    """Return the result with the effective ranges of `gradient_norm` and `gradient_share` over its own samples."""
+    if not {*_ENDS} <= set(ds.data_vars) or "measure" not in ds.coords:
         return ds
-    norm = ds["gradient_norm"]
-    if set(norm.dims) != {"path_length", "sample"}:
-        return ds
-    bounds = paths.effective_range(norm.mean("sample").values)
-    own = ds["measure"] == "gradient_norm"
-    return ds.assign(
-        {end: ds[end].where(~own, bound).assign_attrs(ds[end].attrs) for end, bound in zip(_ENDS, bounds, strict=True)}
-    )
+    for measure in ("gradient_norm", "gradient_share"):
+        if measure not in ds or set(ds[measure].dims) != {"path_length", "sample"}:
+            continue
+        bounds = paths.effective_range(ds[measure].mean("sample").values, signed=measure == "gradient_share")
+        own = ds["measure"] == measure
+        ds = ds.assign(
+            {
+                end: ds[end].where(~own, bound).assign_attrs(ds[end].attrs)
+                for end, bound in zip(_ENDS, bounds, strict=True)
+            }
+        )
+    return ds
 
 
 def _with_correlations(ds: xr.Dataset) -> xr.Dataset:

@@ -116,6 +116,38 @@ QUANTITIES: Mapping[str, Quantity] = {
     "lesion_effect": Quantity("mean rise of the measure over samples when the block alone is deleted", np.float64),
     "proxy": Quantity("variable that predicts the effect of deleting a block", np.str_),
     "rank_correlation": Quantity("Spearman's rank correlation over blocks of proxy and effect of deletion", np.float64),
+    # what passes through blocks
+    "contribution": Quantity(
+        "what the block's branch adds to the objective, to first order, through this many later branches", np.float64
+    ),
+    "direct": Quantity("what the block's branch adds to the objective, to first order, through no other", np.float64),
+    "indirect": Quantity("what the block's branch adds to the objective, to first order, through others", np.float64),
+    "stem": Quantity("what the first source adds to the objective, to first order, through no branch", np.float64),
+    "remainder": Quantity("the objective minus the stem's part and the direct parts of all blocks", np.float64),
+    "contribution_map": Quantity("direct contribution of the position", np.float32),
+    "participation": Quantity(
+        "part of the gradient of all paths of this length, along the direction, that goes through the block", np.float64
+    ),
+    "directional_derivative": Quantity(
+        "inner product of the gradient of all paths of this length and the direction", np.float64
+    ),
+    "parameter_gradient_norm": Quantity(
+        "norm of the gradient of the block's parameters along all paths of this length", np.float64
+    ),
+    "parameter_gradient_share": Quantity(
+        "share of the block's parameter gradient: inner product with the whole over the latter's square", np.float64
+    ),
+    "parameter_gradient_norm_per_sample": Quantity(
+        "norm of the gradient of the block's parameters along all paths of this length, on the sample", np.float64
+    ),
+    "parameter_gradient_share_per_sample": Quantity(
+        "share of the block's parameter gradient on the sample along all paths of this length", np.float64
+    ),
+    "tail_parameter_gradient_norm": Quantity(
+        "norm of the gradient of the block's parameters along all longer paths", np.float64
+    ),
+    "mean_path_length": Quantity("mean path length, weighted by parameter_gradient_share", np.float64),
+    "n_parameters": Quantity("number of parameters that the block, or the part of the trunk, reads", np.int64),
     # sets of blocks to delete: those chosen, random ones, and those that a search measured
     "selection": Quantity("blocks whose branches are deleted, joined by '+'", np.str_),
     "method": Quantity("search that chose the set", np.str_),
@@ -178,9 +210,13 @@ QUANTITIES: Mapping[str, Quantity] = {
     "gradient": Quantity("sum of the gradients of all paths of this length", np.float32),
     "input": Quantity("input of the network", np.float32),
     "gradient_norm": Quantity("norm of the sum of the gradients of all paths of this length", np.float64),
+    "gradient_share": Quantity(
+        "share of the ordinary gradient: inner product of gradient and ordinary gradient over the latter's square",
+        np.float64,
+    ),
     "tail_gradient_norm": Quantity("norm of the sum of the gradients of all longer paths", np.float64),
     "completeness_error": Quantity(
-        "norm of the sum over path lengths minus the ordinary gradient, relative to the latter's", np.float64
+        "what the sum of the parts misses of the whole, relative to the whole's size", np.float64
     ),
     "path_count": Quantity("number of paths of this length", np.float64),
     "log10_path_count": Quantity("decimal logarithm of path_count", np.float64),
@@ -210,6 +246,8 @@ QUANTITIES: Mapping[str, Quantity] = {
 _TARGETS = "targets"
 _CLASSES = "outputs `[B, classes]`"
 _SAMPLED = "estimator `sampled`"
+_AT_PARAMETERS = '`tap="parameters"`'
+_NOT_AT_PARAMETERS = "another tap than the parameters"
 _RANGED = "estimator `exact` or `sampled`, one grade, no `max_length`"
 _BLOCKS: Mapping[str, StudyVariable] = {
     name: StudyVariable(("block",))
@@ -399,11 +437,31 @@ STUDIES: Mapping[str, StudySchema] = {
             **_BLOCKS,
         },
     ),
+    "BlockContribution": StudySchema(
+        {
+            "contribution": StudyVariable(("block", "path_length", "sample")),
+            "direct": StudyVariable(("block", "sample")),
+            "indirect": StudyVariable(("block", "sample")),
+            "stem": StudyVariable(("sample",)),
+            "remainder": StudyVariable(("sample",)),
+            "contribution_map": StudyVariable(("block", "sample", "*"), "`keep_maps`"),
+        },
+        {"path_length": StudyVariable(("path_length",)), **_SAMPLES, **_BLOCKS},
+    ),
+    "PathParticipation": StudySchema(
+        {
+            "participation": StudyVariable(("block", "path_length", "sample")),
+            "directional_derivative": StudyVariable(("path_length", "sample")),
+            "completeness_error": StudyVariable(("path_length", "sample")),
+        },
+        {"path_length": StudyVariable(("path_length",)), **_SAMPLES, **_BLOCKS},
+    ),
     "PathLengthGradient": StudySchema(
         {
-            "path_count": StudyVariable(("path_length",)),
-            "log10_path_count": StudyVariable(("path_length",)),
+            "path_count": StudyVariable(("path_length",), _NOT_AT_PARAMETERS),
+            "log10_path_count": StudyVariable(("path_length",), _NOT_AT_PARAMETERS),
             "gradient_norm": StudyVariable(("path_length", "sample"), "estimator `exact`"),
+            "gradient_share": StudyVariable(("path_length", "sample"), "estimator `exact`"),
             "completeness_error": StudyVariable(("sample",), "estimator `exact`"),
             "tail_gradient_norm": StudyVariable(("sample",), "estimator `exact`, `max_length`"),
             "path_gradient_norm": StudyVariable(("path_length",), _SAMPLED),
@@ -417,6 +475,17 @@ STUDIES: Mapping[str, StudySchema] = {
             "effective_length_high": StudyVariable(("measure",), _RANGED),
             "gradient": StudyVariable(("path_length", "sample", "*"), "`keep_maps`"),
             "input": StudyVariable(("sample", "*"), '`keep_maps`, `tap="input"`'),
+            "parameter_gradient_norm": StudyVariable(("block", "path_length"), _AT_PARAMETERS),
+            "parameter_gradient_share": StudyVariable(("block", "path_length"), _AT_PARAMETERS),
+            "mean_path_length": StudyVariable(("block",), f"{_AT_PARAMETERS}, no `max_length`"),
+            "tail_parameter_gradient_norm": StudyVariable(("block",), f"{_AT_PARAMETERS}, `max_length`"),
+            "n_parameters": StudyVariable(("block",), _AT_PARAMETERS),
+            "parameter_gradient_norm_per_sample": StudyVariable(
+                ("block", "path_length", "sample"), f"{_AT_PARAMETERS}, `per_sample`"
+            ),
+            "parameter_gradient_share_per_sample": StudyVariable(
+                ("block", "path_length", "sample"), f"{_AT_PARAMETERS}, `per_sample`"
+            ),
         },
         {
             "path_length": StudyVariable(("path_length",)),
@@ -470,7 +539,9 @@ PER_SAMPLE = frozenset({
     "prediction_changed", "label", "branch_to_source_norm", "source_sum_cosine", "block_influence", "angular_distance",
     "branch_descent_cosine", "lesion_estimate", "gate_openness", "gradient", "input", "gradient_norm",
     "tail_gradient_norm", "completeness_error", "path_gradient_rms", "shapley_value_per_sample",
-    "interaction_per_sample",
+    "interaction_per_sample", "gradient_share", "contribution", "direct",
+    "indirect", "stem", "remainder", "contribution_map", "participation", "directional_derivative",
+    "parameter_gradient_norm_per_sample", "parameter_gradient_share_per_sample",
 })  # fmt: skip
 """Variables of the schema that have a value for each sample; no other one has."""
 
@@ -478,6 +549,7 @@ OVER_SAMPLES = (
     "path_gradient_norm", "path_gradient_norm_stderr", "total_path_gradient", "log10_total_path_gradient",
     "shapley_value", "shapley_stderr", "shapley_interaction", "shapley_interaction_stderr", "efficiency_error",
     "single_effect", "pair_effect", "interaction", "set_effect", "additive_effect", "additive_share",
-    "additive_share_low", "additive_share_high",
+    "additive_share_low", "additive_share_high", "parameter_gradient_norm", "parameter_gradient_share",
+    "tail_parameter_gradient_norm", "mean_path_length",
 )  # fmt: skip
 """Means over samples whose values for each sample are not kept."""

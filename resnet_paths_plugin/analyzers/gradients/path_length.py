@@ -11,6 +11,7 @@ from resnet_paths_plugin.analyzers.arguments import positive
 from resnet_paths_plugin.analyzers.base import Analyzer
 from resnet_paths_plugin.analyzers.gradients.grades import Grade, grading_of
 from resnet_paths_plugin.analyzers.gradients.objectives import Objective
+from resnet_paths_plugin.analyzers.gradients.parameters import ParameterStudy
 from resnet_paths_plugin.analyzers.gradients.study import PathStudy
 from resnet_paths_plugin.analyzers.gradients.tasks import ESTIMATORS, Estimator
 from resnet_paths_plugin.errors import InputError
@@ -46,7 +47,8 @@ class PathLengthGradient(Analyzer, GradientAttribution):  # type: ignore[misc]  
         max_length: int | None = None,
         grade: Grade = "blocks",
         draws: int = 100,
-        tap: Literal["input", "stem"] | BlockLike = "input",
+        tap: Literal["input", "stem", "parameters"] | BlockLike = "input",
+        per_sample: bool = False,
         keep_maps: bool = False,
         internal_batch_size: int | None = None,
         seed: int = 0,
@@ -70,8 +72,9 @@ class PathLengthGradient(Analyzer, GradientAttribution):  # type: ignore[misc]  
             grade: what a branch adds to the length: `"blocks"`, `"layers"`, `"stages"`, `"branch_type"`, or a function
                 of a block that returns a number, or a number for each named axis.
             draws: sampled paths for each length, the same ones for all samples; walks with random signs.
-            tap: where gradients are taken: the `"input"`, the `"stem"` (source of the first block), or the source of
-                a block.
+            tap: where gradients are taken: the `"input"`, the `"stem"` (source of the first block), the source of a
+                block, or the `"parameters"` of each block and of the trunk.
+            per_sample: at the parameters, whether to measure single samples as well.
             keep_maps: whether to keep `G_k` itself, as `gradient`, and the inputs beside it.
             internal_batch_size: samples per walk; None chooses a number that suits the cache.
             seed: seed of paths and signs.
@@ -81,11 +84,20 @@ class PathLengthGradient(Analyzer, GradientAttribution):  # type: ignore[misc]  
         Returns:
             A Dataset with dims `path_length` and `sample` (one dim per axis where the grade has several), over the
             paths from all of the model's outputs:
-            `gradient_norm`, `completeness_error`, `path_count`, `log10_path_count`; sampled: `path_gradient_norm`,
+            `gradient_norm`, `gradient_share` (`<G_k, g> / ||g||^2` with the ordinary gradient `g`: these sum to 1, and
+            one may be negative), `completeness_error`, `path_count`, `log10_path_count`; sampled: `path_gradient_norm`,
             `path_gradient_norm_stderr`, `total_path_gradient`, `log10_total_path_gradient`, `n_draws`; signs:
             `path_gradient_rms`; `effective_length_low` and `_high` (measure), the shortest interval with 95 % of a
             measure's total, absent where `max_length` cuts, as then there is `tail_gradient_norm`; `gradient` and
             `input` with `keep_maps`.
+
+            With `tap="parameters"` dim `block` holds the blocks, then what reads parameters outside their branches:
+            `stem`, `NAME (skip)`, `trunk` and `head`. `parameter_gradient_norm` and `parameter_gradient_share` (block,
+            path_length) are of `H_i[a]`, the gradient summed over samples along the paths of length `path_length`, on
+            which a block's own branch counts; `mean_path_length` (block) is weighted by the shares;
+            `completeness_error` (block) is against autograd's gradient; `n_parameters` (block). Parameters are taken
+            whether or not they require gradients; those that several parts read are counted in each. About `n / 2`
+            times the size of all parameters is held.
 
         Raises:
             NoResidualBlocksError: if the network has no residual blocks.
@@ -94,7 +106,11 @@ class PathLengthGradient(Analyzer, GradientAttribution):  # type: ignore[misc]  
         arguments = dict(locals())
         chosen, n_draws = _estimators(estimator), positive("draws", draws) or 1
 
-        def study(network: UnraveledNetwork, batches: Batches) -> PathStudy:
+        def study(network: UnraveledNetwork, batches: Batches) -> PathStudy | ParameterStudy:
+            if tap == "parameters":
+                return _at_parameters(network, batches, objective, grade, max_length, per_sample, chosen, keep_maps)
+            if per_sample:
+                raise InputError("per_sample goes with tap='parameters': other taps have every sample's anyway")
             return PathStudy(
                 network,
                 n_inputs=batches.n_inputs,
@@ -111,6 +127,28 @@ class PathLengthGradient(Analyzer, GradientAttribution):  # type: ignore[misc]  
         return self.run_study(study, arguments)
 
 
+def _at_parameters(
+    network: UnraveledNetwork,
+    batches: Batches,
+    objective: Objective,
+    grade: Grade,
+    max_length: int | None,
+    per_sample: bool,
+    estimators: tuple[Estimator, ...],
+    keep_maps: bool,
+) -> ParameterStudy:
+    if estimators != ("exact",) or keep_maps:
+        raise InputError("tap='parameters' has estimator='exact' only, and keeps no maps")
+    return ParameterStudy(
+        network,
+        objective=objective,
+        n_inputs=batches.n_inputs,
+        grading=grading_of(network, grade),
+        max_length=max_length,
+        per_sample=per_sample,
+    )
+
+
 def _estimators(estimator: Estimator | Sequence[Estimator]) -> tuple[Estimator, ...]:
     given = [estimator] if isinstance(estimator, str) or not isinstance(estimator, Iterable) else list(estimator)
     chosen = tuple(name for name in ESTIMATORS if name in given)
@@ -119,7 +157,7 @@ def _estimators(estimator: Estimator | Sequence[Estimator]) -> tuple[Estimator, 
     return chosen
 
 
-def _tap(network: UnraveledNetwork, tap: Literal["input", "stem"] | BlockLike) -> ResidualBlock | None:
+def _tap(network: UnraveledNetwork, tap: Literal["input", "stem", "parameters"] | BlockLike) -> ResidualBlock | None:
     if tap == "input":
         return None
     return network.blocks[0] if tap == "stem" else network.block(tap)

@@ -193,15 +193,16 @@ class PathStudy(Study):
             }
             variables |= self._per_sample(found)
             totals: dict[str, Array] = {}
-            if "gradient_norm" in means:
-                totals["gradient_norm"] = means["gradient_norm"].ravel()
+            totals |= {name: means[name].ravel() for name in ("gradient_norm", "gradient_share") if name in means}
             if "path_norm_total" in means:
                 variables |= self._sampled_variables(means["path_norm_total"], totals)
                 variables["n_samples"] = ((), n_samples)
             own = dict(coords)
             if len(axes) == 1 and totals and not self.cut:  # of a part, the interval would say something else
                 ranges = {
-                    name: paths.effective_range(values, log10=name == "total_path_gradient")
+                    name: paths.effective_range(
+                        values, log10=name == "total_path_gradient", signed=name == "gradient_share"
+                    )
                     for name, values in totals.items()
                 }
                 variables["effective_length_low"] = (("measure",), [low for low, _ in ranges.values()])
@@ -238,7 +239,7 @@ class PathStudy(Study):
     def _per_sample(self, found: Arrays) -> dict[str, Entry]:
         axes = self.grading.axes
         variables: dict[str, Entry] = {}
-        for name in ("gradient_norm", "path_gradient_rms"):
+        for name in ("gradient_norm", "gradient_share", "path_gradient_rms"):
             if name in found:
                 variables[name] = ((*axes, "sample"), found[name])
         for name in ("completeness_error", "tail_gradient_norm"):
@@ -279,7 +280,7 @@ class PathStudy(Study):
 def _totals(found: Arrays) -> dict[str, Array]:
     """Return what is averaged over samples, summed over those of a chunk."""
     totals = {"path_norm_total": found["path_norm_total"]} if "path_norm_total" in found else {}
-    return totals | ({"gradient_norm": found["gradient_norm"].sum(axis=-1)} if "gradient_norm" in found else {})
+    return totals | {name: found[name].sum(axis=-1) for name in ("gradient_norm", "gradient_share") if name in found}
 
 
 def _check_taps(network: UnraveledNetwork, graph: PathGraph, tap: ResidualBlock | None) -> None:

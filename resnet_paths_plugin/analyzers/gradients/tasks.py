@@ -13,15 +13,14 @@ from torch.utils import _pytree as pytree
 from resnet_paths_plugin.analyzers.gradients.objectives import (
     Objective,
     ordinary_gradient,
-    output_gradients,
     per_sample,
     summed,
 )
-from resnet_paths_plugin.engine.backward import BackwardWalk, bank_dtype
+from resnet_paths_plugin.analyzers.gradients.walks import products, walk_of
+from resnet_paths_plugin.engine.backward import BackwardWalk
 from resnet_paths_plugin.engine.banks import Bank
 from resnet_paths_plugin.engine.random_states import States, generator_states, replayed
 from resnet_paths_plugin.engine.routing import TAIL, AlongPaths, ByLength, Edge, Lengths, WithSigns
-from resnet_paths_plugin.errors import InputError
 from resnet_paths_plugin.execution import Arrays, Samples
 from resnet_paths_plugin.execution.batches import Batch
 from resnet_paths_plugin.network.model_pass import Tap, tensors_of
@@ -69,6 +68,33 @@ class PathWork:
     paths: tuple[tuple[Lengths, frozenset[Edge]], ...]
     signs: tuple[dict[Edge, int], ...]
 
+    @classmethod
+    def of_all_paths(
+        cls, network: UnraveledNetwork, objective: Objective, n_inputs: int, *, inside: bool
+    ) -> "PathWork":
+        """Return work that takes all paths in one row, for a comparison with the ordinary gradient.
+
+        Args:
+            network: the network.
+            objective: what is differentiated.
+            n_inputs: how many of the network's arguments are inputs.
+            inside: whether to take gradients at the source of the first block, as inputs are integers.
+        """
+        return cls(
+            estimators=(),
+            objective=objective,
+            grades=tuple((0,) for _ in network.blocks),
+            limits=(0,),
+            cut=False,
+            grid=((0,),),
+            log_counts=np.zeros(1),
+            tap=0 if inside else None,
+            n_inputs=n_inputs,
+            keep_maps=False,
+            paths=(),
+            signs=(),
+        )
+
     @property
     def n_groups(self) -> int:
         """All estimators share one forward pass."""
@@ -112,13 +138,7 @@ class _PathJob:
 
     def walked(self, chunk: Batch) -> "_Walked":
         """Return the forward pass of some samples, and where it is asked for the exact gradients by length."""
-        program = self._network.program
-        dtype = bank_dtype(self._network.dtype)
-        walk = BackwardWalk(self._graph, self._inputs(chunk), program.parameters(), dtype=dtype)
-        leaves = output_gradients(self._work.objective, self._network.graph.unflatten(walk.outputs), chunk, dtype)
-        seeds = program.at_outputs(leaves)
-        if not any(self._graph.read_by(at) for at in seeds):
-            raise InputError("no gradient reaches the tap: the objective does not depend on it")
+        walk, seeds = walk_of(self._network, self._graph, self._work.objective, chunk)
         lengths = ByLength(self._work.grades, self._work.limits, tail=True)
         exact = walk.gradients(seeds, lengths) if "exact" in self._work.estimators else None
         return _Walked(chunk, walk, seeds, exact)
@@ -154,11 +174,16 @@ class _PathJob:
         if self._work.cut:
             found["tail_gradient_norm"] = self._norms(banks, [TAIL], chunk.size)[0]
         missing = square = torch.zeros(chunk.size, dtype=torch.float64)
+        along = torch.zeros(len(grid), chunk.size, dtype=torch.float64)
         for tap in self._graph.taps:
-            gradient = reference[tap]
+            gradient, dim = reference[tap], self._batch_dim(tap) or 0
             total = banks[tap].rows.sum(0) if tap in banks else torch.zeros_like(gradient)
-            missing = missing + _squares(total - gradient.to(total.dtype), self._batch_dim(tap))
-            square = square + _squares(gradient, self._batch_dim(tap))
+            missing = missing + _squares(total - gradient.to(total.dtype), dim)
+            square = square + _squares(gradient, dim)
+            if tap in banks:
+                rows = _rows(banks[tap], grid, gradient)
+                along += products(rows.double(), gradient[None].double(), dim)[:, :, 0].T
+        found["gradient_share"] = (along / square).reshape(self._shape(chunk)).numpy()
         error = (missing / square).sqrt()
         found["completeness_error"] = torch.where((missing == 0) & (square == 0), 0.0, error).numpy()
         if self._work.keep_maps:

@@ -1,0 +1,103 @@
+"""WalkStudy: what the studies share that walk from an objective back to the blocks, sample by sample."""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+from resnet_paths_plugin.analyzers.gradients.objectives import Objective
+from resnet_paths_plugin.analyzers.gradients.tasks import PathsOfFirstSamples, PathWork
+from resnet_paths_plugin.analyzers.outputs import outputs_of
+from resnet_paths_plugin.analyzers.pass_sizes import chunk_size
+from resnet_paths_plugin.analyzers.scores import sizes_of
+from resnet_paths_plugin.analyzers.study import Study
+from resnet_paths_plugin.engine.routing import Lengths
+from resnet_paths_plugin.errors import InputError
+from resnet_paths_plugin.execution import RunOptions, StudyRun, Work
+from resnet_paths_plugin.execution.batches import Batch, check_target
+from resnet_paths_plugin.graph.operators import has_gradient
+from resnet_paths_plugin.network.unraveled import UnraveledNetwork
+from resnet_paths_plugin.results.variables import Entry
+
+
+class WalkStudy(Study):
+    """Walks from an objective back to the blocks.
+
+    Args:
+        network: the network.
+        title: title of the result.
+        summary: what the result holds.
+        objective: what is differentiated.
+        n_inputs: how many of the network's arguments are inputs.
+        max_length: longest length with a row of its own; None for all.
+        grades: for each block, what its branch adds to the length; None for 1.
+
+    Attributes:
+        lengths: numbers of branches that paths take, from 0 to the longest, or to `max_length`.
+        cut: whether there are longer paths.
+
+    Raises:
+        NoResidualBlocksError: if the network has no residual blocks.
+        InputError: if `max_length` is no whole number from 0.
+    """
+
+    def __init__(
+        self,
+        network: UnraveledNetwork,
+        *,
+        title: str,
+        summary: str,
+        objective: Objective,
+        n_inputs: int,
+        max_length: int | None = None,
+        grades: Sequence[Lengths] | None = None,
+    ) -> None:
+        super().__init__(network, title=title, summary=summary)
+        network.require_paths()
+        self.objective, self.n_inputs = objective, n_inputs
+        graph = network.path_graph(None if self.takes_floats else network.blocks[0], n_inputs)
+        counts = graph.counts(grades or [(1,)] * len(network.blocks))
+        longest = max((length[0] for length in counts), default=0)
+        if max_length is not None and (
+            not isinstance(max_length, int) or isinstance(max_length, bool) or max_length < 0
+        ):
+            raise InputError(f"max_length must be a whole number from 0, not {max_length!r}")
+        last = longest if max_length is None else min(longest, max_length)
+        self.lengths = tuple(range(last + 1))
+        self.cut = last < longest
+
+    @property
+    def takes_floats(self) -> bool:
+        """Whether some input holds floating-point values, at which gradients can be taken."""
+        program = self.network.program
+        return any(has_gradient(program.nodes[at]) for at in program.inputs[: self.n_inputs])
+
+    def check(self, batch: Batch) -> None:
+        """Check a batch's target against the outputs before anything is run."""
+        sizes = sizes_of(outputs_of(self.network))
+        if callable(self.objective) and not (batch.names_outputs and len(sizes or ()) == 1):
+            return  # the objective knows what to make of it
+        if sizes is not None:
+            check_target(batch, sizes)
+
+    def samples_per_pass(self, run: RunOptions | None) -> int:
+        """Return the number of samples of a walk."""
+        return self.network.graph.conditions.reached(max(1, chunk_size(self.network, run) // 8))
+
+    def own_pass(self, chunk: Batch) -> PathsOfFirstSamples:
+        """Return a walk over the first samples in one row, to be compared with the model's gradient."""
+        work = PathWork.of_all_paths(self.network, self.objective, self.n_inputs, inside=not self.takes_floats)
+        return PathsOfFirstSamples(work, self.network, chunk)
+
+    @abstractmethod
+    def make_work(self) -> Work:
+        """Return what walks over samples."""
+
+    def work(self, run: StudyRun) -> Work:  # noqa: ARG002 - nothing runs before
+        """Return what walks over samples."""
+        return self.make_work()
+
+    @property
+    def length_coord(self) -> dict[str, Entry]:
+        """The coordinate of dim `path_length`."""
+        coord: Any = ("path_length", list(self.lengths))
+        return {"path_length": coord}
