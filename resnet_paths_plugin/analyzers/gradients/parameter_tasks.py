@@ -165,7 +165,7 @@ def _joined(banks: Mapping[str, Bank]) -> tuple[NDArray[np.int64], NDArray[np.fl
     for bank in banks.values():
         rows = bank.rows.new_zeros((len(keys), bank.rows[0].numel()))
         at = torch.tensor([places[-1 if key == TAIL else int(key[0])] for key in bank.keys], device=rows.device)
-        parts.append(rows.index_add_(0, at, bank.rows.flatten(1)))
+        parts.append(rows.index_add_(0, at, bank.rows.reshape(len(bank.keys), -1)))
     whole = torch.cat(parts, dim=1).cpu().numpy() if parts else np.zeros((0, 0))
     return np.array(keys, dtype=np.int64), whole
 
