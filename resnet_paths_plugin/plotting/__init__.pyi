@@ -2,6 +2,7 @@ from .attribution import plot_path_attribution as plot_path_attribution
 from .classes import plot_class_lesions as plot_class_lesions
 from .comparisons import plot_compared_curves as plot_compared_curves
 from .comparisons import plot_compared_lesions as plot_compared_lesions
+from .contributions import plot_contributions as plot_contributions
 from .figure import Drawing as Drawing
 from .figure import FigureStudy as FigureStudy
 from .influence import plot_gates as plot_gates
@@ -11,6 +12,8 @@ from .interactions import plot_interactions as plot_interactions
 from .lengths import plot_path_lengths as plot_path_lengths
 from .lesions import plot_random_lesions as plot_random_lesions
 from .lesions import plot_single_lesions as plot_single_lesions
+from .parameter_lengths import plot_parameter_lengths as plot_parameter_lengths
+from .participation import plot_participation as plot_participation
 from .reorderings import plot_reorderings as plot_reorderings
 from .schedules import plot_schedules as plot_schedules
 from .selection import plot_selection as plot_selection

@@ -10,11 +10,14 @@ from matplotlib import figure as canvas
 from resnet_paths_plugin.errors import InputError
 from resnet_paths_plugin.plotting.attribution import PathMaps
 from resnet_paths_plugin.plotting.comparisons import ComparedCurves, ComparedLesions
+from resnet_paths_plugin.plotting.contributions import Contributions
 from resnet_paths_plugin.plotting.figure import Figure, drawn_figure
 from resnet_paths_plugin.plotting.influence import Gates, Influence
 from resnet_paths_plugin.plotting.interactions import Interactions
 from resnet_paths_plugin.plotting.lengths import PathLengths
 from resnet_paths_plugin.plotting.lesions import RandomLesions, SingleLesions
+from resnet_paths_plugin.plotting.parameter_lengths import ParameterLengths
+from resnet_paths_plugin.plotting.participation import Participation
 from resnet_paths_plugin.plotting.plugin_figures import guarded
 from resnet_paths_plugin.plotting.reorderings import Reorderings
 from resnet_paths_plugin.plotting.schedules import Schedules
@@ -36,6 +39,9 @@ FIGURES: tuple[Figure, ...] = (
     Interactions(),
     PathMaps(),
     PathLengths(),
+    ParameterLengths(),
+    Contributions(),
+    Participation(),
     ComparedLesions(),
     ComparedCurves(),
 )
@@ -44,7 +50,8 @@ FIGURES: tuple[Figure, ...] = (
 _KNOWN = (
     "lesions of blocks (BlockLesion), reorderings (BlockReordering), schedules (BlockSchedules), sets of blocks to "
     "delete (BlockSelection), Shapley values (BlockShapley), interactions (BlockInteraction), influence with lesion "
-    "results or gates (BlockInfluence), gradients by path length and their maps (PathLengthGradient), comparisons of "
+    "results or gates (BlockInfluence), gradients by path length, at parameters too, and their maps "
+    "(PathLengthGradient), contributions (BlockContribution), participation (PathParticipation), comparisons of "
     "trainings or models (rpp.compare), and what installed plugins draw"
 )
 
