@@ -16,5 +16,26 @@ Examples:
     'block 0'
 """
 
-from resnet_paths_plugin.plugins.hookspecs import *
-from resnet_paths_plugin.plugins.hookspecs import hookimpl as hookimpl
+from resnet_paths_plugin.plugins.hookspecs import (
+    hookimpl,
+    resnet_paths_analyzers,
+    resnet_paths_capture,
+    resnet_paths_describe_model,
+    resnet_paths_detect_blocks,
+    resnet_paths_figures,
+    resnet_paths_load_model,
+    resnet_paths_measures,
+    resnet_paths_review_blocks,
+)
+
+__all__ = [
+    "hookimpl",
+    "resnet_paths_analyzers",
+    "resnet_paths_capture",
+    "resnet_paths_describe_model",
+    "resnet_paths_detect_blocks",
+    "resnet_paths_figures",
+    "resnet_paths_load_model",
+    "resnet_paths_measures",
+    "resnet_paths_review_blocks",
+]

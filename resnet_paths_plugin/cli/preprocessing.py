@@ -164,13 +164,14 @@ def preprocessing_for(
     if mean is None or std is None:
         if known is None:
             raise InputError(
-                "it is not known how the model's inputs are normalised: give --mean and --std, one number per "
-                "channel each, for channels scaled to 0..1"
+                "it is not known how the model's inputs are normalised: give --mean and --std, one number for each "
+                "channel, for channels scaled to 0..1"
             )
         mean, std = known.mean, known.std
     elif max(*mean, *std) > 1:
         raise InputError(
-            f"mean {mean} and std {std} are to be of channels scaled to 0..1, and one is above 1: divide by 255"
+            f"--mean {_listed(mean)} and --std {_listed(std)} must be those of channels scaled to 0..1, and one number "
+            "is above 1: divide them by 255"
         )
     _check_statistics(mean, std, shape[0] if shape else len(mean))
     if known is not None:
@@ -190,7 +191,7 @@ def preprocessing_for(
     resize = crop is not None or (is_known and images.size != wanted.size)
     if interpolation is not None and not resize:
         warnings.warn(
-            f"the interpolation has no effect, as images are {_size_text(wanted.size)} pixels already", stacklevel=2
+            f"--interpolation has no effect, as the images are {_size_text(wanted.size)} pixels already", stacklevel=2
         )
     return wanted, resize
 
@@ -205,7 +206,7 @@ def _both_sides(size: tuple[int, ...] | None) -> tuple[int, int] | None:
         return None
     height, width = size if len(size) == _IMAGE_DIMS else (size[0], size[0])
     if len(size) > _IMAGE_DIMS or min(height, width) < 1:
-        raise InputError(f"the size of images must be one or two numbers of pixels, H or H,W, not {size}")
+        raise InputError(f"--image-size must be one or two numbers of pixels, H or H,W, not {_listed(size)}")
     if height * width > limits.LARGEST_IMAGE:
         raise InputError(f"images of {height} x {width} pixels are more than {limits.LARGEST_IMAGE:,} in all")
     return height, width
@@ -217,7 +218,14 @@ def _check_statistics(mean: tuple[float, ...], std: tuple[float, ...], channels:
             f"--mean has {len(mean)} and --std {len(std)} numbers: give one for each of the {channels} channels"
         )
     if not all(map(math.isfinite, (*mean, *std))) or min(std) <= 0:
-        raise InputError(f"--mean {mean} and --std {std} must be finite numbers, those of --std above zero")
+        raise InputError(
+            f"--mean {_listed(mean)} and --std {_listed(std)} must be finite numbers, those of --std above zero"
+        )
+
+
+def _listed(numbers: Sequence[float]) -> str:
+    """Return numbers as the command line takes them."""
+    return ",".join(f"{number:g}" for number in numbers)
 
 
 def _in_channels(image: UInt8Image, channels: int, name: str) -> UInt8Image:

@@ -8,6 +8,7 @@ import inspect
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pluggy
@@ -122,11 +123,16 @@ def images_taken(options: StudyOptions, total: int) -> tuple[int, ...]:
     )
 
 
-def _single_lesions(network: UnraveledNetwork, images: InputBatches, options: StudyOptions, _: Results) -> xr.Dataset:
-    result: xr.Dataset = BlockLesion(network).attribute(
-        images, internal_batch_size=options.internal_batch_size, show_progress=options.show_progress, run=options.run
-    )
+def _attributed(analyzer: Any, images: InputBatches, options: StudyOptions, **arguments: Any) -> xr.Dataset:
+    """Return what an analyzer computes, with those of the options of all studies that it takes."""
+    taken = inspect.signature(analyzer.attribute).parameters
+    common = {option: getattr(options, option) for option in _OPTIONS if option in taken}
+    result: xr.Dataset = analyzer.attribute(images, **arguments, **common)
     return result
+
+
+def _single_lesions(network: UnraveledNetwork, images: InputBatches, options: StudyOptions, _: Results) -> xr.Dataset:
+    return _attributed(BlockLesion(network), images, options)
 
 
 def _plain_single_lesions(
@@ -137,29 +143,13 @@ def _plain_single_lesions(
 
 
 def _random_lesions(network: UnraveledNetwork, images: InputBatches, options: StudyOptions, _: Results) -> xr.Dataset:
-    result: xr.Dataset = BlockLesion(network).attribute(
-        images,
-        n_deleted=range(1, min(options.max_deleted, len(network.blocks)) + 1),
-        draws=options.draws,
-        seed=options.seed,
-        internal_batch_size=options.internal_batch_size,
-        show_progress=options.show_progress,
-        run=options.run,
-    )
-    return result
+    sizes = range(1, min(options.max_deleted, len(network.blocks)) + 1)
+    return _attributed(BlockLesion(network), images, options, n_deleted=sizes, draws=options.draws)
 
 
 def _reorderings(network: UnraveledNetwork, images: InputBatches, options: StudyOptions, _: Results) -> xr.Dataset:
-    result: xr.Dataset = BlockReordering(network).attribute(
-        images,
-        n_swaps=range(1, options.max_swaps + 1),
-        draws=options.draws,
-        seed=options.seed,
-        internal_batch_size=options.internal_batch_size,
-        show_progress=options.show_progress,
-        run=options.run,
-    )
-    return result
+    numbers = range(1, options.max_swaps + 1)
+    return _attributed(BlockReordering(network), images, options, n_swaps=numbers, draws=options.draws)
 
 
 def _may_be_reordered(network: UnraveledNetwork, options: StudyOptions) -> bool:
@@ -168,64 +158,28 @@ def _may_be_reordered(network: UnraveledNetwork, options: StudyOptions) -> bool:
 
 
 def _influence(network: UnraveledNetwork, images: InputBatches, options: StudyOptions, results: Results) -> xr.Dataset:
-    result: xr.Dataset = BlockInfluence(network).attribute(
-        images,
-        lesions=results.get("single_lesions"),
-        internal_batch_size=options.internal_batch_size,
-        show_progress=options.show_progress,
-        run=options.run,
-    )
-    return result
+    return _attributed(BlockInfluence(network), images, options, lesions=results.get("single_lesions"))
 
 
 def _path_lengths(network: UnraveledNetwork, images: InputBatches, options: StudyOptions, _: Results) -> xr.Dataset:
-    result: xr.Dataset = PathLengthGradient(network).attribute(
-        images.head(options.path_images),
-        estimator=("exact", "sampled"),
-        draws=options.path_draws,
-        seed=options.seed,
-        internal_batch_size=options.internal_batch_size,
-        show_progress=options.show_progress,
-        run=options.run,
-    )
-    return result
+    few = images.head(options.path_images)
+    both = ("exact", "sampled")
+    return _attributed(PathLengthGradient(network), few, options, estimator=both, draws=options.path_draws)
 
 
 def _path_maps(network: UnraveledNetwork, images: InputBatches, options: StudyOptions, _: Results) -> xr.Dataset:
-    result: xr.Dataset = PathLengthGradient(network).attribute(
-        images.head(min(options.path_images, _MAPS_SHOWN)),
-        max_length=_LONGEST_MAP,
-        keep_maps=True,
-        internal_batch_size=options.internal_batch_size,
-        show_progress=options.show_progress,
-        run=options.run,
-    )
-    return result
+    few = images.head(min(options.path_images, _MAPS_SHOWN))
+    return _attributed(PathLengthGradient(network), few, options, max_length=_LONGEST_MAP, keep_maps=True)
 
 
 def _interactions(network: UnraveledNetwork, images: InputBatches, options: StudyOptions, _: Results) -> xr.Dataset:
-    result: xr.Dataset = BlockInteraction(network).attribute(
-        images.head(options.pair_images),
-        value="loss",
-        seed=options.seed,
-        internal_batch_size=options.internal_batch_size,
-        show_progress=options.show_progress,
-        run=options.run,
-    )
-    return result
+    return _attributed(BlockInteraction(network), images.head(options.pair_images), options, value="loss")
 
 
 def _selection(network: UnraveledNetwork, images: InputBatches, options: StudyOptions, _: Results) -> xr.Dataset:
-    result: xr.Dataset = BlockSelection(network).attribute(
-        images.head(options.search_images),
-        k=range(1, min(_MOST_SELECTED, len(network.blocks) - 1) + 1),
-        n_random=_RANDOM_OF_EACH_SIZE,
-        seed=options.seed,
-        internal_batch_size=options.internal_batch_size,
-        show_progress=options.show_progress,
-        run=options.run,
-    )
-    return result
+    sizes = range(1, min(_MOST_SELECTED, len(network.blocks) - 1) + 1)
+    few = images.head(options.search_images)
+    return _attributed(BlockSelection(network), few, options, k=sizes, n_random=_RANDOM_OF_EACH_SIZE)
 
 
 def _wants_pairs(network: UnraveledNetwork, options: StudyOptions) -> bool:
@@ -318,9 +272,8 @@ def _study_of(name: str, analyzer: type) -> Study:
         )
 
     def run(network: UnraveledNetwork, images: InputBatches, options: StudyOptions, _: Results) -> xr.Dataset:
-        offered = {option: getattr(options, option) for option in _OPTIONS if option in taken}
         try:
-            result = analyzer(network).attribute(images, **offered)
+            result = _attributed(analyzer(network), images, options)
         except (ResnetPathsError, MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as error:

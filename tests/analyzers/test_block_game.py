@@ -7,7 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from networks import CASES, PreActivation, Transformer, randomised, without
+from known_networks import CASES
+from networks import PreActivation, Transformer, randomised, without
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 

@@ -9,8 +9,8 @@ import timm
 import torch
 import torchvision
 from cifar import images_and_labels, needs_cifar, trained
+from known_networks import CASES
 from networks import (
-    CASES,
     Alpha,
     Nested,
     PostActivation,

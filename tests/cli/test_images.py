@@ -359,7 +359,7 @@ def image_model():
         (image_model(), (0.5,), (0.5,), "--mean has 1 and --std 1 numbers: give one for each of the 3 channels"),
         (None, MEAN, (1.0,), "--mean has 3 and --std 1"),
         (None, MEAN, (1.0, 0.0, 1.0), "above zero"),
-        (None, (0.5, float("nan"), 0.5), STD, "finite"),
+        (None, (0.5, float("nan"), 0.5), STD, "--mean 0.5,nan,0.5 and --std .* must be finite"),
         (video(), MEAN, STD, r"shape \(3, 16, 8, 8\), which is no image"),
     ],
 )

@@ -65,7 +65,7 @@ def test_a_share_to_crop_resizes_images_of_the_models_size_too():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"mean": (125.0, 120.0, 110.0), "std": (50.0, 50.0, 50.0)}, "one is above 1: divide by 255"),
+        ({"mean": (125.3, 120.0, 110.0), "std": (50.0, 50.0, 50.0)}, "--mean 125.3,120,110 and --std 50,50,50 must"),
         ({"size": (0,)}, "one or two numbers of pixels"),
         ({"size": (4, 5, 6)}, "one or two numbers of pixels"),
         ({"size": (10**6, 10**6)}, "more than .* in all"),
@@ -109,5 +109,5 @@ def test_an_output_of_another_kind_is_refused(tmp_path, name):
 
 
 def test_a_filter_without_effect_is_warned_of():
-    with pytest.warns(UserWarning, match="the interpolation has no effect, as images are 8 x 8 pixels already"):
+    with pytest.warns(UserWarning, match="--interpolation has no effect, as the images are 8 x 8 pixels already"):
         batches(noise(2, 8, 8, 3), KNOWN, interpolation="nearest")

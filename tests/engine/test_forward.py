@@ -21,18 +21,8 @@ from captum.attr import (
     NoiseTunnel,
     Saliency,
 )
-from networks import (
-    CASES,
-    Highway,
-    PostActivationBlock,
-    PreActivation,
-    Repeated,
-    Residual,
-    Vectors,
-    mlp,
-    randomised,
-    without,
-)
+from known_networks import CASES
+from networks import Highway, PostActivationBlock, PreActivation, Repeated, Residual, Vectors, mlp, randomised, without
 from torch import nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode

@@ -7,7 +7,8 @@ import pytest
 import timm
 import torch
 import torchvision
-from networks import CASES, Highway, Residual, Vectors, mlp
+from known_networks import CASES
+from networks import Highway, Residual, Vectors, mlp
 from torch import nn
 
 import resnet_paths_plugin as rpp

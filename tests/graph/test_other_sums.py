@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from networks import CASES, Residual, Vectors, mlp
+from known_networks import CASES
+from networks import Residual, Vectors, mlp
 from torch import nn
 
 import resnet_paths_plugin as rpp

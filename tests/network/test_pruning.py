@@ -11,7 +11,8 @@ import pytest
 import timm
 import torch
 import torchvision
-from networks import CASES, PreActivation, Zeroed, randomised, without
+from known_networks import CASES
+from networks import PreActivation, Zeroed, randomised, without
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional

@@ -22,7 +22,8 @@ from captum.attr import (
     Saliency,
 )
 from captum.metrics import infidelity, sensitivity_max
-from networks import CASES, assert_same_state, state_of
+from known_networks import CASES
+from networks import assert_same_state, state_of
 from path_enumeration import TWINS, score, squared_norms, twin
 from torch import nn
 

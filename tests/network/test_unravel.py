@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from networks import CASES, PreActivation, Residual, Vectors, assert_same_state, mlp, randomised, state_of
+from known_networks import CASES
+from networks import PreActivation, Residual, Vectors, assert_same_state, mlp, randomised, state_of
 from torch import nn
 from torch.nn.utils import parametrizations
 from torch.utils import _pytree as pytree

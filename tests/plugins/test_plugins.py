@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+import resnet_paths_plugin as rpp
 from resnet_paths_plugin.errors import ModelNotFoundError, PluginError
 from resnet_paths_plugin.graph.blocks import ResidualBlock
 from resnet_paths_plugin.plugins import manager as plugins
@@ -313,6 +314,11 @@ def test_a_misspelt_hook_of_a_plugin_registered_by_hand_is_an_error():
 def test_a_manager_without_our_hooks_is_refused():
     with pytest.raises(PluginError, match=r"'elsewhere' does not know the hooks.*create_plugin_manager"):
         plugins.describe(MODEL, pluggy.PluginManager("elsewhere"))
+
+
+def test_the_public_module_offers_every_hook_and_nothing_else():
+    hooks = {name for name in vars(plugins.hookspecs) if name.startswith("resnet_paths_")}
+    assert set(rpp.hookspecs.__all__) == {"hookimpl", *hooks}
 
 
 def test_a_plugin_that_answers_well_gives_no_warning():

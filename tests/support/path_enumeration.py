@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
-from networks import CASES, Alpha, Case, Minus, Nested, Parallel, PostNorm, Residual, ReZero, ScaledSkip, Vectors, mlp
+from known_networks import CASES, Case
+from networks import Alpha, Minus, Nested, Parallel, PostNorm, Residual, ReZero, ScaledSkip, Vectors, mlp
 from torch import nn
 from torch.nn import functional
 
