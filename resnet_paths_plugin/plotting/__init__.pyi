@@ -11,6 +11,7 @@ from .interactions import plot_interactions as plot_interactions
 from .lengths import plot_path_lengths as plot_path_lengths
 from .lesions import plot_random_lesions as plot_random_lesions
 from .lesions import plot_single_lesions as plot_single_lesions
+from .proxies import plot_proxies as plot_proxies
 from .reorderings import plot_reorderings as plot_reorderings
 from .schedules import plot_schedules as plot_schedules
 from .selection import plot_selection as plot_selection

@@ -114,6 +114,9 @@ QUANTITIES: Mapping[str, Quantity] = {
     "lesion_estimate": Quantity("first-order estimate of the objective's rise when the branch is deleted", np.float64),
     "gate_openness": Quantity("mean of the gate that multiplies the branch, over positions", np.float64),
     "lesion_effect": Quantity("mean rise of the measure over samples when the block alone is deleted", np.float64),
+    "lesion_effect_by_sample": Quantity(
+        "rise of the measure on a sample of the lesion study when the block alone is deleted", np.float64
+    ),
     "proxy": Quantity("variable that predicts the effect of deleting a block", np.str_),
     "rank_correlation": Quantity("Spearman's rank correlation over blocks of proxy and effect of deletion", np.float64),
     # sets of blocks to delete: those chosen, random ones, and those that a search measured
@@ -355,6 +358,7 @@ STUDIES: Mapping[str, StudySchema] = {
             "lesion_estimate": StudyVariable(("block", "sample"), "an objective with a gradient"),
             "gate_openness": StudyVariable(("block", "sample"), "gated blocks"),
             "lesion_effect": StudyVariable(("block",), "`lesions`"),
+            "lesion_effect_by_sample": StudyVariable(("block", "lesion_sample"), "`lesions` with values of samples"),
             "rank_correlation": StudyVariable(("proxy",), "`lesions`"),
         },
         {"proxy": StudyVariable(("proxy",), "`lesions`"), **_SAMPLES, **_BLOCKS},

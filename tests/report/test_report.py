@@ -244,17 +244,29 @@ class TestSentences:
         assert equal.endswith("20.0 % over 70 orders of the blocks.")
 
     def test_influence_counts_the_blocks_that_each_proxy_is_compared_on(self):
-        ds = synthetic.influence(N)
+        ds = synthetic.influence(N).drop_vars("lesion_effect_by_sample")
         ds["source_sum_cosine"][[3, 6]] = np.nan
         ds = synthetic.correlated(ds, [0.1, -0.89, 0.5, np.nan, 0.2])
         told = said(ds)
         assert told["influence"] == (
-            "Spearman's rank correlation over blocks with the rise of error when each is deleted: source sum "
-            "cosine (\N{MINUS SIGN}0.89 over 7 blocks) is farthest from 0, "
-            "branch to source norm (+0.10 over 9 blocks) nearest."
+            "Spearman's rank correlation over 9 blocks with the rise of error when each is deleted: source sum cosine "
+            "\N{MINUS SIGN}0.89 over 7 blocks, block influence +0.50, lesion estimate +0.20 and branch to source norm "
+            "+0.10; ranges are not known, as the study does not hold the effect on each of its samples."
         )
-        assert told["influence-proxies"].endswith("branch to source norm +0.10, angular distance none.")
-        assert said(synthetic.correlated(ds, [np.nan] * 5))["influence"].startswith("No proxy has a rank correlation")
+        assert told["influence-proxies"].endswith("branch to source norm +0.10 and angular distance none.")
+        assert "influence" not in said(synthetic.correlated(ds, [np.nan] * 5))
+
+    def test_a_proxy_is_called_the_best_only_where_its_range_lies_apart(self):
+        ds = synthetic.influence(N, samples=400)
+        told = said(ds)["influence"]
+        assert "when the 400 samples are resampled, which leans towards 0)" in told
+        assert "which is the farthest from 0 is not resolved" in told  # two proxies rank nearly alike
+        apart = ds.sel(proxy=["lesion_estimate", "angular_distance"])
+        assert (
+            "; lesion estimate is the farthest from 0. On halves of the samples the effect agrees"
+            in (said(apart)["influence"])
+        )
+        assert "farthest" not in said(ds.sel(proxy=["lesion_estimate"]))["influence"]
 
     def test_gates(self):
         ds = synthetic.influence(3, lesions=False, gated=True)

@@ -177,6 +177,9 @@ def influence(n=9, samples=8, *, lesions=True, gated=False):
     coords = {**block_coords(made)}
     if lesions:
         variables["lesion_effect"] = ("block", damage, {"measure": "error"})
+        spread = np.random.default_rng(3).normal(0, 0.1, (n, samples))
+        each = damage[:, None] + spread - spread.mean(axis=1, keepdims=True)
+        variables["lesion_effect_by_sample"] = (("block", "lesion_sample"), each, {"measure": "error"})
         variables["rank_correlation"] = ("proxy", correlations)
         coords["proxy"] = ("proxy", list(PROXIES))
     return datasets.build(variables, coords=coords, attrs=attrs("Influence of blocks of toy"))
