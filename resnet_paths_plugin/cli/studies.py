@@ -70,7 +70,7 @@ class StudyOptions:
     max_deleted: int = 20
     max_swaps: int = 10
     path_images: int = 8
-    path_draws: int = 20
+    path_draws: int = 50
     pair_images: int = 8
     search_images: int = 64
     analyzers: tuple[str, ...] = ()

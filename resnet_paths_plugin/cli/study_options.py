@@ -117,7 +117,7 @@ _OPTIONS: tuple[Callable[[Callable[..., Any]], Callable[..., Any]], ...] = (
                  help="Most swaps of two blocks in one order; 0 leaves reorderings out."),
     click.option("--path-images", type=click.IntRange(min=0), default=8, show_default=True,
                  help="Images of the study of path lengths, from the first; 0 leaves it out."),
-    click.option("--path-draws", type=click.IntRange(2, MOST), default=20, show_default=True,
+    click.option("--path-draws", type=click.IntRange(2, MOST), default=50, show_default=True,
                  help="Sampled paths of each length."),
     click.option("--pair-images", type=click.IntRange(min=0), default=8, show_default=True,
                  help="Images of the study of all pairs of blocks, from the first; 0 leaves it out. It is run for the "

@@ -188,6 +188,9 @@ QUANTITIES: Mapping[str, Quantity] = {
     "path_count": Quantity("number of paths of this length", np.float64),
     "log10_path_count": Quantity("decimal logarithm of path_count", np.float64),
     "path_gradient_norm": Quantity(f"mean of {_PATHS}, over sampled paths", np.float64),
+    "path_gradient_norm_draws": Quantity(
+        "the gradient norm of each sampled path of this length, mean over samples", np.float64
+    ),
     "path_gradient_norm_stderr": Quantity("standard error of path_gradient_norm", np.float64),
     "path_gradient_rms": Quantity(f"root mean square of {_PATHS}, over all of them", np.float64),
     "total_path_gradient": Quantity(f"sum of {_PATHS}: path_count * path_gradient_norm", np.float64),
@@ -411,6 +414,7 @@ STUDIES: Mapping[str, StudySchema] = {
             "completeness_error": StudyVariable(("sample",), "estimator `exact`"),
             "tail_gradient_norm": StudyVariable(("sample",), "estimator `exact`, `max_length`"),
             "path_gradient_norm": StudyVariable(("path_length",), _SAMPLED),
+            "path_gradient_norm_draws": StudyVariable(("path_length", "draw"), _SAMPLED),
             "path_gradient_norm_stderr": StudyVariable(("path_length",), _SAMPLED),
             "total_path_gradient": StudyVariable(("path_length",), _SAMPLED),
             "log10_total_path_gradient": StudyVariable(("path_length",), _SAMPLED),
@@ -479,7 +483,8 @@ PER_SAMPLE = frozenset({
 """Variables of the schema that have a value for each sample; no other one has."""
 
 OVER_SAMPLES = (
-    "path_gradient_norm", "path_gradient_norm_stderr", "total_path_gradient", "log10_total_path_gradient",
+    "path_gradient_norm", "path_gradient_norm_draws", "path_gradient_norm_stderr", "total_path_gradient",
+    "log10_total_path_gradient",
     "shapley_value", "shapley_stderr", "shapley_interaction", "shapley_interaction_stderr", "efficiency_error",
     "single_effect", "pair_effect", "interaction", "set_effect", "additive_effect", "additive_share",
     "additive_share_low", "additive_share_high",

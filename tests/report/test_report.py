@@ -280,8 +280,15 @@ class TestSentences:
         told = said(synthetic.path_lengths(N))
         assert told["path-lengths"].startswith(
             "There are 512 paths of lengths 0 to 9 blocks; 95 % of the gradient (exact, summed over lengths) is in "
-            "lengths 0 to 4, which 50 % of all paths have; "
+            "lengths 0 to 4, which 50 % of all paths have (95 % intervals of the ends over 4 samples: 0 and 4); "
         )
+        draws = synthetic.path_lengths(N).path_gradient_norm_draws * synthetic.path_lengths(N).path_count
+        heaviest = draws / draws.sum()
+        place = heaviest.argmax(...)["path_length"]
+        assert (
+            "of the total of the paths that were drawn, 20 of each length, a single one, of length "
+            f"{int(place)}, holds {100 * float(heaviest.max()):.2g} %. All lengths add up"
+        ) in told["path-lengths"]
         assert told["path-lengths"].endswith("add up to the ordinary gradient within 3e-07 of its norm.")
         assert told["path-lengths-survival"] == (
             "Deleting 3 of 9 blocks leaves 67 % of the paths of length 1 and 42 % of the paths of length 2."

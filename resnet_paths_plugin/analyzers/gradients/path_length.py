@@ -82,10 +82,10 @@ class PathLengthGradient(Analyzer, GradientAttribution):  # type: ignore[misc]  
             A Dataset with dims `path_length` and `sample` (one dim per axis where the grade has several), over the
             paths from all of the model's outputs:
             `gradient_norm`, `completeness_error`, `path_count`, `log10_path_count`; sampled: `path_gradient_norm`,
-            `path_gradient_norm_stderr`, `total_path_gradient`, `log10_total_path_gradient`, `n_draws`; signs:
-            `path_gradient_rms`; `effective_length_low` and `_high` (measure), the shortest interval with 95 % of a
-            measure's total, absent where `max_length` cuts, as then there is `tail_gradient_norm`; `gradient` and
-            `input` with `keep_maps`.
+            `path_gradient_norm_stderr`, `path_gradient_norm_draws` (also `draw`: each path's norm, mean over samples),
+            `total_path_gradient`, `log10_total_path_gradient`, `n_draws`; signs: `path_gradient_rms`;
+            `effective_length_low` and `_high` (measure), the shortest interval with 95 % of a measure's total, absent
+            where `max_length` cuts, as then there is `tail_gradient_norm`; `gradient` and `input` with `keep_maps`.
 
         Raises:
             NoResidualBlocksError: if the network has no residual blocks.
