@@ -15,7 +15,13 @@ from numpy.typing import NDArray
 from resnet_paths_plugin.errors import InputError
 from resnet_paths_plugin.plotting import block_axis, effects, labels, style
 from resnet_paths_plugin.plotting.figure import Drawing, Figure, FigureStudy, has
-from resnet_paths_plugin.plotting.proxies import correlations, describe_influence, described_in_order, plot_proxies
+from resnet_paths_plugin.plotting.proxies import (
+    correlations,
+    describe_influence,
+    described_in_order,
+    find_influence,
+    plot_proxies,
+)
 from resnet_paths_plugin.plotting.style import FloatArray
 from resnet_paths_plugin.plotting.wording import NAMED
 from resnet_paths_plugin.results.derived import refreshed
@@ -47,6 +53,10 @@ class Influence(Figure):
     def sentence(self, ds: xr.Dataset) -> str:
         """Return how well each proxy ranks the blocks as their deletions do."""
         return describe_influence(ds)
+
+    def finding(self, ds: xr.Dataset) -> str:
+        """Return which proxy ranks the blocks best, where one does."""
+        return find_influence(ds)
 
     def drawings(self, study: FigureStudy) -> Iterator[Drawing]:
         """Yield the correlations of all proxies, and the blocks behind them."""

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from resnet_paths_plugin.errors import InputError
 from resnet_paths_plugin.plotting.style import FloatArray, signed
+from resnet_paths_plugin.statistics.bootstrap import bootstrap
 from resnet_paths_plugin.statistics.correlation import rank_correlation
 from resnet_paths_plugin.statistics.measured import is_right
 from resnet_paths_plugin.statistics.summary import summary
@@ -146,6 +147,29 @@ def correlations_of_proxies(ds: xr.Dataset) -> dict[str, Correlation]:
         if one is not None and np.isclose(one.value, stored[proxy], rtol=0, atol=1e-9):
             found[proxy] = one
     return found
+
+
+def mean_effect(ds: xr.Dataset, measure: str, change: str) -> tuple[float, float, float] | None:
+    """Return the mean over changes of a measure minus the intact network's, and its 95 % interval over samples.
+
+    None where the study does not hold both for each sample, or resampling the samples changes nothing.
+
+    Args:
+        ds: result of a study of changed networks, those changes alone that count.
+        measure: the variable, such as `"error"`.
+        change: the study's dim.
+    """
+    source = _SOURCES.get(measure, measure)
+    own, intact = ds.get(source), ds.get(f"intact_{source}")
+    if own is None or set(own.dims) != {change, "sample"} or intact is None or intact.dims != ("sample",):
+        return None
+    sign = -1 if source != measure else 1
+    effect = sign * (own.astype(np.float64).mean(change) - intact.astype(np.float64))
+    if not np.isfinite(effect.values).all() or effect.sizes["sample"] < 2:
+        return None
+    found = bootstrap(xr.Dataset({"effect": effect.reset_coords(drop=True)}), "effect", n_resamples=N_RESAMPLES)
+    value, low, high = (float(found[f"effect{end}"]) for end in ("", "_low", "_high"))
+    return (value, low, high) if low < high else None
 
 
 def intervals_of(ds: xr.Dataset, measure: str, change: str, size: str | None = None) -> Intervals | None:

@@ -47,7 +47,7 @@ class PathLengths(Figure):
     """Numbers of paths and their gradients by path length."""
 
     name = "path_lengths"
-    title = "Paths and gradients by path length (Fig. 6)"
+    title = "Paths and gradients by path length (Fig. 6 of the paper)"
 
     def fits(self, ds: xr.Dataset) -> bool:
         """Whether it is a study of paths by one length, without maps."""
@@ -61,13 +61,23 @@ class PathLengths(Figure):
         """Return how many paths there are, and which lengths hold the gradient."""
         return " ".join(filter(None, (describe_path_lengths(ds), describe_completeness(ds))))
 
+    def finding(self, ds: xr.Dataset) -> str:
+        """Return which lengths hold the exact gradient."""
+        span, ranges = _effective_range(ds, "gradient_norm"), _ranges(ds)
+        if span is None or not ranges:
+            return ""
+        return (
+            f"95 % of the gradient, summed over lengths, is in paths of {span[0]:g} to {span[1]:g} of "
+            f"{int(ds['path_length'].values[-1])} {_grade(ds)}{ranges}."
+        )
+
     def drawings(self, study: FigureStudy) -> Iterator[Drawing]:
         """Yield Fig. 6, and Fig. 7 of a chain."""
         ds = study.dataset
         yield Drawing(title=self.title, sentence=self.sentence(ds), draw=partial(plot_path_lengths, ds), ending="")
         n = chain_length(ds, "the report")  # refuses what is no chain: there, paths survive in other numbers
         yield Drawing(
-            title="Paths left after deletions, by length (Fig. 7)",
+            title="Paths left after deletions, by length (Fig. 7 of the paper)",
             sentence=describe_path_survival(n, default_deletions(n)),
             draw=partial(plot_path_survival, n),
             ending="survival",

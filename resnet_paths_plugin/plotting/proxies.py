@@ -103,6 +103,24 @@ def describe_influence(ds: xr.Dataset) -> str:
     return f"{told}."
 
 
+def find_influence(ds: xr.Dataset) -> str:
+    """Return in one sentence which proxy ranks the blocks best; that none is shown to, where ranges do not part."""
+    known, ranges = _ranked(correlations(ds, "the report")), correlations_of_proxies(ds)
+    if not set(known) & set(ranges):
+        return ""
+    best = winner(known, ranges)
+    first = best or next(name for name in known if name in ranges)
+    of_it = f"{spoken(first)}, {signed(known[first])} {ranges[first].text}"
+    what, over = _effect_of(ds), f"over {_n_compared(ds, first)} blocks and {ranges[first].n_samples} samples"
+    if len(known) == 1:
+        return f"Spearman's rank correlation with {what}, {over}: {of_it}."
+    if best:
+        return f"Of {len(known)} proxies the one that ranks the blocks best by {what} is {of_it}, {over}."
+    return (
+        f"Which of {len(known)} proxies ranks the blocks best as {what} does is not resolved; first is {of_it}, {over}."
+    )
+
+
 def winner(known: dict[str, float], ranges: dict[str, Correlation]) -> str | None:
     """Return the proxy whose range lies farther from 0 than all others' ranges; None where there is none.
 
