@@ -37,6 +37,7 @@ from .network.unraveling import unravel as unravel
 from .plotting.figure import Figure as Figure
 from .plugins.hookspecs import hookimpl as hookimpl
 from .plugins.manager import create_plugin_manager as create_plugin_manager
+from .plugins.manager import list_models as list_models
 from .plugins.manager import load_model as load_model
 from .plugins.model_description import ModelDescription as ModelDescription
 from .plugins.model_description import Preprocessing as Preprocessing

@@ -30,6 +30,12 @@ def resnet_paths_load_model(spec: str, pretrained: bool) -> nn.Module | None:
 
 
 @hookimpl
+def resnet_paths_list_models() -> Sequence[str]:
+    """List the embedded networks."""
+    return [f"{demo.LIBRARY}/{name}" for name in demo.ARCHITECTURES]
+
+
+@hookimpl
 def resnet_paths_analyzers() -> Mapping[str, type]:
     """Offer this package's analyzers, which are those among its public names."""
     public = {name: getattr(rpp, name) for name in dir(rpp)}

@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from functools import cache
 from typing import Any, get_args
 
@@ -51,6 +52,18 @@ def resnet_paths_load_model(spec: str, pretrained: bool) -> nn.Module | None:
     if ":" not in name:  # names such as "hf-hub:..." and "local-dir:..." are not in timm's registry
         _check_name(name, pretrained)
     return timm.create_model(name, pretrained=pretrained)
+
+
+@hookimpl
+def resnet_paths_list_models(pattern: str, pretrained: bool) -> Sequence[str] | None:
+    """List `timm/NAME` for each architecture; for each of its weights, `timm/NAME.TAG`, where the pattern has a dot."""
+    library, _, name = pattern.partition("/")
+    if not fnmatchcase(_LIBRARY, library):
+        return None
+    if "." in name:
+        return [f"{_LIBRARY}/{one}" for one in timm.list_models(pretrained=True)]
+    known = timm.list_models()
+    return [f"{_LIBRARY}/{one}" for one in known if not pretrained or timm.is_model_pretrained(one)]
 
 
 def _check_name(name: str, pretrained: bool) -> None:

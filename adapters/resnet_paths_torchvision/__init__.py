@@ -1,6 +1,8 @@
 """The plugin for torchvision: says what a torchvision model is, and builds one by name."""
 
 import difflib
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
 
 import torchvision
 from torch import nn
@@ -55,6 +57,14 @@ def resnet_paths_load_model(spec: str, pretrained: bool) -> nn.Module | None:
             + (f"the nearest names are {', '.join(nearest)}" if nearest else "list_models() lists them")
         )
     return build(name, weights="DEFAULT" if pretrained else None)
+
+
+@hookimpl
+def resnet_paths_list_models(pattern: str, pretrained: bool) -> Sequence[str] | None:
+    """List `torchvision/NAME` for each model of the library, all of which have pretrained weights."""
+    library, _, _ = pattern.partition("/")
+    del pretrained
+    return [f"{_LIBRARY}/{name}" for name in models.list_models()] if fnmatchcase(_LIBRARY, library) else None
 
 
 def _weights(model: nn.Module, builder: str) -> models.WeightsEnum:

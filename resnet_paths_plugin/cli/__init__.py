@@ -17,6 +17,7 @@ _EXAMPLES = """Examples:
       --images test.npz --mean 0.49,0.48,0.45 --std 0.25,0.24,0.26
   resnet-paths blocks torchvision/resnet50
   resnet-paths compare resnet20.nc resnet56.nc --output both.html
+  resnet-paths survey --models 'timm/resnet*' --pretrained --images photos/
   resnet-paths prune --delete 8 --output small.safetensors
 """
 _COMMANDS = {
@@ -25,6 +26,7 @@ _COMMANDS = {
     "compare": ("comparing:compare_files", "Put models side by side, from their files."),
     "plugins": ("listing:list_plugins", "List plugins, analyzers and figures."),
     "prune": ("prune:prune", "Delete blocks; write the smaller network."),
+    "survey": ("survey:survey", "Run the studies on many models, and compare them."),
     "report": ("report_page:make_report", "Make the report of a file again."),
 }
 """Where each command is, and what it does in a few words."""

@@ -58,7 +58,7 @@ def compare_files(files: tuple[Path, ...], names: tuple[str, ...], output: Path,
             f"one of {', '.join(map(str, files))} is not what save writes, so they cannot be compared "
             f"({type(error).__name__}: {error}): run the studies again"
         ) from error
-    _tell(tree[TABLE].to_dataset())
+    tell_models(tree)
     shown = report.figures(tree)
     for figure in shown:
         echo(described(figure))
@@ -111,9 +111,9 @@ def _check_output(files: Sequence[Path], output: Path, mode: Mode) -> None:
         roles.writes("a figure", figure)
 
 
-def _tell(models: xr.Dataset) -> None:
-    """Print the table, a model after the other."""
-    table = model_table(models)
+def tell_models(comparison: xr.DataTree) -> None:
+    """Print the table of a comparison, a model after the other."""
+    table = model_table(comparison[TABLE].to_dataset())
     for name, *cells in table.rows:
         echo(name)
         for head, cell in zip(table.columns[1:], cells, strict=True):

@@ -31,7 +31,14 @@ from resnet_paths_plugin.cli.preprocessing import InputBatches, preprocessing_fo
 from resnet_paths_plugin.cli.prune_request import HELD_OUT, PruneRequest, SearchMethod, StandIn, chosen_place
 from resnet_paths_plugin.cli.prune_sizes import fewest_fast_enough, most_deleted, sizes_for_latency, timed_again
 from resnet_paths_plugin.cli.pruned_files import PrunedFiles, facts_of
-from resnet_paths_plugin.cli.running import PartialRun, check_cluster_options, executor_for, run_options, set_threads
+from resnet_paths_plugin.cli.running import (
+    PartialRun,
+    check_cluster_options,
+    executor_for,
+    resume_option,
+    run_options,
+    set_threads,
+)
 from resnet_paths_plugin.cli.subject import check_classes, held_out_digits, unraveled
 from resnet_paths_plugin.cli.terminal import echo, shows_progress
 from resnet_paths_plugin.errors import InputError
@@ -94,6 +101,7 @@ def _names(_: click.Context, __: click.Parameter, value: str | None) -> tuple[st
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True,
               help="Seed of everything random, initial weights included.")  # fmt: skip
 @run_options
+@resume_option
 @click.option("--verify/--no-verify", default=True, show_default=True,
               help="Hold what was captured against the model itself.")  # fmt: skip
 @click.option("--progress/--no-progress", default=None, help="Show progress bars. [default: if run in a terminal]")

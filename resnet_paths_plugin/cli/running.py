@@ -30,11 +30,6 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that say where a command runs."""
     for option in (
         click.option(
-            "--resume", is_flag=True,
-            help="Go on from what an interrupted run of the same command has finished, which a folder beside the "
-            "output keeps, named after it with .partial at the end.",
-        ),
-        click.option(
             "--wait-for-workers/--no-wait-for-workers", default=True, show_default=True,
             help="With --scheduler: wait, with a warning, while the cluster has no workers, or stop with an error.",
         ),
@@ -54,6 +49,13 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
     ):  # fmt: skip
         command = option(command)
     return command
+
+
+resume_option = click.option(
+    "--resume", is_flag=True,
+    help="Go on from what an interrupted run of the same command has finished, which a folder beside the output keeps, "
+    "named after it with .partial at the end.",
+)  # fmt: skip
 
 
 def set_threads(threads: int | None, *, embedded: bool) -> None:
@@ -86,6 +88,7 @@ class PartialRun:
         output: the file that is written when all studies are done.
         groups: names of the studies' groups.
         resume: whether to go on from what an earlier run has left.
+        again: what goes on from what is kept, in words.
 
     Raises:
         CheckpointError: if an earlier run has left tasks and is not to be resumed, or was of other studies; if another
@@ -93,7 +96,10 @@ class PartialRun:
         FileError: if the folder cannot be made.
     """
 
-    def __init__(self, output: Path, groups: Iterable[str], *, resume: bool) -> None:
+    def __init__(
+        self, output: Path, groups: Iterable[str], *, resume: bool, again: str = "the same command with --resume"
+    ) -> None:
+        self._again = again
         self.path = partial_path(output)
         self._whole = TaskFolder(self.path, nested=True)
         self._folders = {group: TaskFolder(self.path / group) for group in groups}
@@ -166,9 +172,7 @@ class PartialRun:
 
     def _tell_or_remove(self, error: BaseException) -> None:
         if kept := len(self):
-            error.add_note(
-                f"{kept} finished tasks are kept in {self.path}: the same command with --resume goes on from them."
-            )
+            error.add_note(f"{kept} finished tasks are kept in {self.path}: {self._again} goes on from them.")
             return
         with suppress(FileError):  # the error on its way is what matters
             self.remove()
@@ -185,6 +189,20 @@ class PartialRun:
                 folder.remove()
         self._whole.forget(_SIZES)
         self._whole.record(CALL, facts)
+
+
+def discard_partial(output: Path) -> None:
+    """Remove what a run that was killed has left of a file that is complete; what is not ours stays.
+
+    Raises:
+        FileError: if it cannot be removed.
+    """
+    whole = TaskFolder(partial_path(output), nested=True)
+    if whole.was_opened:
+        for path in whole.path.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                TaskFolder(path).remove()
+        whole.remove()
 
 
 def check_cluster_options(scheduler: str | None, workers: int | None, *, wait_for_workers: bool) -> None:

@@ -59,6 +59,7 @@ class StudyOptions:
         pair_images: images on which all pairs of blocks are deleted, from the first.
         search_images: images on which sets of blocks are searched and measured, from the first.
         analyzers: names of the analyzers that were asked for; empty for all.
+        studies: names of the studies that were asked for, likewise.
         seed: seed of every random draw.
         internal_batch_size: samples per forward pass; None lets the analyzer choose.
         show_progress: whether to show progress bars.
@@ -70,14 +71,19 @@ class StudyOptions:
     max_deleted: int = 20
     max_swaps: int = 10
     path_images: int = 8
-    path_draws: int = 20
+    path_draws: int = 50
     pair_images: int = 8
     search_images: int = 64
     analyzers: tuple[str, ...] = ()
+    studies: tuple[str, ...] = ()
     seed: int = 0
     internal_batch_size: int | None = None
     show_progress: bool = False
     run: RunOptions | None = None
+
+    def names(self, group: str, analyzer: str) -> bool:
+        """Whether a study was asked for by its own name or by its analyzer's."""
+        return group in self.studies or analyzer in self.analyzers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,11 +119,11 @@ def common_size(batches: InputBatches, cuts: Sequence[int]) -> int:
 
 def images_taken(options: StudyOptions, total: int) -> tuple[int, ...]:
     """Return how many of all images each study takes at a time; 0 for one that is left out."""
-    searched = min(options.search_images, total) if "BlockSelection" in options.analyzers else 0
+    searched = min(options.search_images, total) if options.names("selection", "BlockSelection") else 0
     return (
         options.path_images,
         min(options.path_images, _MAPS_SHOWN),
-        options.pair_images if "BlockInteraction" in options.analyzers else 0,
+        options.pair_images if options.names("interactions", "BlockInteraction") else 0,
         searched,
         searched // 2,  # half of them is held out
     )
@@ -183,12 +189,12 @@ def _selection(network: UnraveledNetwork, images: InputBatches, options: StudyOp
 
 
 def _wants_pairs(network: UnraveledNetwork, options: StudyOptions) -> bool:
-    asked = options.embedded or "BlockInteraction" in options.analyzers
+    asked = options.embedded or options.names("interactions", "BlockInteraction")
     return asked and options.pair_images > 0 and len(network.blocks) > 1
 
 
 def _wants_selection(network: UnraveledNetwork, options: StudyOptions) -> bool:
-    asked = options.embedded or "BlockSelection" in options.analyzers
+    asked = options.embedded or options.names("selection", "BlockSelection")
     return asked and options.search_images > 1 and _has_skips(network, options) and len(network.blocks) > 1
 
 
@@ -219,20 +225,23 @@ STUDIES: tuple[Study, ...] = (
 """The studies, in the order in which they are run."""
 
 
-def studies_by(analyzers: Sequence[str], offered: Mapping[str, type]) -> tuple[Study, ...]:
-    """Return the studies that some analyzers run: those above, or else one with the analyzer's own defaults.
+def studies_by(analyzers: Sequence[str], offered: Mapping[str, type], names: Sequence[str] = ()) -> tuple[Study, ...]:
+    """Return the studies of some names, and those that some analyzers run: above, or else one by its own defaults.
 
     Args:
         analyzers: names of analyzers.
         offered: the analyzers there are, by name.
+        names: names of studies.
 
     Raises:
-        InputError: there is no such analyzer, or it needs more than inputs.
+        InputError: there is no such analyzer or study, or an analyzer needs more than inputs.
         PluginError: what a plugin offers is no analyzer, or cannot name a group of the file.
     """
     for name in analyzers:
         _check_known("analyzer", name, offered)
-    chosen = [study for study in STUDIES if study.analyzer in analyzers]
+    for name in names:
+        _check_known("study", name, [study.group for study in STUDIES])
+    chosen = [study for study in STUDIES if study.analyzer in analyzers or study.group in names]
     known = {study.analyzer for study in STUDIES}
     return (*chosen, *(_study_of(name, offered[name]) for name in dict.fromkeys(analyzers) if name not in known))
 

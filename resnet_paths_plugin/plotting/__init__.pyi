@@ -14,6 +14,7 @@ from .lesions import plot_random_lesions as plot_random_lesions
 from .lesions import plot_single_lesions as plot_single_lesions
 from .parameter_lengths import plot_parameter_lengths as plot_parameter_lengths
 from .participation import plot_participation as plot_participation
+from .proxies import plot_proxies as plot_proxies
 from .reorderings import plot_reorderings as plot_reorderings
 from .schedules import plot_schedules as plot_schedules
 from .selection import plot_selection as plot_selection

@@ -46,10 +46,10 @@ class ComparedLesions(Figure):
         return _described(ds, "position", None, "with one block deleted, on average over blocks,")
 
     def drawings(self, study: FigureStudy) -> Iterator[Drawing]:
-        """Yield the default measure, and the normalised effect where chance is known."""
+        """Yield the default measure, and the normalised effect where a model does better than guessing."""
         ds = study.dataset
         for measure, ending in ((None, ""), ("normalised_effect", "normalised")):
-            if measure is None or measure in ds:
+            if measure is None or (measure in ds and bool(ds[measure].notnull().any())):
                 yield Drawing(
                     title=self.title + (", relative to guessing" if measure else ""),
                     sentence=_described(ds, "position", measure, "of deleting one block, on average over blocks,")

@@ -110,6 +110,13 @@ class Figure(ABC):
         """Return what there is to see in the numbers of a dataset that the figure fits, in a sentence."""
         return ""
 
+    def finding(self, ds: xr.Dataset) -> str:  # noqa: ARG002 - for subclasses
+        """Return what a study found, in one sentence with the interval of each number, for the head of a report.
+
+        Empty, as it is by default, where there is nothing that an interval carries.
+        """
+        return ""
+
     def drawings(self, study: FigureStudy) -> Iterator[Drawing]:
         """Yield the pictures of a study for a report: one, unless a subclass knows more.
 

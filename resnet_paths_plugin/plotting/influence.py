@@ -15,8 +15,15 @@ from numpy.typing import NDArray
 from resnet_paths_plugin.errors import InputError
 from resnet_paths_plugin.plotting import block_axis, effects, labels, style
 from resnet_paths_plugin.plotting.figure import Drawing, Figure, FigureStudy, has
-from resnet_paths_plugin.plotting.style import FloatArray, signed
-from resnet_paths_plugin.plotting.wording import NAMED, spoken
+from resnet_paths_plugin.plotting.proxies import (
+    correlations,
+    describe_influence,
+    described_in_order,
+    find_influence,
+    plot_proxies,
+)
+from resnet_paths_plugin.plotting.style import FloatArray
+from resnet_paths_plugin.plotting.wording import NAMED
 from resnet_paths_plugin.results.derived import refreshed
 
 PERCENTILES = (5, 95)
@@ -40,23 +47,26 @@ class Influence(Figure):
         return has(ds, "lesion_effect", "block") and has(ds, "rank_correlation", "proxy") and "proxy" in ds.coords
 
     def draw(self, ds: xr.Dataset, **options: Any) -> Axes:
-        """Draw `plot_influence`."""
-        return plot_influence(ds, **options)
+        """Draw `plot_proxies`; with `proxy`, `plot_influence`."""
+        return plot_influence(ds, **options) if "proxy" in options else plot_proxies(ds, **options)
 
     def sentence(self, ds: xr.Dataset) -> str:
-        """Return which proxy ranks the blocks as their deletions do."""
+        """Return how well each proxy ranks the blocks as their deletions do."""
         return describe_influence(ds)
 
+    def finding(self, ds: xr.Dataset) -> str:
+        """Return which proxy ranks the blocks best, where one does."""
+        return find_influence(ds)
+
     def drawings(self, study: FigureStudy) -> Iterator[Drawing]:
-        """Yield the best proxy, and all of them where there are several."""
+        """Yield the correlations of all proxies, and the blocks behind them."""
         ds = study.dataset
-        if not set(ds["proxy"].values.tolist()) & set(ds.data_vars):
-            return
-        yield Drawing(title=self.title, sentence=describe_influence(ds), draw=partial(plot_influence, ds), ending="")
-        if ds.sizes["proxy"] > 1:
+        if np.isfinite(ds["rank_correlation"].values).any():
+            yield Drawing(title=self.title, sentence=describe_influence(ds), draw=partial(plot_proxies, ds), ending="")
+        if set(ds["proxy"].values.tolist()) & set(ds.data_vars):
             yield Drawing(
                 title="Every proxy against the effect of deletion",
-                sentence=describe_proxies(ds),
+                sentence=described_in_order(ds),
                 draw=partial(plot_influences, ds),
                 ending="proxies",
             )
@@ -110,12 +120,12 @@ def plot_influence(ds: xr.Dataset, ax: Axes | None = None, *, proxy: str | None 
         >>> ax = rpp.plotting.plot_influence(influence, proxy="lesion_estimate")
     """
     ds = refreshed(ds)
-    correlations = _correlations(ds, "plot_influence")
+    found = correlations(ds, "plot_influence")
     name = proxy or best_proxy(ds, "plot_influence")
-    if name not in correlations or name not in ds.data_vars:
-        raise InputError(f"plot_influence finds no proxy '{name}' in this dataset; it has {', '.join(correlations)}")
+    if name not in found or name not in ds.data_vars:
+        raise InputError(f"plot_influence finds no proxy '{name}' in this dataset; it has {', '.join(found)}")
     ax = style.own_axes(5.8, 4.2) if ax is None else ax
-    values, effect = _scatter(ax, ds, name, f"one block{_in_words(correlations[name])}")
+    values, effect = _scatter(ax, ds, name, f"one block{_in_words(found[name])}")
     ax.margins(0.14)
     style.leave_room(ax, 0.06)
     style.legend_above(ax)
@@ -145,8 +155,8 @@ def plot_influences(ds: xr.Dataset, axes: Iterable[Axes] | None = None) -> NDArr
         5
     """
     ds = refreshed(ds)
-    correlations = _correlations(ds, "plot_influences")
-    names = [name for name in _ranked(correlations) if name in ds.data_vars]
+    found = correlations(ds, "plot_influences")
+    names = [name for name in _ranked(found) if name in ds.data_vars]
     if not names:
         raise InputError("plot_influences finds none of the proxies that 'proxy' names in this dataset")
     columns = min(3, len(names))
@@ -162,9 +172,7 @@ def plot_influences(ds: xr.Dataset, axes: Iterable[Axes] | None = None) -> NDArr
         _scatter(ax, ds, name, "one block")
         if axes is None and names.index(name) % columns:
             ax.set_ylabel("")  # the first of the row says it
-        ax.set_title(
-            _in_words(correlations[name]).removeprefix(", ") or "no rank correlation", fontsize=style.LEGEND_SIZE
-        )
+        ax.set_title(_in_words(found[name]).removeprefix(", ") or "no rank correlation", fontsize=style.LEGEND_SIZE)
         if ax.get_xscale() == "linear":
             ax.locator_params(axis="x", nbins=5)
     with_projections = [ax for ax in panels if PROJECTIONS in ax.get_legend_handles_labels()[1]]
@@ -231,34 +239,6 @@ def plot_gates(ds: xr.Dataset, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def describe_influence(ds: xr.Dataset) -> str:
-    """Influence against lesion: which proxy ranks the blocks as their deletions do."""
-    known = {
-        str(name): float(value)
-        for name, value in zip(ds["proxy"].values, ds["rank_correlation"].values, strict=True)
-        if np.isfinite(value)
-    }
-    measure = str(ds["lesion_effect"].attrs.get("measure", ""))
-    of_what = f"the rise of {spoken(measure)} when each is deleted" if measure else "the effect of deleting each"
-    if not known:
-        return f"No proxy has a rank correlation over blocks with {of_what}."
-    ranked = sorted(known, key=lambda name: -abs(known[name]))
-    ranks = [f"{spoken(name)} ({signed(known[name])} over {_n_compared(ds, name)} blocks)" for name in ranked]
-    sentence = f"Spearman's rank correlation over blocks with {of_what}: {ranks[0]}"
-    return sentence + (" is the only one." if len(ranks) == 1 else f" is farthest from 0, {ranks[-1]} nearest.")
-
-
-def describe_proxies(ds: xr.Dataset) -> str:
-    """Every proxy with its correlation, the farthest from 0 first."""
-    values = ds["rank_correlation"].values
-    order = np.argsort(-np.abs(np.nan_to_num(values)), kind="stable")
-    ranks = [
-        f"{spoken(str(ds['proxy'].values[place]))} {signed(values[place]) if np.isfinite(values[place]) else 'none'}"
-        for place in order
-    ]
-    return f"Spearman's rank correlations: {', '.join(ranks)}."
-
-
 def describe_gates(ds: xr.Dataset) -> str:
     """How far open the gates are."""
     opened = ds["gate_openness"].mean("sample").dropna("block")
@@ -275,20 +255,11 @@ def describe_gates(ds: xr.Dataset) -> str:
 
 def best_proxy(ds: xr.Dataset, figure: str) -> str:
     """The proxy with the largest rank correlation, whatever its sign."""
-    return _ranked(_correlations(ds, figure))[0]
+    return _ranked(correlations(ds, figure))[0]
 
 
-def _correlations(ds: xr.Dataset, figure: str) -> dict[str, float]:
-    style.variable(ds, "lesion_effect", f"{figure} (BlockInfluence run with lesion results)")
-    values = style.variable(ds, "rank_correlation", figure).values
-    names = [str(name) for name in style.variable(ds, "proxy", figure).values]
-    if not names:
-        raise InputError(f"{figure} finds no proxy in this dataset")
-    return dict(zip(names, values.tolist(), strict=True))
-
-
-def _ranked(correlations: dict[str, float]) -> list[str]:
-    return sorted(correlations, key=lambda name: -abs(correlations[name]) if np.isfinite(correlations[name]) else 0.0)
+def _ranked(found: dict[str, float]) -> list[str]:
+    return sorted(found, key=lambda name: -abs(found[name]) if np.isfinite(found[name]) else 0.0)
 
 
 def _in_words(correlation: float) -> str:
@@ -338,9 +309,3 @@ def _effect_label(ds: xr.Dataset) -> str:
 
 def _is_fraction(ds: xr.Dataset) -> bool:
     return ds["lesion_effect"].attrs.get("measure") in {"error", "prediction_changed"}
-
-
-def _n_compared(ds: xr.Dataset, proxy: str) -> int:
-    """The number of blocks that have both the proxy and an effect."""
-    effect = np.isfinite(ds["lesion_effect"].values)
-    return int((effect & np.isfinite(effects.mean(ds[proxy], keep="block"))).sum() if proxy in ds else effect.sum())

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from resnet_paths_plugin.errors import InputError
 from resnet_paths_plugin.plotting.style import FloatArray, signed
+from resnet_paths_plugin.statistics.bootstrap import bootstrap
 from resnet_paths_plugin.statistics.correlation import rank_correlation
 from resnet_paths_plugin.statistics.measured import is_right
 from resnet_paths_plugin.statistics.summary import summary
@@ -67,12 +68,14 @@ class Correlation:
     """Where the rank correlation of a variable and a measure lies when samples are resampled.
 
     Attributes:
+        value: the correlation of the means over all samples.
         low: lower end of the middle 95 %.
         high: upper end.
         reliability: rank correlation of the measure on halves of the samples with itself; NaN for too few samples.
         n_samples: number of samples.
     """
 
+    value: float
     low: float
     high: float
     reliability: float
@@ -110,14 +113,63 @@ def correlation_of_samples(ds: xr.Dataset, other: str, measure: str, change: str
     if source not in ds or set(ds[source].dims) != {change, "sample"}:
         return None
     values = 1 - ds[source].astype(np.float64) if source != measure else ds[source]
+    return _correlation(ds[other], values)
+
+
+def _correlation(one: xr.DataArray, other: xr.DataArray) -> Correlation | None:
     try:
-        found = rank_correlation(ds[other], values, level=LEVEL, n_resamples=N_RESAMPLES)
-    except InputError:  # too few orders, or samples
+        found = rank_correlation(one, other, level=LEVEL, n_resamples=N_RESAMPLES)
+    except InputError:  # too few orders or blocks, or samples
         return None
-    low, high = float(found["rank_correlation_low"]), float(found["rank_correlation_high"])
+    value, low, high = (float(found[f"rank_correlation{end}"]) for end in ("", "_low", "_high"))
     if not np.isfinite([low, high]).all():
         return None
-    return Correlation(low, high, float(found["reliability_of_other"]), int(found["n_samples"]))
+    return Correlation(value, low, high, float(found["reliability_of_other"]), int(found["n_samples"]))
+
+
+def correlations_of_proxies(ds: xr.Dataset) -> dict[str, Correlation]:
+    """Return the ranges of the rank correlations of proxies and the effects of deletions, by proxy, where known.
+
+    It takes the effects on each sample, of as many samples as the proxies have: these are resampled together.
+
+    Args:
+        ds: result of `BlockInfluence` with lesion results.
+    """
+    name = "lesion_effect_by_sample"
+    if name not in ds or ds[name].sizes.get("lesion_sample") != ds.sizes.get("sample"):
+        return {}
+    effect = ds[name].rename(lesion_sample="sample").assign_coords(sample=ds["sample"])
+    stored = dict(zip(ds["proxy"].values.tolist(), ds["rank_correlation"].values.tolist(), strict=True))
+    found = {}
+    for proxy in [one for one in stored if one in ds and set(ds[one].dims) == {"block", "sample"}]:
+        one = _correlation(ds[proxy], effect)
+        # With values missing for some samples it would be the range of another correlation.
+        if one is not None and np.isclose(one.value, stored[proxy], rtol=0, atol=1e-9):
+            found[proxy] = one
+    return found
+
+
+def mean_effect(ds: xr.Dataset, measure: str, change: str) -> tuple[float, float, float] | None:
+    """Return the mean over changes of a measure minus the intact network's, and its 95 % interval over samples.
+
+    None where the study does not hold both for each sample, or resampling the samples changes nothing.
+
+    Args:
+        ds: result of a study of changed networks, those changes alone that count.
+        measure: the variable, such as `"error"`.
+        change: the study's dim.
+    """
+    source = _SOURCES.get(measure, measure)
+    own, intact = ds.get(source), ds.get(f"intact_{source}")
+    if own is None or set(own.dims) != {change, "sample"} or intact is None or intact.dims != ("sample",):
+        return None
+    sign = -1 if source != measure else 1
+    effect = sign * (own.astype(np.float64).mean(change) - intact.astype(np.float64))
+    if not np.isfinite(effect.values).all() or effect.sizes["sample"] < 2:
+        return None
+    found = bootstrap(xr.Dataset({"effect": effect.reset_coords(drop=True)}), "effect", n_resamples=N_RESAMPLES)
+    value, low, high = (float(found[f"effect{end}"]) for end in ("", "_low", "_high"))
+    return (value, low, high) if low < high else None
 
 
 def intervals_of(ds: xr.Dataset, measure: str, change: str, size: str | None = None) -> Intervals | None:

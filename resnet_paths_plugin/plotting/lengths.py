@@ -16,6 +16,12 @@ from resnet_paths_plugin.errors import InputError
 from resnet_paths_plugin.plotting import style
 from resnet_paths_plugin.plotting.attribution import holds_maps
 from resnet_paths_plugin.plotting.figure import Drawing, Figure, FigureStudy
+from resnet_paths_plugin.plotting.length_intervals import (
+    LengthBand,
+    exact_shares,
+    gradient_shares,
+    of_sampled_paths,
+)
 from resnet_paths_plugin.plotting.style import FloatArray
 from resnet_paths_plugin.plotting.survival import (
     chain_length,
@@ -31,7 +37,7 @@ EXACT = {**LINE, "color": style.BLUE, "marker": "o", "linestyle": "-"}
 SAMPLED = {**LINE, "color": style.VERMILLION, "marker": "s", "linestyle": "--", "markerfacecolor": "white"}
 # Root mean squares lie so close above the means that they have to be on top to be seen.
 SIGNS = {**LINE, "color": style.GREEN, "marker": "^", "linestyle": ":", "zorder": 4}
-
+ALONG = {**LINE, "color": style.BLACK, "marker": "D", "linestyle": "-.", "markersize": 3, "markerfacecolor": "white"}
 
 COUNTS = {"path_count", "log10_path_count", "gradient_norm", "path_gradient_norm", "path_gradient_rms"}
 """Variables of which one is enough to draw."""
@@ -41,7 +47,7 @@ class PathLengths(Figure):
     """Numbers of paths and their gradients by path length."""
 
     name = "path_lengths"
-    title = "Paths and gradients by path length (Fig. 6)"
+    title = "Paths and gradients by path length (Fig. 6 of the paper)"
 
     def fits(self, ds: xr.Dataset) -> bool:
         """Whether it is a study of paths by one length, without maps."""
@@ -55,13 +61,23 @@ class PathLengths(Figure):
         """Return how many paths there are, and which lengths hold the gradient."""
         return " ".join(filter(None, (describe_path_lengths(ds), describe_completeness(ds))))
 
+    def finding(self, ds: xr.Dataset) -> str:
+        """Return which lengths hold the exact gradient."""
+        span, ranges = _effective_range(ds, "gradient_norm"), _ranges(ds)
+        if span is None or not ranges:
+            return ""
+        return (
+            f"95 % of the gradient, summed over lengths, is in paths of {span[0]:g} to {span[1]:g} of "
+            f"{int(ds['path_length'].values[-1])} {_grade(ds)}{ranges}."
+        )
+
     def drawings(self, study: FigureStudy) -> Iterator[Drawing]:
         """Yield Fig. 6, and Fig. 7 of a chain."""
         ds = study.dataset
         yield Drawing(title=self.title, sentence=self.sentence(ds), draw=partial(plot_path_lengths, ds), ending="")
         n = chain_length(ds, "the report")  # refuses what is no chain: there, paths survive in other numbers
         yield Drawing(
-            title="Paths left after deletions, by length (Fig. 7)",
+            title="Paths left after deletions, by length (Fig. 7 of the paper)",
             sentence=describe_path_survival(n, default_deletions(n)),
             draw=partial(plot_path_survival, n),
             ending="survival",
@@ -71,11 +87,13 @@ class PathLengths(Figure):
 def plot_path_lengths(ds: xr.Dataset, axes: Iterable[Axes] | None = None) -> NDArray[Any]:
     """Draw, by path length, the number of paths, one path's gradient and the total gradient (Figs. 6a-c).
 
-    The single path: sampled mean with its standard error, root mean square from random signs. Where neither
+    The single path: mean of sampled ones, root mean square from random signs. Where neither
     was run, the norm of the mean path instead (exact norm over number of paths), a lower bound of the paths'
     mean norm. The total: the exact `||G_k||`, mean over samples, beside number of paths times mean norm, each
-    as its share of its own sum over lengths: paths cancel, so their absolute sizes are decades apart. Bars
-    above mark the effective ranges. A panel whose data are not there says which estimator gives them.
+    as its share of its own sum over lengths: paths cancel, so their absolute sizes are decades apart. Where the study
+    has `gradient_share`, also `m_k`, the share of `G_k` along the gradient, which may be negative. Bands are 95 %
+    intervals, over samples of what is exact, over draws of sampled paths. Bars above mark the effective ranges. A panel
+    whose data are not there says which estimator gives them.
 
     Args:
         ds: result of `PathLengthGradient` with one grade.
@@ -106,6 +124,8 @@ def plot_path_lengths(ds: xr.Dataset, axes: Iterable[Axes] | None = None) -> NDA
     for ax in panels:
         style.integer_axis(ax)
         ax.set_xlabel(f"path length ({grade})" if grade in {"blocks", "layers"} else "path length")
+    for ax in panels[1:]:
+        ax.set_xlabel(ax.get_xlabel() + _counted(ds))
     _draw_counts(counted, lengths, log_counts)
     _draw_single_paths(single, lengths, ds, log_counts)
     _draw_totals(total, lengths, ds, log_counts)
@@ -134,10 +154,26 @@ def describe_path_lengths(ds: xr.Dataset) -> str:
             share = "" if shares is None else f", which {share_of(shares[inside].sum())} of all paths have"
             sentence.append(
                 f"95 % of the gradient ({estimator}, summed over lengths) is in lengths {low:g} to {high:g}{share}"
+                f"{_ranges(ds) if measure == 'gradient_norm' else ''}"
             )
+    drawn = of_sampled_paths(ds)
+    if drawn is not None and drawn.heaviest > 0:
+        sentence.append(
+            f"of the total of the paths that were drawn, {drawn.n_draws} of each length, a single one, of length "
+            f"{drawn.heaviest_length}, holds {share_of(drawn.heaviest)}"
+        )
     if not sentence:
         return "This study holds neither counts of paths nor an effective range."
     return "; ".join(sentence) + "."
+
+
+def _ranges(ds: xr.Dataset) -> str:
+    """Where the ends of the exact effective range lie when samples are resampled, in brackets."""
+    exact = exact_shares(ds)
+    if exact is None or not np.isfinite([*exact.range_low, *exact.range_high]).all():
+        return ""
+    ends = [f"{low:g} to {high:g}" if low != high else f"{low:g}" for low, high in (exact.range_low, exact.range_high)]
+    return f" (95 % intervals of the ends over {ds.sizes['sample']} samples: {ends[0]} and {ends[1]})"
 
 
 def describe_completeness(ds: xr.Dataset) -> str | None:
@@ -162,13 +198,17 @@ def _draw_counts(ax: Axes, lengths: NDArray[Any], log_counts: FloatArray | None)
 def _draw_single_paths(ax: Axes, lengths: NDArray[Any], ds: xr.Dataset, log_counts: FloatArray | None) -> None:
     ax.set_title("(b) gradient of one path", loc="left")
     if "path_gradient_norm" in ds:
-        mean = _positive(ds["path_gradient_norm"].values)
-        error = np.zeros_like(mean)
-        if "path_gradient_norm_stderr" in ds:
-            error = np.nan_to_num(ds["path_gradient_norm_stderr"].values)
-        # A bar down to zero has no end on a logarithmic axis: there only the upper half is drawn.
-        bars = [np.where(error < mean, error, 0), error]
-        ax.errorbar(lengths, mean, bars, label="sampled: mean, standard error", **SAMPLED)
+        mean, paths_drawn = _positive(ds["path_gradient_norm"].values), of_sampled_paths(ds)
+        if paths_drawn is not None:
+            _fill(ax, lengths, paths_drawn.norm, SAMPLED)
+            ax.plot(lengths, mean, label="sampled: mean, 95 % interval", **SAMPLED)
+        else:  # of a file that keeps no draws
+            error = np.zeros_like(mean)
+            if "path_gradient_norm_stderr" in ds:
+                error = np.nan_to_num(ds["path_gradient_norm_stderr"].values)
+            # A bar down to zero has no end on a logarithmic axis: there only the upper half is drawn.
+            bars = [np.where(error < mean, error, 0), error]
+            ax.errorbar(lengths, mean, bars, label="sampled: mean, standard error", **SAMPLED)
     if "path_gradient_rms" in ds:
         ax.plot(lengths, _positive(_root_mean_square(ds)), label="random signs: root mean square", **SIGNS)
     if not ax.lines and "gradient_norm" in ds and log_counts is not None:
@@ -183,22 +223,19 @@ def _draw_single_paths(ax: Axes, lengths: NDArray[Any], ds: xr.Dataset, log_coun
     ax.legend(fontsize=style.LEGEND_SIZE, loc="upper right")
 
 
+_Series = tuple[str, FloatArray, str, dict[str, Any]]
+"""A line of totals: its name, their logarithms by length, the measure that it is of, its look."""
+
+
 def _draw_totals(ax: Axes, lengths: NDArray[Any], ds: xr.Dataset, log_counts: FloatArray | None) -> None:
     ax.set_title("(c) total gradient by length", loc="left")
-    series: list[tuple[str, FloatArray, str, dict[str, Any]]] = []
-    if "gradient_norm" in ds:
-        series.append(("exact", _log10(_mean_over_samples(ds["gradient_norm"])), "gradient_norm", EXACT))
-    if "log10_total_path_gradient" in ds:
-        totals = ds["log10_total_path_gradient"].values
-        series.append(("sampled", totals, "total_path_gradient", SAMPLED))
-    elif "total_path_gradient" in ds:
-        series.append(("sampled", _log10(ds["total_path_gradient"].values), "total_path_gradient", SAMPLED))
-    elif "path_gradient_rms" in ds and log_counts is not None:
-        series.append(("random signs", log_counts + _log10(_root_mean_square(ds)), "path_gradient_rms", SIGNS))
+    series = list(_series(ds, log_counts))
     if not series:
         _say_missing(ax, 'gradients by length\n(estimator "exact" or "sampled")')
         return
+    bands = _bands(ds)
     for rank, (name, log_values, measure, look) in enumerate(series):
+        _fill(ax, lengths, bands.get(measure), look)
         effective = _effective_range(ds, measure)
         note = "" if effective is None else f", 95 % in {effective[0]:g}\N{EN DASH}{effective[1]:g}"
         ax.plot(lengths, _shares(log_values), label=name + note, **look)
@@ -208,8 +245,61 @@ def _draw_totals(ax: Axes, lengths: NDArray[Any], ds: xr.Dataset, log_counts: Fl
             ax.plot(effective, [height, height], transform=ax.get_xaxis_transform(), **bar)
     ax.set_ylabel("share of the sum over lengths (%)")
     style.percent_axis(ax)
+    _draw_along(ax, lengths, ds)
     style.leave_room(ax, 0.3)
     ax.legend(fontsize=style.LEGEND_SIZE, loc="upper right")
+
+
+def _series(ds: xr.Dataset, log_counts: FloatArray | None) -> Iterator[_Series]:
+    """Yield the lines of totals that a study holds."""
+    if "gradient_norm" in ds:
+        yield "exact", _log10(_mean_over_samples(ds["gradient_norm"])), "gradient_norm", EXACT
+    if "log10_total_path_gradient" in ds:
+        yield "sampled", ds["log10_total_path_gradient"].values, "total_path_gradient", SAMPLED
+    elif "total_path_gradient" in ds:
+        yield "sampled", _log10(ds["total_path_gradient"].values), "total_path_gradient", SAMPLED
+    elif "path_gradient_rms" in ds and log_counts is not None:
+        yield "random signs", log_counts + _log10(_root_mean_square(ds)), "path_gradient_rms", SIGNS
+
+
+def _bands(ds: xr.Dataset) -> dict[str, LengthBand]:
+    """Return the intervals of the lines of totals, by measure."""
+    exact, drawn = exact_shares(ds), of_sampled_paths(ds)
+    found = {}
+    if exact is not None:
+        found["gradient_norm"] = exact.share
+    if drawn is not None:
+        found["total_path_gradient"] = drawn.share
+    return found
+
+
+def _draw_along(ax: Axes, lengths: NDArray[Any], ds: xr.Dataset) -> None:
+    """Draw the share of each length along the gradient, which may be negative, where the study has it."""
+    along = gradient_shares(ds)
+    if along is None:
+        return
+    values, band = along
+    _fill(ax, lengths, band, ALONG)
+    ax.plot(lengths, values, label="exact, along the gradient ($m_k$)", **ALONG)
+    low = np.nanmin([values.min(), np.nanmin(band.low)])
+    if low < 0:
+        ax.set_ylim(bottom=1.05 * low, auto=None)
+        ax.axhline(0, color=style.GREY, linewidth=0.8, zorder=1)
+
+
+def _fill(ax: Axes, lengths: NDArray[Any], band: LengthBand | None, look: dict[str, Any]) -> None:
+    """Draw the intervals of a line, if there are any."""
+    if band is not None:
+        ax.fill_between(lengths, band.low, band.high, color=look["color"], alpha=0.18, linewidth=0)
+
+
+def _counted(ds: xr.Dataset) -> str:
+    """How many samples and draws there are, in a line below the axis; empty where the study does not say."""
+    samples = ds.sizes.get("sample") or (int(ds["n_samples"]) if "n_samples" in ds else 0)
+    parts = [f"{samples} sample{'s' if samples > 1 else ''}"] if samples else []
+    if "n_draws" in ds and "path_gradient_norm" in ds:
+        parts.append(f"{int(ds['n_draws'])} paths drawn of each length")
+    return f"\n{', '.join(parts)}" if parts else ""
 
 
 def _log10_path_count(ds: xr.Dataset) -> FloatArray | None:

@@ -16,10 +16,11 @@ from resnet_paths_plugin.plotting import block_axis, style
 from resnet_paths_plugin.plotting.classes import class_rises, describe_class_lesions, names_of, plot_class_lesions
 from resnet_paths_plugin.plotting.effects import Effect, default_measure, effect_of, finish, mark_levels, measures
 from resnet_paths_plugin.plotting.figure import Drawing, Figure, FigureStudy, has
-from resnet_paths_plugin.plotting.intervals import Intervals, intervals_of
+from resnet_paths_plugin.plotting.intervals import Intervals, intervals_of, mean_effect
 from resnet_paths_plugin.plotting.wording import (
     SMALL_RISE,
     amount,
+    effect_texts,
     extremes,
     intact,
     interval_texts,
@@ -60,7 +61,7 @@ class SingleLesions(Figure):
     """What deleting each single block does, against its place in the network; and class by class."""
 
     name = "single_lesions"
-    title = "Deleting single blocks (Fig. 3)"
+    title = "Deleting single blocks (Fig. 3 of the paper)"
 
     def fits(self, ds: xr.Dataset) -> bool:
         """Whether it is a study of lesions of one block, or one group, each."""
@@ -74,13 +75,17 @@ class SingleLesions(Figure):
         """Return the intact network's, the median and the worst deletions' measure."""
         return describe_single_lesions(ds)
 
+    def finding(self, ds: xr.Dataset) -> str:
+        """Return the mean effect of a deletion, and how many deletions have one."""
+        return find_single_lesions(ds)
+
     def drawings(self, study: FigureStudy) -> Iterator[Drawing]:
         """Yield Fig. 3, and the map by class where classes are known."""
         ds, measure = study.dataset, default_measure(study.dataset, "lesion")
         beside = ", and of a plain network without one of its layers" if study.plain is not None else ""
         options: dict[str, Any] = {"measure": measure, "chance": study.chance("lesion"), "plain": study.plain}
         yield Drawing(
-            title=f"Deleting single blocks{beside} (Fig. 3)",
+            title=f"Deleting single blocks{beside} (Fig. 3 of the paper)",
             sentence=describe_single_lesions(ds, study.plain),
             draw=partial(plot_single_lesions, ds, **options),
             ending="",
@@ -102,7 +107,7 @@ class RandomLesions(Figure):
     """What deleting sets of blocks does, against their number."""
 
     name = "random_lesions"
-    title = "Deleting sets of blocks, by their size (Fig. 5a)"
+    title = "Deleting sets of blocks, by their size (Fig. 5a of the paper)"
 
     def fits(self, ds: xr.Dataset) -> bool:
         """Whether it is a study of lesions of several blocks."""
@@ -116,11 +121,15 @@ class RandomLesions(Figure):
         """Return the mean effect at a few numbers of deletions."""
         return describe_random_lesions(ds)
 
+    def finding(self, ds: xr.Dataset) -> str:
+        """Return what the fewest and the most deletions do."""
+        return find_random_lesions(ds)
+
     def drawings(self, study: FigureStudy) -> Iterator[Drawing]:
         """Yield Fig. 5a."""
         ds, chance = study.dataset, study.chance("lesion")
         yield Drawing(
-            title=f"Deleting {'random ' if is_random(ds) else ''}sets of blocks, by their size (Fig. 5a)",
+            title=f"Deleting {'random ' if is_random(ds) else ''}sets of blocks, by their size (Fig. 5a of the paper)",
             sentence=describe_random_lesions(ds, chance),
             draw=partial(plot_random_lesions, ds, measure=default_measure(ds, "lesion"), chance=chance),
             ending="",
@@ -310,6 +319,34 @@ def describe_random_lesions(ds: xr.Dataset, chance: float | None = None) -> str:
     amounts[0] += f" {'random ' if is_random(ds) else ''}{'block' if shown[0] == 1 else 'blocks'} deleted"
     guess = "" if chance is None else f"; guessing would give {amount(effect, chance)}"
     return f"The {measure_name(ds, effect)} is {intact(ds, effect)}on average {listed(amounts)}{counted}{guess}."
+
+
+def find_single_lesions(ds: xr.Dataset) -> str:
+    """Fig. 3 in one sentence: the mean effect of deleting one block, and how many deletions change anything."""
+    effect, lesions = study_effect(ds, "lesion"), block_axis.single_lesions(ds, "the report")
+    mean = mean_effect(ds.isel(lesion=lesions.chosen), effect.name, "lesion")
+    if mean is None or effect.intact is None:
+        return ""
+    what, each = measure_name(ds, effect), effect_texts(effect, mean)
+    counted = _resolved(effect, intervals_of(ds, effect.name, "lesion"), lesions.chosen)
+    return f"Deleting one {lesions.unit} changes the {what} by {each} on average over {lesions.unit}s{counted}."
+
+
+def find_random_lesions(ds: xr.Dataset) -> str:
+    """Fig. 5a in one sentence: the mean effect of the fewest and of the most deletions."""
+    effect = study_effect(ds, "lesion")
+    found = intervals_of(ds, effect.name, "lesion", "n_deleted")
+    if found is None or not np.isfinite([found.low[[0, -1]], found.high[[0, -1]]]).all():
+        return ""
+    sizes = ds["n_deleted"].values
+    numbers = np.unique(sizes)
+    ranges = interval_texts(effect, found.low, found.high)
+    ends = [
+        f"{amount(effect, np.nanmean(effect.values[sizes == numbers[end]]))}{ranges[end]} with {numbers[end]}"
+        for end in sorted({0, len(numbers) - 1})
+    ]
+    ends[0] += f" {'random ' if is_random(ds) else ''}block{'' if numbers[0] == 1 else 's'} deleted"
+    return f"The {measure_name(ds, effect)} is {listed(ends)}, on average over {found.counted}."
 
 
 def _resolved(effect: Effect, found: Intervals | None, chosen: NDArray[np.intp]) -> str:

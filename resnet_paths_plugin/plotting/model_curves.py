@@ -94,8 +94,8 @@ def draw(ax: Axes, ds: xr.Dataset, name: str, curves: Sequence[Curve]) -> None:
         taken.setdefault(model, max(taken.values(), default=-1) + 1)
     for curve in curves:
         place = taken[curve.name]
-        colour = _COLOURS[place % len(_COLOURS)]
-        look = {"color": colour, "marker": _MARKERS[place % len(_MARKERS)], "linestyle": _LINES[place % len(_LINES)]}
+        look = _look(place)
+        colour = look["color"]
         label = "_again" if curve.name in drawn else curve.label
         gid = f"{_MODEL}{place}: {curve.name}"
         ax.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.15, linewidth=0)
@@ -109,6 +109,16 @@ def draw(ax: Axes, ds: xr.Dataset, name: str, curves: Sequence[Curve]) -> None:
     elif name in DIFFERENCES:
         style.percent_ticks(ax)
     style.legend_above(ax)
+
+
+def _look(place: int) -> dict[str, Any]:
+    """Return the colour, marker and line style of the model in some place; the first 49 differ in one of them."""
+    round_ = place // len(_COLOURS)  # in each round of colours, markers and lines go with others
+    return {
+        "color": _COLOURS[place % len(_COLOURS)],
+        "marker": _MARKERS[(place + round_) % len(_MARKERS)],
+        "linestyle": _LINES[(place + 2 * round_) % len(_LINES)],
+    }
 
 
 def _places_of_models(ax: Axes) -> dict[str, int]:

@@ -65,6 +65,10 @@ class GuardedFigure(Figure):
         """Return its sentence, empty where it fails."""
         return str(self._asked("describe a study", lambda: self.figure.sentence(ds), otherwise=""))
 
+    def finding(self, ds: xr.Dataset) -> str:
+        """Return what it found, nothing where it fails."""
+        return str(self._asked("tell what a study found", lambda: self.figure.finding(ds), otherwise=""))
+
     def drawings(self, study: FigureStudy) -> Iterator[Drawing]:
         """Yield its pictures, none where it fails."""
         made: list[Drawing] = self._asked("list its pictures", lambda: list(self.figure.drawings(study)), otherwise=[])

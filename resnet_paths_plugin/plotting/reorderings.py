@@ -38,7 +38,7 @@ class Reorderings(Figure):
     """What reordering the blocks does, against how far the order is from the intact one."""
 
     name = "reorderings"
-    title = "Reordering the blocks (Fig. 5b)"
+    title = "Reordering the blocks (Fig. 5b of the paper)"
 
     def fits(self, ds: xr.Dataset) -> bool:
         """Whether it is a study of reorderings."""
@@ -51,6 +51,10 @@ class Reorderings(Figure):
     def sentence(self, ds: xr.Dataset) -> str:
         """Return how the effect goes with Kendall's tau."""
         return describe_reorderings(ds)
+
+    def finding(self, ds: xr.Dataset) -> str:
+        """Return how the effect goes with Kendall's tau."""
+        return find_reorderings(ds)
 
     def drawings(self, study: FigureStudy) -> Iterator[Drawing]:
         """Yield Fig. 5b, where some order has a tau."""
@@ -185,3 +189,16 @@ def describe_reorderings(ds: xr.Dataset) -> str:
     if correlation is not None and found is not None:
         sentence += found.sentence
     return f"{sentence}."
+
+
+def find_reorderings(ds: xr.Dataset) -> str:
+    """Fig. 5b in one sentence: the rank correlation of the effect and Kendall's tau."""
+    effect = study_effect(ds, "reordering")
+    found = correlation_of_samples(ds, "kendall_tau", effect.name, "reordering")
+    if found is None:
+        return ""
+    return (
+        f"Over {int(np.isfinite(ds['kendall_tau'].values).sum())} orders of the blocks Spearman's rank correlation of "
+        f"the {measure_name(ds, effect)} and Kendall's tau is {style.signed(found.value)} {found.text}, when "
+        f"{found.n_samples} samples are resampled."
+    )

@@ -30,7 +30,7 @@ class Trainings(Figure):
     """What deleting single blocks does to networks that were trained in different ways."""
 
     name = "trainings"
-    title = "Deleting single blocks after different trainings (Fig. 8)"
+    title = "Deleting single blocks after different trainings (Fig. 8 of the paper)"
 
     def fits(self, ds: xr.Dataset) -> bool:
         """Whether it compares trainings by their error."""

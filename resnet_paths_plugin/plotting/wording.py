@@ -59,6 +59,13 @@ def interval_texts(effect: Effect, low: FloatArray, high: FloatArray) -> list[st
     ]
 
 
+def effect_texts(effect: Effect, ends: tuple[float, float, float]) -> str:
+    """A difference of a measure with its 95 % interval: of fractions in percentage points, with its sign."""
+    scale, unit = (100, " percentage points") if effect.is_fraction else (1, "")
+    value, low, high = (f"{scale * one:+.2g}".replace("-", "\N{MINUS SIGN}") for one in ends)
+    return f"{value}{unit} [{low} to {high}]"
+
+
 def _bare(effect: Effect, value: float) -> str:
     return amount(effect, value).removesuffix(" %")
 

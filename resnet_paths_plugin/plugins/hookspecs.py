@@ -51,6 +51,22 @@ def resnet_paths_load_model(spec: str, pretrained: bool) -> nn.Module | None:
     """
 
 
+@hookspec
+def resnet_paths_list_models(pattern: str, pretrained: bool) -> Sequence[str] | None:
+    """List the models of a library whose `library/name` matches a pattern, for `resnet-paths survey --models`.
+
+    Called by `resnet_paths_plugin.list_models` and the command line; the names of all plugins are put together.
+
+    Args:
+        pattern: a pattern as a shell has it, such as `"timm/resnet*"`, of specifications that
+            `resnet_paths_load_model` takes; `fnmatch.fnmatchcase` compares. A plugin may list more than match.
+        pretrained: whether to list only models whose pretrained weights the library knows.
+
+    Returns:
+        The specifications in the library's own order, or None for a pattern of another library.
+    """
+
+
 @hookspec(firstresult=True)
 def resnet_paths_capture(model: nn.Module, example_inputs: tuple[Any, ...]) -> ExportedProgram | None:
     """Capture a model that `torch.export` does not take as it is.

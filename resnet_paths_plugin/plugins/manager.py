@@ -10,6 +10,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from functools import cache
 from types import ModuleType
 from typing import Any, TypeVar
@@ -161,6 +162,36 @@ def load_model(spec: str, *, pretrained: bool = False, plugin_manager: pluggy.Pl
     close = difflib.get_close_matches(library, libraries, n=1)
     hint = f"Did you mean '{close[0]}/{model_name}'? " if close else ""
     raise ModelNotFoundError(f"no plugin loads models of {library!r}. {hint}{known}")
+
+
+def list_models(
+    pattern: str, *, pretrained: bool = False, plugin_manager: pluggy.PluginManager | None = None
+) -> tuple[str, ...]:
+    """List the models that plugins know and a pattern matches.
+
+    Args:
+        pattern: `library/name` with the wildcards of a shell, such as `"timm/resnet*"`; capitals count.
+        pretrained: whether to list only models whose pretrained weights the library knows.
+        plugin_manager: the plugin manager; None takes that of the installed plugins.
+
+    Returns:
+        The models as `load_model` takes them, each once; none where nothing matches. A plugin that fails is left out
+        with a `PluginWarning`.
+
+    Raises:
+        PluginError: a plugin answered with something else than a sequence of texts.
+
+    Examples:
+        >>> rpp.list_models("torchvision/resnet1*")
+        ('torchvision/resnet101', 'torchvision/resnet152', 'torchvision/resnet18')
+    """
+    found: dict[str, None] = {}
+    for one in asked(checked_plugin_manager(plugin_manager), "list_models"):
+        answer = one.optional("its models", pattern=pattern, pretrained=pretrained)
+        for spec in () if answer is None else one.require(answer, Sequence):  # type: ignore[type-abstract]
+            if fnmatchcase(one.require(spec, str), pattern):
+                found[spec] = None
+    return tuple(found)
 
 
 def capture(

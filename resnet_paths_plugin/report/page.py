@@ -4,6 +4,7 @@ Every name that comes from a model or a file reaches the page as text, never as 
 """
 
 import base64
+import contextlib
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ import pluggy
 import xarray as xr
 from markupsafe import Markup
 
-from resnet_paths_plugin.errors import ResnetPathsError
+from resnet_paths_plugin.errors import InputError, ResnetPathsError
 from resnet_paths_plugin.files.output_files import Mode, replacing, writable
 from resnet_paths_plugin.plotting import block_axis
 from resnet_paths_plugin.plotting.effects import default_measure, effect_of
@@ -31,8 +32,11 @@ from resnet_paths_plugin.visible_text import visible
 CSS_DPI = 100
 """Dots per inch at which a figure has its natural size on the page; its PNG has twice as many."""
 
-FEW_BLOCKS = 20
-"""Longer tables of blocks are folded."""
+MOST_FINDINGS = 5
+"""Sentences at the head of the page."""
+
+EMBEDDED_LIBRARY = "resnet_paths_plugin"
+"""What the embedded networks' library is called."""
 
 LONGEST_VALUE = 160
 """Characters of an attribute before it is folded."""
@@ -84,13 +88,11 @@ class BlockTable:
         title: what it lists.
         columns: heads of the columns.
         rows: cells as text, and whether the block's skip is a projection.
-        is_long: whether it is to be folded.
     """
 
     title: str
     columns: list[str]
     rows: list[tuple[list[str], bool]]
-    is_long: bool
 
 
 def write_report(
@@ -148,6 +150,8 @@ def report_html(
     return _template().render(
         title=_title(found, shared, models),
         lead=_lead(found, models),
+        findings=_findings(found),
+        note=_note(found),
         models=None if models is None else model_table(models),
         facts=_model_facts(found, shared),
         tables=[table for study in _subjects(found) for table in _block_tables(study)],
@@ -234,6 +238,30 @@ def _lead(found: list[ReportStudy], models: xr.Dataset | None) -> str:
     return "; ".join([*said, f"{count} studies" if count != 1 else "one study"]) + "."
 
 
+def _findings(found: list[ReportStudy]) -> list[tuple[str, str]]:
+    """What the studies found, a sentence each by its first figure, with the study's group; the first few of them."""
+    told = []
+    for study in found:
+        sentence = ""
+        with contextlib.suppress(InputError):  # it lacks what the sentence tells
+            sentence = study.figures[0].finding(study.dataset) if study.figures else ""
+        if sentence:
+            told.append((sentence, study.group))
+    return told[:MOST_FINDINGS]
+
+
+def _note(found: list[ReportStudy]) -> str:
+    """What a reader must know of the network before anything else; empty for most."""
+    facts = next((study.dataset.attrs for study in _subjects(found)), {})
+    if facts.get("model_library") != EMBEDDED_LIBRARY:
+        return ""
+    return (
+        "This is the network that comes with the package. Its training recipe and seed were chosen for a deletion "
+        "curve that rises from near the intact error to near chance, on the same held-out digits as are shown here: it "
+        "demonstrates the method and estimates nothing."
+    )
+
+
 def _model_facts(found: list[ReportStudy], shared: Mapping[Any, Any]) -> list[tuple[str, str]]:
     facts = {**shared, **{name: value for study in _subjects(found) for name, value in study.dataset.attrs.items()}}
     return [(heading, str(facts[name])) for name, heading in _MODEL_FACTS.items() if name in facts]
@@ -255,7 +283,7 @@ def _block_tables(study: ReportStudy) -> Iterator[BlockTable]:
             columns, cells = [*columns, head], [*cells, values]
         projections = block_axis.projections(ds).tolist()
         rows = [(list(row), bool(marked)) for *row, marked in zip(*cells, projections, strict=True)]
-        yield BlockTable(title=heading, columns=columns, rows=rows, is_long=len(rows) > FEW_BLOCKS)
+        yield BlockTable(title=heading, columns=columns, rows=rows)
 
 
 def _deletions(ds: xr.Dataset) -> tuple[str, list[str]]:

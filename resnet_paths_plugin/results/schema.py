@@ -114,6 +114,9 @@ QUANTITIES: Mapping[str, Quantity] = {
     "lesion_estimate": Quantity("first-order estimate of the objective's rise when the branch is deleted", np.float64),
     "gate_openness": Quantity("mean of the gate that multiplies the branch, over positions", np.float64),
     "lesion_effect": Quantity("mean rise of the measure over samples when the block alone is deleted", np.float64),
+    "lesion_effect_by_sample": Quantity(
+        "rise of the measure on a sample of the lesion study when the block alone is deleted", np.float64
+    ),
     "proxy": Quantity("variable that predicts the effect of deleting a block", np.str_),
     "rank_correlation": Quantity("Spearman's rank correlation over blocks of proxy and effect of deletion", np.float64),
     # what passes through blocks
@@ -221,6 +224,9 @@ QUANTITIES: Mapping[str, Quantity] = {
     "path_count": Quantity("number of paths of this length", np.float64),
     "log10_path_count": Quantity("decimal logarithm of path_count", np.float64),
     "path_gradient_norm": Quantity(f"mean of {_PATHS}, over sampled paths", np.float64),
+    "path_gradient_norm_draws": Quantity(
+        "the gradient norm of each sampled path of this length, mean over samples", np.float64
+    ),
     "path_gradient_norm_stderr": Quantity("standard error of path_gradient_norm", np.float64),
     "path_gradient_rms": Quantity(f"root mean square of {_PATHS}, over all of them", np.float64),
     "total_path_gradient": Quantity(f"sum of {_PATHS}: path_count * path_gradient_norm", np.float64),
@@ -393,6 +399,7 @@ STUDIES: Mapping[str, StudySchema] = {
             "lesion_estimate": StudyVariable(("block", "sample"), "an objective with a gradient"),
             "gate_openness": StudyVariable(("block", "sample"), "gated blocks"),
             "lesion_effect": StudyVariable(("block",), "`lesions`"),
+            "lesion_effect_by_sample": StudyVariable(("block", "lesion_sample"), "`lesions` with values of samples"),
             "rank_correlation": StudyVariable(("proxy",), "`lesions`"),
         },
         {"proxy": StudyVariable(("proxy",), "`lesions`"), **_SAMPLES, **_BLOCKS},
@@ -465,6 +472,7 @@ STUDIES: Mapping[str, StudySchema] = {
             "completeness_error": StudyVariable(("sample",), "estimator `exact`"),
             "tail_gradient_norm": StudyVariable(("sample",), "estimator `exact`, `max_length`"),
             "path_gradient_norm": StudyVariable(("path_length",), _SAMPLED),
+            "path_gradient_norm_draws": StudyVariable(("path_length", "draw"), _SAMPLED),
             "path_gradient_norm_stderr": StudyVariable(("path_length",), _SAMPLED),
             "total_path_gradient": StudyVariable(("path_length",), _SAMPLED),
             "log10_total_path_gradient": StudyVariable(("path_length",), _SAMPLED),
@@ -546,7 +554,8 @@ PER_SAMPLE = frozenset({
 """Variables of the schema that have a value for each sample; no other one has."""
 
 OVER_SAMPLES = (
-    "path_gradient_norm", "path_gradient_norm_stderr", "total_path_gradient", "log10_total_path_gradient",
+    "path_gradient_norm", "path_gradient_norm_draws", "path_gradient_norm_stderr", "total_path_gradient",
+    "log10_total_path_gradient",
     "shapley_value", "shapley_stderr", "shapley_interaction", "shapley_interaction_stderr", "efficiency_error",
     "single_effect", "pair_effect", "interaction", "set_effect", "additive_effect", "additive_share",
     "additive_share_low", "additive_share_high", "parameter_gradient_norm", "parameter_gradient_share",

@@ -29,7 +29,8 @@ def test_the_true_effect_is_the_mean_rise_of_the_measure():
     assert result["lesion_effect"].attrs["measure"] == "loss"
     assert result["lesion_effect"].attrs["units"] == "nat"
     assert list(result.proxy.values) == PROXIES
-    assert_same_values(result.drop_vars(["lesion_effect", "rank_correlation"]), study())
+    truth = ["lesion_effect", "lesion_effect_by_sample", "rank_correlation"]
+    assert_same_values(result.drop_vars(truth), study())
 
 
 @pytest.mark.parametrize("effect", ["error", "target_score", "target_score_drop", "kl_divergence", "correct"])
@@ -41,6 +42,15 @@ def test_any_measure_may_be_the_effect(effect):
     expected = expected.mean(1) if expected.ndim == 2 else expected
     np.testing.assert_allclose(result["lesion_effect"], expected, rtol=1e-6, atol=1e-7)
     assert result["lesion_effect"].attrs["measure"] == effect
+    each = result["lesion_effect_by_sample"]
+    assert each.dims == ("block", "lesion_sample")
+    assert each.attrs["measure"] == effect
+    np.testing.assert_allclose(each.mean("lesion_sample"), result["lesion_effect"], rtol=1e-6, atol=1e-7)
+    if effect in {"kl_divergence", "target_score_drop"}:
+        np.testing.assert_allclose(each, lesions()[effect].transpose("lesion", "sample"))
+    if effect == "error":
+        rise = lesions().intact_correct.astype(float) - lesions().correct
+        np.testing.assert_array_equal(each, rise.transpose("lesion", "sample"))
 
 
 def longer():

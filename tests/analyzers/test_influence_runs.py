@@ -191,7 +191,7 @@ def test_a_saved_result_with_gates_and_nothing_known_is_loaded_identical(tmp_pat
 def test_the_result_has_the_schemas_dims_and_tells_where_it_comes_from():
     net, _, _ = network()
     result = study(lesions=lesions(), vector_dim=0)
-    assert dict(result.sizes) == {"block": 3, "sample": 7, "proxy": 5}
+    assert dict(result.sizes) == {"block": 3, "sample": 7, "lesion_sample": 7, "proxy": 5}
     for name in FREE | GRADIENT:
         assert result[name].dims == ("block", "sample")
         assert result[name].dtype == np.float64

@@ -319,7 +319,7 @@ def test_plugins_are_listed_with_versions_hooks_and_analyzers():
     assert result.exit_code == 0, result.output
     for library in ("torchvision", "timm"):
         assert f"{library} {metadata.version(library)} via resnet-paths-plugin" in result.output
-    assert "describe_model, load_model" in result.output
+    assert "describe_model, list_models, load_model" in result.output
     assert "BlockLesion (resnet_paths_plugin.analyzers.rewiring.lesion): Delete residual blocks" in result.output
 
 

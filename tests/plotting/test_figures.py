@@ -12,7 +12,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.text import Text
 from scipy import stats
 
-from resnet_paths_plugin import plotting
+from resnet_paths_plugin import plotting, statistics
 from resnet_paths_plugin.errors import InputError
 from resnet_paths_plugin.plotting import effects, labels, style
 from resnet_paths_plugin.results import datasets
@@ -332,6 +332,43 @@ class TestInfluence:
         assert not plt.get_fignums()
 
 
+class TestProxies:
+    def test_every_proxy_has_a_row_with_the_range_that_resampling_gives(self):
+        ds = synthetic.influence(N, samples=50)
+        ax = plotting.plot_proxies(ds)
+        found = ds["rank_correlation"].to_series()
+        ranked = found.reindex(found.abs().sort_values(ascending=False).index)
+        assert [text.get_text().replace(" ", "_") for text in ax.get_yticklabels()] == list(ranked.index)
+        np.testing.assert_allclose(labelled(ax, "rank correlation").get_xdata(), ranked)
+        assert ax.get_ylim()[0] > ax.get_ylim()[1]  # the first row is on top
+        (lines,) = [one for one in ax.collections if one.get_label() == "95 % of resamples"]
+        effect = ds["lesion_effect_by_sample"].rename(lesion_sample="sample").assign_coords(sample=ds["sample"])
+        for name, segment in zip(ranked.index, lines.get_segments(), strict=True):
+            expected = statistics.rank_correlation(ds[name], effect, n_resamples=1000)
+            ends = expected["rank_correlation_low"], expected["rank_correlation_high"]
+            np.testing.assert_allclose(segment[:, 0], ends)
+        assert "over 9 blocks; 50 samples" in ax.get_xlabel().replace("\n", " ")
+        assert "effect with itself" in legend(ax)
+
+    def test_without_effects_on_each_sample_or_on_other_samples_there_are_points_alone(self):
+        ds = synthetic.influence(N)
+        for some in (ds.drop_vars("lesion_effect_by_sample"), ds.isel(lesion_sample=slice(1, None))):
+            ax = plotting.plot_proxies(some)
+            assert legend(ax) == ["rank correlation"]
+            assert "samples" not in ax.get_xlabel()
+
+    def test_the_study_draws_it_and_one_proxy_where_it_is_asked_for(self):
+        ds = synthetic.influence(N)
+        assert len(ds.resnet_paths.plot().get_yticks()) == 5
+        assert ds.resnet_paths.plot(proxy="lesion_estimate").get_xlabel()[:5] != "Spear"
+
+    def test_what_is_missing_is_named(self):
+        with pytest.raises(InputError, match="no proxy whose rank correlation is defined"):
+            plotting.plot_proxies(synthetic.correlated(synthetic.influence(N), [np.nan] * 5))
+        with pytest.raises(InputError, match="'lesion_effect'"):
+            plotting.plot_proxies(synthetic.influence(N, lesions=False))
+
+
 class TestGates:
     def test_mean_and_spread_over_samples(self):
         ds = synthetic.influence(N, samples=40, gated=True)
@@ -454,7 +491,7 @@ STUDIES = {
     "random_lesions": (synthetic.random_lesions, plotting.plot_random_lesions),
     "reorderings": (synthetic.reorderings, plotting.plot_reorderings),
     "schedules": (lambda: synthetic.schedules(N, families={"reversed_ranges"}), plotting.plot_schedules),
-    "influence": (synthetic.influence, plotting.plot_influence),
+    "influence": (synthetic.influence, plotting.plot_proxies),
     "gates": (lambda: synthetic.influence(N, lesions=False, gated=True), plotting.plot_gates),
     "path_maps": (synthetic.path_maps, plotting.plot_path_attribution),
     "path_lengths": (synthetic.path_lengths, plotting.plot_path_lengths),

@@ -3,10 +3,12 @@
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+import synthetic_studies as synthetic
 import xarray as xr
 
-from resnet_paths_plugin import paths, plotting
+from resnet_paths_plugin import paths, plotting, statistics
 from resnet_paths_plugin.errors import InputError
+from resnet_paths_plugin.statistics.resampling import Resampling
 
 N = 6
 STAGES = [0, 0, 1, 1, 2, 2]
@@ -34,6 +36,14 @@ def lesions(deleted, error=None, **measures):
     for name, values in measures.items():
         ds[name] = (("lesion", "sample"), np.asarray(values))
     return ds
+
+
+def assert_band(drawn, low, high):
+    """Whether a filled area has these ends, in the order of its axis."""
+    (path,) = drawn.get_paths()
+    count = len(low)
+    np.testing.assert_allclose(path.vertices[1 : count + 1, 1], low)
+    np.testing.assert_allclose(path.vertices[count + 2 : 2 * count + 2, 1][::-1], high)
 
 
 def single_lesions(order=range(N), **kwargs):
@@ -226,8 +236,33 @@ class TestPathLengths:
         np.testing.assert_allclose(labelled(total)["sampled"].get_ydata(), TOTAL_SHARES)
         assert "exact" not in labelled(single)
         assert single.get_yscale() == "log"
-        assert {ax.get_xlabel() for ax in (counted, single, total)} == {"path length (blocks)"}
+        assert counted.get_xlabel() == "path length (blocks)"
+        assert {ax.get_xlabel() for ax in (single, total)} == {"path length (blocks)\n2 samples"}
         assert all(ax.get_ylabel() for ax in (counted, single, total))
+
+    def test_bands_are_intervals_over_samples_of_what_is_exact_and_over_draws_of_what_is_sampled(self):
+        ds = synthetic.path_lengths(9, samples=12)
+        _, single, total = plotting.plot_path_lengths(ds)
+        found = statistics.sampled_paths(ds, n_resamples=1000)
+        (own,) = single.collections
+        assert_band(own, found.path_gradient_norm_low, found.path_gradient_norm_high)
+        exact, sampled = total.collections
+        assert_band(sampled, found.total_share_low, found.total_share_high)
+        means = Resampling(12, 1000, 0).means(ds.gradient_norm.values)
+        ends = np.quantile(means / means.sum(axis=1, keepdims=True), [0.025, 0.975], axis=0)
+        assert_band(exact, *ends)
+        assert total.get_xlabel().endswith("\n12 samples, 20 paths drawn of each length")
+        assert not single.containers  # no bars of standard errors
+
+    def test_shares_along_the_gradient_are_drawn_where_the_study_has_them_below_zero_too(self):
+        ds = synthetic.path_lengths(9, samples=12)
+        shares = (ds.gradient_norm / ds.gradient_norm.sum("path_length")) * 1.5 - 0.05
+        total = plotting.plot_path_lengths(ds.assign(gradient_share=shares))[2]
+        line = next(line for line in total.get_lines() if "m_k" in str(line.get_label()))
+        np.testing.assert_allclose(line.get_ydata(), shares.mean("sample"))
+        assert total.get_ylim()[0] < float(shares.mean("sample").min())
+        found = statistics.bootstrap(xr.Dataset({"gradient_share": shares}), "gradient_share", n_resamples=1000)
+        assert_band(total.collections[2], found.gradient_share_low, found.gradient_share_high)
 
     def test_error_bars_end_where_the_logarithm_does(self):
         single = plotting.plot_path_lengths(path_lengths())[1]
@@ -300,7 +335,7 @@ class TestPathLengths:
     @pytest.mark.parametrize(("grade", "label"), [("layers", "path length (layers)"), ("f", "path length")])
     def test_lengths_are_in_the_units_of_their_grade(self, grade, label):
         for ax in plotting.plot_path_lengths(path_lengths().assign_attrs(argument_grade=grade)):
-            assert ax.get_xlabel() == label
+            assert ax.get_xlabel().splitlines()[0] == label
 
     def test_another_study_is_refused(self):
         with pytest.raises(InputError, match="dimension 'path_length'"):

@@ -142,7 +142,7 @@ def test_the_installed_plugin_is_listed_with_its_origin_hooks_and_analyzer(told)
     assert (
         "tidepool 0.3.0 via tidepool 0.3.0\n"
         "    module: tidepool_resnet_paths\n"
-        "    hooks:  analyzers, describe_model, figures, load_model, measures, review_blocks\n"
+        "    hooks:  analyzers, describe_model, figures, list_models, load_model, measures, review_blocks\n"
     ) in told
     assert "    BlockRedundancy (tidepool_resnet_paths.redundancy): Say which blocks stand in for each other" in told
     assert "    redundancy_map (tidepool_resnet_paths.figures): Which two blocks make up for each other (red)" in told
@@ -343,7 +343,7 @@ def chapter():
 
 def test_the_guide_names_every_hook(chapter):
     hooks = {name for name in vars(hookspecs) if name.startswith("resnet_paths_")}
-    assert len(hooks) == 8
+    assert len(hooks) == 9
     assert set(re.findall(r"^\| `(resnet_paths_\w+)`", chapter, re.MULTILINE)) == hooks
 
 

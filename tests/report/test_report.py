@@ -15,8 +15,10 @@ import pytest
 import synthetic_studies as synthetic
 import xarray as xr
 
-from resnet_paths_plugin import report
+import resnet_paths_plugin as rpp
+from resnet_paths_plugin import report, statistics
 from resnet_paths_plugin.errors import FileError, InputError
+from resnet_paths_plugin.plotting.figure import Figure
 from resnet_paths_plugin.plotting.wording import percent
 from resnet_paths_plugin.results import datasets
 
@@ -218,7 +220,7 @@ class TestSentences:
         sets, damage = [[0], [1], [0, 1, 2], [1, 2, 3]], [0.1, 0.2, 0.4, 0.6]
         ds = synthetic.lesion_study(sets, made, damage, samples=100, argument_n_deleted="(1, 3)")
         (figure,) = [one for one in report.figures(ds) if one.name == "random-lesions"]
-        assert figure.title == "Deleting random sets of blocks, by their size (Fig. 5a)"
+        assert figure.title == "Deleting random sets of blocks, by their size (Fig. 5a of the paper)"
         assert figure.sentence == (
             "The error is 4.0 % (4 of 100 samples) in the intact network and on average 15.0 % with 1 random block "
             "deleted and 50.0 % with 3."
@@ -244,17 +246,29 @@ class TestSentences:
         assert equal.endswith("20.0 % over 70 orders of the blocks.")
 
     def test_influence_counts_the_blocks_that_each_proxy_is_compared_on(self):
-        ds = synthetic.influence(N)
+        ds = synthetic.influence(N).drop_vars("lesion_effect_by_sample")
         ds["source_sum_cosine"][[3, 6]] = np.nan
         ds = synthetic.correlated(ds, [0.1, -0.89, 0.5, np.nan, 0.2])
         told = said(ds)
         assert told["influence"] == (
-            "Spearman's rank correlation over blocks with the rise of error when each is deleted: source sum "
-            "cosine (\N{MINUS SIGN}0.89 over 7 blocks) is farthest from 0, "
-            "branch to source norm (+0.10 over 9 blocks) nearest."
+            "Spearman's rank correlation over 9 blocks with the rise of error when each is deleted: source sum cosine "
+            "\N{MINUS SIGN}0.89 over 7 blocks, block influence +0.50, lesion estimate +0.20 and branch to source norm "
+            "+0.10; ranges are not known, as the study does not hold the effect on each of its samples."
         )
-        assert told["influence-proxies"].endswith("branch to source norm +0.10, angular distance none.")
-        assert said(synthetic.correlated(ds, [np.nan] * 5))["influence"].startswith("No proxy has a rank correlation")
+        assert told["influence-proxies"].endswith("branch to source norm +0.10 and angular distance none.")
+        assert "influence" not in said(synthetic.correlated(ds, [np.nan] * 5))
+
+    def test_a_proxy_is_called_the_best_only_where_its_range_lies_apart(self):
+        ds = synthetic.influence(N, samples=400)
+        told = said(ds)["influence"]
+        assert "when the 400 samples are resampled, which leans towards 0)" in told
+        assert "which is the farthest from 0 is not resolved" in told  # two proxies rank nearly alike
+        apart = ds.sel(proxy=["lesion_estimate", "angular_distance"])
+        assert (
+            "; lesion estimate is the farthest from 0. On halves of the samples the effect agrees"
+            in (said(apart)["influence"])
+        )
+        assert "farthest" not in said(ds.sel(proxy=["lesion_estimate"]))["influence"]
 
     def test_gates(self):
         ds = synthetic.influence(3, lesions=False, gated=True)
@@ -268,8 +282,15 @@ class TestSentences:
         told = said(synthetic.path_lengths(N))
         assert told["path-lengths"].startswith(
             "There are 512 paths of lengths 0 to 9 blocks; 95 % of the gradient (exact, summed over lengths) is in "
-            "lengths 0 to 4, which 50 % of all paths have; "
+            "lengths 0 to 4, which 50 % of all paths have (95 % intervals of the ends over 4 samples: 0 and 4); "
         )
+        draws = synthetic.path_lengths(N).path_gradient_norm_draws * synthetic.path_lengths(N).path_count
+        heaviest = draws / draws.sum()
+        place = heaviest.argmax(...)["path_length"]
+        assert (
+            "of the total of the paths that were drawn, 20 of each length, a single one, of length "
+            f"{int(place)}, holds {100 * float(heaviest.max()):.2g} %. All lengths add up"
+        ) in told["path-lengths"]
         assert told["path-lengths"].endswith("add up to the ordinary gradient within 3e-07 of its norm.")
         assert told["path-lengths-survival"] == (
             "Deleting 3 of 9 blocks leaves 67 % of the paths of length 1 and 42 % of the paths of length 2."
@@ -361,12 +382,115 @@ class TestPage:
             assert name.replace("_", " ") in page.text
             assert str(value) in page.text
 
-    def test_blocks_with_a_projection_are_tinted_and_long_tables_folded(self, page):
+    def test_blocks_with_a_projection_are_tinted_and_all_tables_folded_alike(self, page):
         assert len([attrs for attrs in page.all("tr") if attrs.get("class") == "projection"]) == 2
-        assert "open" in page.all("details")[0]
-        many = Page(report.report_html(synthetic.single_lesions(30)[["deleted", "prediction_changed"]]))
-        assert "open" not in many.all("details")[0]
+        assert len(page.all("details")) > 5
+        assert all(attrs == {"class": "fold"} for attrs in page.all("details") if attrs)
+        assert "Blocks: 9 rows; those with a projection skip are tinted" in page.text
+        assert not any("open" in attrs for attrs in page.all("details"))
 
+    def test_findings_come_first_then_figures_then_tables(self, page):
+        ids = [attrs["id"] for _, attrs in page.elements if "id" in attrs]
+        assert ids.index("found") < ids.index("study-1") < ids.index("tables")
+        firsts = [attrs for tag, attrs in page.elements if tag in {"img", "table"}]
+        assert "src" in firsts[0]
+        assert "src" not in firsts[-1]
+
+    def test_a_report_of_the_embedded_network_says_that_its_recipe_was_chosen(self, page):
+        assert "recipe" not in page.text
+        ds = synthetic.single_lesions(N).assign_attrs(model_library="resnet_paths_plugin")
+        assert "Its training recipe and seed were chosen for a deletion curve" in Page(report.report_html(ds)).text
+
+
+class TestFindings:
+    def found(self, **studies):
+        """The sentences at the head of a page, and where each leads."""
+        text = report.report_html(xr.DataTree.from_dict(studies)).replace("\N{NO-BREAK SPACE}", " ")
+        listed = re.findall(r"<li>(.*?) <a href=\"#study-(\d+)\">Figure</a></li>", text)
+        return {int(place): html.unescape(sentence) for sentence, place in listed}
+
+    def test_each_study_has_one_with_intervals_in_the_order_of_the_file_and_five_at_most(self):
+        found = self.found(
+            single_lesions=synthetic.single_lesions(N), random_lesions=synthetic.random_lesions(N),
+            reorderings=synthetic.reorderings(N), influence=synthetic.influence(N, samples=50),
+            path_lengths=synthetic.path_lengths(N), again=synthetic.single_lesions(N),
+        )  # fmt: skip
+        assert list(found) == [1, 2, 3, 4, 5]
+        beginnings = ("Deleting one block", "The error is", "Over", "Which of 5 proxies", "95 % of the gradient")
+        for sentence, beginning in zip(found.values(), beginnings, strict=True):
+            assert sentence.startswith(beginning)
+            assert re.search(r"[\[(].*( to | and ).*[\])]", sentence)
+            assert "samples" in sentence
+
+    def test_the_mean_effect_is_that_of_the_samples_with_its_bootstrap_interval(self):
+        ds = synthetic.single_lesions(N)
+        told = self.found(lesions=ds)[1]
+        effect = ds.intact_correct.astype(float) - ds.correct.astype(float).mean("lesion")
+        ends = statistics.bootstrap(xr.Dataset({"effect": effect}), "effect", n_resamples=1000)
+        value, low, high = (
+            f"{100 * float(ends[name]):+.2g}".replace("-", "\N{MINUS SIGN}")
+            for name in ("effect", "effect_low", "effect_high")
+        )
+        assert f"changes the error by {value} percentage points [{low} to {high}] on average over blocks" in told
+        assert "are not resolved" in told or "is not resolved" in told
+
+    def test_a_loss_has_no_percentage_points(self):
+        ds = synthetic.single_lesions(N)
+        rng = np.random.default_rng(0)
+        loss = rng.normal(1, 0.1, (N, ds.sizes["sample"]))
+        own = ds[["deleted"]].assign(
+            loss=(("lesion", "sample"), loss), intact_loss=("sample", loss.mean(0) - 0.5 + 0.01 * loss[0])
+        )
+        (told,) = self.found(lesions=own).values()
+        assert "points" not in told
+        assert "changes the loss by +0." in told
+
+    def test_nothing_is_found_that_no_interval_carries(self):
+        without = synthetic.single_lesions(N).drop_vars(["correct", "intact_correct"])
+        assert self.found(lesions=without, influence=synthetic.influence(N).drop_vars("lesion_effect_by_sample")) == {}
+        same = synthetic.single_lesions(N)
+        same["correct"][:] = True
+        same["intact_correct"][:] = True
+        assert self.found(lesions=same) == {}
+        assert "What was found" not in report.report_html(without)
+
+    def test_a_plugins_figure_may_find_something_and_may_fail_to(self):
+        class Heat(Figure):
+            name, title, raises = "heat", "Heat", False
+
+            def fits(self, ds):
+                return "heat" in ds
+
+            def draw(self, ds, **options):
+                return ds["heat"].plot(**options)
+
+            def finding(self, ds):
+                if self.raises:
+                    raise ZeroDivisionError
+                return "It is hot [30 to 31]."
+
+        ds = xr.Dataset({"heat": ("x", [1.5, 2.5], {"long_name": "heat"})})
+        figure = Heat()
+        manager = rpp.create_plugin_manager(entry_points=False)
+        manager.register(Offering(figure))
+        assert "It is hot [30 to 31]." in report.report_html(ds, manager)
+        figure.raises = True
+        with pytest.warns(rpp.PluginWarning, match="figure 'heat' of plugin .* failed to tell what a study found"):
+            assert "hot" not in report.report_html(ds, manager)
+
+
+class Offering:
+    """A plugin with one figure."""
+
+    def __init__(self, figure):
+        self.figure = figure
+
+    @rpp.hookimpl
+    def resnet_paths_figures(self):
+        return [self.figure]
+
+
+class TestRestOfThePage:
     def test_a_study_that_no_figure_fits_is_listed(self, page):
         assert "No figure of this package fits this study" in page.text
         for cell in ("heat", "x: 2", "heat of blocks", "K", "1.5 to 2.5"):

@@ -27,7 +27,7 @@ def test_every_variable_of_the_design_is_known_with_its_dtype_and_units():
         | dtype("effective_length_low effective_length_high", "f8")
         | dtype("branch_to_source_norm source_sum_cosine block_influence angular_distance", "f8")
         | dtype("branch_descent_cosine lesion_estimate gate_openness lesion_effect", "f8")
-        | dtype("rank_correlation entry_weight", "f8")
+        | dtype("rank_correlation entry_weight lesion_effect_by_sample path_gradient_norm_draws", "f8")
         | dtype("lesion reordering schedule block block_skip_kind block_branch_type block_group block_module", "U")
         | dtype("skip_kind branch_type measure", "U")
         | dtype("block_stage block_depth", "i4")

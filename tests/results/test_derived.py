@@ -15,7 +15,7 @@ from shaped_outputs import Shaped
 import resnet_paths_plugin as rpp
 from resnet_paths_plugin import paths
 from resnet_paths_plugin.errors import InputError, StaleResultWarning
-from resnet_paths_plugin.plotting.influence import describe_influence
+from resnet_paths_plugin.plotting.proxies import describe_influence
 from resnet_paths_plugin.results import derived
 from resnet_paths_plugin.results.derived import refreshed
 from resnet_paths_plugin.results.schema import OVER_SAMPLES, PER_SAMPLE, QUANTITIES
@@ -60,7 +60,7 @@ SHARED = {
         "path_count", "log10_path_count", "other_block",
     },
     "the study": {"proxy", "measure", "n_draws", "n_orders", "n_coalitions", "n_samples"},
-    "the samples of another study": {"lesion_effect"},
+    "the samples of another study": {"lesion_effect", "lesion_effect_by_sample"},
     "models side by side, summarised": {
         "model", "replicate", "n_replicates", "architecture", "weights_digest", "n_blocks", "block_name",
         "relative_depth", "share_of_blocks", "chance_error", "normalised_effect", "mean_lesion_effect",

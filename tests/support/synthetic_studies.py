@@ -177,6 +177,9 @@ def influence(n=9, samples=8, *, lesions=True, gated=False):
     coords = {**block_coords(made)}
     if lesions:
         variables["lesion_effect"] = ("block", damage, {"measure": "error"})
+        spread = np.random.default_rng(3).normal(0, 0.1, (n, samples))
+        each = damage[:, None] + spread - spread.mean(axis=1, keepdims=True)
+        variables["lesion_effect_by_sample"] = (("block", "lesion_sample"), each, {"measure": "error"})
         variables["rank_correlation"] = ("proxy", correlations)
         coords["proxy"] = ("proxy", list(PROXIES))
     return datasets.build(variables, coords=coords, attrs=attrs("Influence of blocks of toy"))
@@ -252,12 +255,15 @@ def path_lengths(n=9, samples=4, *, chain=True, max_length=None):
     norms = np.array([float(count) for count in counts[:kept]]) * decay
     rng = np.random.default_rng(0)
     low, high = paths.effective_range(norms)
+    drawn = np.random.default_rng(1).lognormal(0, 1, (kept, 20))
+    drawn *= decay[:, None] / drawn.mean(axis=1, keepdims=True)
     variables = {
         "path_count": ("path_length", counts[:kept]),
         "log10_path_count": ("path_length", paths.log10_counts(counts)[:kept]),
         "gradient_norm": (("path_length", "sample"), norms[:, None] * rng.uniform(0.8, 1.2, samples)),
         "path_gradient_norm": ("path_length", decay),
-        "path_gradient_norm_stderr": ("path_length", decay * 0.2),
+        "path_gradient_norm_draws": (("path_length", "draw"), drawn),
+        "path_gradient_norm_stderr": ("path_length", drawn.std(axis=1, ddof=1) / 20**0.5),
         "total_path_gradient": ("path_length", norms),
         "log10_total_path_gradient": ("path_length", np.log10(norms)),
         "completeness_error": ("sample", np.full(samples, 3e-7)),

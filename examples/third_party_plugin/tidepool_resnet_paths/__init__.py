@@ -47,6 +47,12 @@ def resnet_paths_load_model(spec: str, pretrained: bool) -> nn.Module | None:
 
 
 @rpp.hookimpl
+def resnet_paths_list_models(pretrained: bool) -> Sequence[str]:
+    """List `tidepool/NAME` for each Limpet."""
+    return [f"tidepool/{name}" for name in tidepool.list_models(pretrained=pretrained)]
+
+
+@rpp.hookimpl
 def resnet_paths_review_blocks(
     model: nn.Module, blocks: tuple[rpp.ResidualBlock, ...]
 ) -> Sequence[rpp.ResidualBlock] | None:

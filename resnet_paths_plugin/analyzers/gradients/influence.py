@@ -121,8 +121,9 @@ class BlockInfluence(Analyzer, GradientAttribution):  # type: ignore[misc]  # ca
         Returns:
             A Dataset with dims `block` and `sample`, float64: the variables above (block, sample), `gate_openness`
             only where some block is gated. With `lesions` also `lesion_effect` (block), NaN for blocks that are never
-            deleted alone, and `rank_correlation` (proxy): Spearman's, over blocks, of the proxy's mean over samples
-            and the effect, NaN where fewer than 3 blocks have both or one of them is constant.
+            deleted alone, `lesion_effect_by_sample` (block, lesion_sample), the same on each sample of the lesion
+            study, where this holds it, and `rank_correlation` (proxy): Spearman's, over blocks, of the proxy's mean
+            over samples and the effect, NaN where fewer than 3 blocks have both or one of them is constant.
 
         Raises:
             NoResidualBlocksError: if the network has no residual blocks.
@@ -167,7 +168,7 @@ class InfluenceStudy(Study):
         self._objective = objective
         self._differentiates = differentiated(objective, (first,)) is not None
         self._work = InfluenceWork(objective, vector_dim)
-        self._truth = None if truth is None else _true_effects(network, *truth)
+        self._truth: _Truth | None = None if truth is None else _true_effects(network, *truth)
 
     @property
     def attrs(self) -> Mapping[str, object]:
@@ -205,7 +206,7 @@ class InfluenceStudy(Study):
             variables: dict[str, Entry] = {name: (("block", "sample"), array) for name, array in values.items()}
             coords: dict[str, Entry] = {}
             if self._truth is not None:
-                effects, described = self._truth
+                effects, by_sample, described = self._truth
                 proxies = [name for name in PROXIES if name in values]
                 for name in proxies:
                     known = ~np.isnan(values[name])
@@ -213,6 +214,9 @@ class InfluenceStudy(Study):
                     before = sums.get(name, (np.zeros_like(total), np.zeros_like(count)))
                     sums[name] = before[0] + total, before[1] + count
                 variables["lesion_effect"] = (("block",), effects, described)
+                if by_sample is not None:
+                    own = {name: described[name] for name in ("measure", "units")}
+                    variables["lesion_effect_by_sample"] = (("block", "lesion_sample"), by_sample, own)
                 variables["rank_correlation"] = (
                     ("proxy",),
                     [_correlation(_mean(*sums[name]), effects) for name in proxies],
@@ -261,8 +265,12 @@ def _effect(objective: Objective, effect: str | None) -> str:
     return "target_score" if objective == "score" else "loss"
 
 
-def _true_effects(network: UnraveledNetwork, lesions: object, effect: str) -> tuple[Array, Mapping[str, object]]:
-    """Return the mean rise of a measure when each block is deleted alone, shape `[n]`, and what it is.
+_Truth = tuple[Array, Array | None, Mapping[str, object]]
+"""True effects, `[n]`, the same on each sample, `[n, samples]`, where these are known, and what they are."""
+
+
+def _true_effects(network: UnraveledNetwork, lesions: object, effect: str) -> _Truth:
+    """Return the rise of a measure when each block is deleted alone.
 
     Raises:
         InputError: if this is no lesion study of this network, or it does not hold the measure.
@@ -291,21 +299,33 @@ def _true_effects(network: UnraveledNetwork, lesions: object, effect: str) -> tu
     ]
     if effect not in known:
         raise InputError(f"lesions hold no measure {effect!r} to compare with: effect must be one of {known}")
-    rise = lesions[effect].astype(np.float64)
-    if effect not in _DIFFERENCES:
-        rise = rise - lesions[f"intact_{effect}"].astype(np.float64)
-    per_lesion = rise.mean([dim for dim in rise.dims if dim != "lesion"], skipna=False).values
+    rise = _rise(lesions, effect)
     deleted = lesions["deleted"].transpose("lesion", "block").values
-    alone = deleted[deleted.sum(axis=1) == 1].T
-    if not alone.any():
+    if not (deleted.sum(axis=1) == 1).any():
         raise InputError("lesions delete no block alone: run BlockLesion with its default, each block once")
-    rises = per_lesion[deleted.sum(axis=1) == 1]
-    effects = np.array([rises[own].mean() if own.any() else np.nan for own in alone])
+    effects = _of_blocks(rise.mean([dim for dim in rise.dims if dim != "lesion"], skipna=False).values, deleted)
+    each = _rise(lesions, "correct") * -1 if effect == "error" and "correct" in lesions else rise
+    by_sample = None
+    if set(each.dims) == {"lesion", "sample"}:
+        by_sample = _of_blocks(each.transpose("lesion", "sample").values, deleted)
     how = {
         f"lesions_{name}": lesions.attrs.get(f"argument_{name}", "unknown")
         for name in ("ablation", "batch_norm", "inputs")
     }
-    return effects, {"measure": effect, "units": lesions[effect].attrs.get("units", "1"), **how}
+    return effects, by_sample, {"measure": effect, "units": lesions[effect].attrs.get("units", "1"), **how}
+
+
+def _rise(lesions: xr.Dataset, measure: str) -> xr.DataArray:
+    """Return how much higher a measure is in each lesioned network than in the intact one."""
+    rise = lesions[measure].astype(np.float64)
+    return rise if measure in _DIFFERENCES else rise - lesions[f"intact_{measure}"].astype(np.float64)
+
+
+def _of_blocks(of_lesions: Array, deleted: NDArray[np.bool_]) -> Array:
+    """Return the mean over the lesions that delete each block alone, NaN where there is none, `[n, ...]`."""
+    single = deleted.sum(axis=1) == 1
+    alone, values = deleted[single].T, of_lesions[single]
+    return np.stack([values[own].mean(axis=0) if own.any() else np.full(values.shape[1:], np.nan) for own in alone])
 
 
 def _difference(theirs: list[str], ours: list[str]) -> str:

@@ -259,10 +259,11 @@ class PathStudy(Study):
         axes = self.grading.axes
         shape = tuple(limit + 1 for limit in self.limits)
         mean, stderr = np.zeros(len(self.grid)), np.zeros(len(self.grid))
+        each = np.zeros((len(self.grid), self.draws))
         place = {length: at for at, length in enumerate(self.grid)}
         for at, length in enumerate(self.counts):
             drawn = per_path[at * self.draws : (at + 1) * self.draws]
-            mean[place[length]] = drawn.mean()
+            each[place[length]], mean[place[length]] = drawn, drawn.mean()
             stderr[place[length]] = drawn.std(ddof=1) / np.sqrt(self.draws) if self.draws > 1 else np.nan
         with np.errstate(divide="ignore", over="ignore"):
             log_totals = self.log_counts + np.log10(mean)
@@ -270,6 +271,7 @@ class PathStudy(Study):
         totals["total_path_gradient"] = log_totals
         return {
             "path_gradient_norm": (axes, mean.reshape(shape)),
+            "path_gradient_norm_draws": ((*axes, "draw"), each.reshape(*shape, -1)),
             "path_gradient_norm_stderr": (axes, stderr.reshape(shape)),
             "total_path_gradient": (axes, total.reshape(shape)),
             "log10_total_path_gradient": (axes, log_totals.reshape(shape)),
