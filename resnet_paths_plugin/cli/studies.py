@@ -18,7 +18,9 @@ import xarray as xr
 from resnet_paths_plugin import demo
 from resnet_paths_plugin.analyzers.coalitions.interaction import BlockInteraction
 from resnet_paths_plugin.analyzers.coalitions.selection import BlockSelection
+from resnet_paths_plugin.analyzers.gradients.contribution import BlockContribution
 from resnet_paths_plugin.analyzers.gradients.influence import BlockInfluence
+from resnet_paths_plugin.analyzers.gradients.participation import PathParticipation
 from resnet_paths_plugin.analyzers.gradients.path_length import PathLengthGradient
 from resnet_paths_plugin.analyzers.rewiring.lesion import BlockLesion
 from resnet_paths_plugin.analyzers.rewiring.reordering import BlockReordering
@@ -178,6 +180,22 @@ def _path_maps(network: UnraveledNetwork, images: InputBatches, options: StudyOp
     return _attributed(PathLengthGradient(network), few, options, max_length=_LONGEST_MAP, keep_maps=True)
 
 
+def _parameter_lengths(
+    network: UnraveledNetwork, images: InputBatches, options: StudyOptions, _: Results
+) -> xr.Dataset:
+    """Split the gradient that trains each block: of the cross-entropy."""
+    few = images.head(options.path_images)
+    return _attributed(PathLengthGradient(network), few, options, tap="parameters", objective="cross_entropy")
+
+
+def _contributions(network: UnraveledNetwork, images: InputBatches, options: StudyOptions, _: Results) -> xr.Dataset:
+    return _attributed(BlockContribution(network), images.head(options.path_images), options)
+
+
+def _participation(network: UnraveledNetwork, images: InputBatches, options: StudyOptions, _: Results) -> xr.Dataset:
+    return _attributed(PathParticipation(network), images.head(options.path_images), options)
+
+
 def _interactions(network: UnraveledNetwork, images: InputBatches, options: StudyOptions, _: Results) -> xr.Dataset:
     return _attributed(BlockInteraction(network), images.head(options.pair_images), options, value="loss")
 
@@ -196,6 +214,13 @@ def _wants_pairs(network: UnraveledNetwork, options: StudyOptions) -> bool:
 def _wants_selection(network: UnraveledNetwork, options: StudyOptions) -> bool:
     asked = options.embedded or options.names("selection", "BlockSelection")
     return asked and options.search_images > 1 and _has_skips(network, options) and len(network.blocks) > 1
+
+
+def _wants_blocks_on_paths(group: str, analyzer: str) -> Callable[[UnraveledNetwork, StudyOptions], bool]:
+    """Return whether a study of what passes through blocks is wanted: of the embedded network, or where it is named."""
+    return lambda network, options: (
+        (options.embedded or options.names(group, analyzer)) and _wants_paths(network, options)
+    )
 
 
 def _has_skips(network: UnraveledNetwork, _: StudyOptions) -> bool:
@@ -219,6 +244,24 @@ STUDIES: tuple[Study, ...] = (
     Study(group="influence", analyzer="BlockInfluence", run=_influence, wanted=_has_skips),
     Study(group="path_lengths", analyzer="PathLengthGradient", run=_path_lengths, wanted=_wants_paths),
     Study(group="path_maps", analyzer="PathLengthGradient", run=_path_maps, wanted=_wants_paths),
+    Study(
+        group="parameter_lengths",
+        analyzer="PathLengthGradient",
+        run=_parameter_lengths,
+        wanted=_wants_blocks_on_paths("parameter_lengths", ""),  # too much memory for some, unless it is asked for
+    ),
+    Study(
+        group="contributions",
+        analyzer="BlockContribution",
+        run=_contributions,
+        wanted=_wants_blocks_on_paths("contributions", "BlockContribution"),
+    ),
+    Study(
+        group="participation",
+        analyzer="PathParticipation",
+        run=_participation,
+        wanted=_wants_blocks_on_paths("participation", "PathParticipation"),
+    ),
     Study(group="interactions", analyzer="BlockInteraction", run=_interactions, wanted=_wants_pairs),
     Study(group="selection", analyzer="BlockSelection", run=_selection, wanted=_wants_selection),
 )

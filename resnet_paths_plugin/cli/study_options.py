@@ -93,7 +93,8 @@ _OPTIONS: tuple[Callable[[Callable[..., Any]], Callable[..., Any]], ...] = (
     click.option(
         "--studies", multiple=True, metavar="NAME",
         help="Run only this study, such as single_lesions or path_lengths, named as its group of the file; may be "
-        "repeated. [default: all, but for interactions and selection of other networks than the embedded one]",
+        "repeated. [default: all; of other networks than the embedded one not interactions, selection, parameter_lengths, "
+        "contributions and participation]",
     ),
     click.option(
         "--analyzer", "analyzers", multiple=True, metavar="NAME",
@@ -116,7 +117,7 @@ _OPTIONS: tuple[Callable[[Callable[..., Any]], Callable[..., Any]], ...] = (
     click.option("--max-swaps", type=click.IntRange(0, MOST), default=10, show_default=True,
                  help="Most swaps of two blocks in one order; 0 leaves reorderings out."),
     click.option("--path-images", type=click.IntRange(min=0), default=8, show_default=True,
-                 help="Images of the study of path lengths, from the first; 0 leaves it out."),
+                 help="Images of the studies of paths, from the first; 0 leaves them out."),
     click.option("--path-draws", type=click.IntRange(2, MOST), default=50, show_default=True,
                  help="Sampled paths of each length."),
     click.option("--pair-images", type=click.IntRange(min=0), default=8, show_default=True,

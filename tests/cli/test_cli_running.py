@@ -141,7 +141,8 @@ def test_files_that_others_add_meanwhile_stay(tmp_path, monkeypatch, place):
 def test_the_same_command_started_twice_leaves_the_first_alone(tmp_path, resume):
     pytest.importorskip("fcntl")
     output = tmp_path / "a.nc"
-    embedded = {"plain_single_lesions", "interactions", "selection"}
+    on_paths = {"parameter_lengths", "contributions", "participation"}
+    embedded = {"plain_single_lesions", "interactions", "selection"} | on_paths
     wanted = [study.group for study in STUDIES if study.group not in embedded]
     first = PartialRun(output, wanted, resume=False)
     folder = first.options("single_lesions", None).checkpoint
