@@ -93,8 +93,8 @@ _OPTIONS: tuple[Callable[[Callable[..., Any]], Callable[..., Any]], ...] = (
     click.option(
         "--studies", multiple=True, metavar="NAME",
         help="Run only this study, such as single_lesions or path_lengths, named as its group of the file; may be "
-        "repeated. [default: all; of other networks than the embedded one not interactions, selection, parameter_lengths, "
-        "contributions and participation]",
+        "repeated. [default: all; of other networks than the embedded one not interactions, selection, "
+        "parameter_lengths, contributions and participation]",
     ),
     click.option(
         "--analyzer", "analyzers", multiple=True, metavar="NAME",
