@@ -1,5 +1,7 @@
 """On a CUDA device everything gives what it gives on the CPU, within float32."""
 
+import copy
+
 import pytest
 import torch
 from benchmarks.subjects import resnet
@@ -45,6 +47,24 @@ def test_path_gradients_are_those_of_the_cpu_and_complete(pair):
         torch.testing.assert_close(
             torch.tensor(found[name].values), torch.tensor(expected[name].values), rtol=1e-2, atol=1e-3
         )
+
+
+def test_what_passes_through_blocks_is_that_of_the_cpu(pair):
+    model, images, labels = pair
+    on_device = copy.deepcopy(model).cuda()
+
+    def close(analyzer, names, **options):
+        expected, found = (analyzer(one).attribute(images, target=labels, **options) for one in (model, on_device))
+        for name in names:
+            torch.testing.assert_close(
+                torch.tensor(found[name].values), torch.tensor(expected[name].values), rtol=1e-2, atol=1e-3
+            )
+        return found
+
+    close(rpp.BlockContribution, ("contribution", "direct", "indirect", "stem"))
+    assert close(rpp.PathParticipation, ("participation",)).completeness_error.max() < 1e-3
+    names = ("parameter_gradient_norm", "parameter_gradient_share")
+    assert close(rpp.PathLengthGradient, names, tap="parameters").completeness_error.max() < 1e-4
 
 
 @pytest.mark.parametrize("options", [{"ablation": "mean"}, {"ablation": "resample"}, {"batch_norm": "recalibrated"}])

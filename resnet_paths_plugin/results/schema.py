@@ -451,7 +451,9 @@ STUDIES: Mapping[str, StudySchema] = {
             "indirect": StudyVariable(("block", "sample")),
             "stem": StudyVariable(("sample",)),
             "remainder": StudyVariable(("sample",)),
-            "contribution_map": StudyVariable(("block", "sample", "*"), "`keep_maps`"),
+            "contribution_map": StudyVariable(
+                ("block", "sample", "height", "width"), "`keep_maps`; of tokens dim `position_0`"
+            ),
         },
         {"path_length": StudyVariable(("path_length",)), **_SAMPLES, **_BLOCKS},
     ),
@@ -469,7 +471,7 @@ STUDIES: Mapping[str, StudySchema] = {
             "log10_path_count": StudyVariable(("path_length",), _NOT_AT_PARAMETERS),
             "gradient_norm": StudyVariable(("path_length", "sample"), "estimator `exact`"),
             "gradient_share": StudyVariable(("path_length", "sample"), "estimator `exact`"),
-            "completeness_error": StudyVariable(("sample",), "estimator `exact`"),
+            "completeness_error": StudyVariable(("sample",), "estimator `exact`; of dim `block` at the parameters"),
             "tail_gradient_norm": StudyVariable(("sample",), "estimator `exact`, `max_length`"),
             "path_gradient_norm": StudyVariable(("path_length",), _SAMPLED),
             "path_gradient_norm_draws": StudyVariable(("path_length", "draw"), _SAMPLED),
@@ -536,6 +538,7 @@ ATTRIBUTES: Mapping[str, str] = {
     "optimize": "what was done for speed, where it gives up the last digits",
     "verified": "what of the network was compared with the model",
     "measure": "measure that the effects of a selection are of",
+    "norms": "whether the scales of layer and RMS norms were differentiated or held constant",
     "ridge": "ridge parameter of linear stand-ins, relative to the mean variance of the source's channels",
     "n_classes": "number of classes, for outputs `[B, classes]`",
     "class_names": "their names, where a plugin knows them",

@@ -57,7 +57,7 @@ SHARED = {
     "the network": {
         "block", "block_index", "block_stage", "block_skip_kind", "block_branch_type", "block_group", "block_module",
         "block_depth", "stage", "skip_kind", "branch_type", "path_length",
-        "path_count", "log10_path_count", "other_block",
+        "path_count", "log10_path_count", "other_block", "n_parameters",
     },
     "the study": {"proxy", "measure", "n_draws", "n_orders", "n_coalitions", "n_samples"},
     "the samples of another study": {"lesion_effect", "lesion_effect_by_sample"},
@@ -159,9 +159,12 @@ def test_means_over_other_samples_are_left_out_with_a_warning(change):
     with pytest.warns(StaleResultWarning, match=r"path_gradient_norm.* left out. Run the study on these samples"):
         found = refreshed(changed)
     assert not {*OVER_SAMPLES} & {*found.variables}
-    assert found.measure.values.tolist() == ["gradient_norm"]
-    bounds = paths.effective_range(changed.gradient_norm.mean([d for d in changed.gradient_norm.dims if d == "sample"]))
-    assert (found.effective_length_low.item(), found.effective_length_high.item()) == bounds
+    assert found.measure.values.tolist() == ["gradient_norm", "gradient_share"]
+    for name in found.measure.values.tolist():
+        mean = changed[name].mean([d for d in changed[name].dims if d == "sample"])
+        bounds = paths.effective_range(mean, signed=name == "gradient_share")
+        own = found.sel(measure=name)
+        assert (own.effective_length_low.item(), own.effective_length_high.item()) == bounds
     with pytest.warns(StaleResultWarning):
         panels = changed.resnet_paths.plot()
     assert [line.get_label().partition(",")[0] for line in panels[2].lines][:1] == ["exact"]

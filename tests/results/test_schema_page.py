@@ -57,7 +57,11 @@ def studies():
         "PathLengthGradient": [
             lengths.attribute(data, target=labels, estimator=ESTIMATORS, draws=2, keep_maps=True),
             lengths.attribute(data, target=labels, max_length=2),
+            lengths.attribute(data, target=labels, tap="parameters", per_sample=True),
+            lengths.attribute(data, target=labels, tap="parameters", max_length=2),
         ],
+        "BlockContribution": [rpp.BlockContribution(net).attribute(data, target=labels, keep_maps=True)],
+        "PathParticipation": [rpp.PathParticipation(net).attribute(data, target=labels)],
     }
 
 
@@ -73,7 +77,8 @@ def test_the_page_is_what_the_schema_says():
 
 @pytest.mark.parametrize("study", schema.STUDIES)
 def test_a_study_holds_the_variables_of_the_schema(study, results):
-    found = {name: values for ds in results[study] for name, values in ds.data_vars.items()}
+    # Gradients at parameters have a completeness error for each block, all others for each sample.
+    found = {name: values for ds in reversed(results[study]) for name, values in ds.data_vars.items()}
     coords = {name: values for ds in results[study] for name, values in ds.coords.items()}
     listed = schema.STUDIES[study]
     assert found.keys() == listed.variables.keys()

@@ -80,6 +80,20 @@ def _sampled_paths_of_an_objective(model, data, run):
     )
 
 
+def _parameters(model, data, run):
+    return rpp.PathLengthGradient(model).attribute(
+        data, tap="parameters", objective="cross_entropy", per_sample=True, internal_batch_size=3, run=run
+    )
+
+
+def _contributions(model, data, run):
+    return rpp.BlockContribution(model).attribute(data, versus=1, keep_maps=True, internal_batch_size=3, run=run)
+
+
+def _participation(model, data, run):
+    return rpp.PathParticipation(model).attribute(data, baselines=0.1, n_steps=2, internal_batch_size=3, run=run)
+
+
 def _layers(model, data, run):
     net = captured(units="layers") if model is captured() else rpp.unravel(model, data[0][0], units="layers")
     return rpp.BlockLesion(net).attribute(data, internal_batch_size=3, run=run)
@@ -107,6 +121,9 @@ STUDIES = {
     "influence": _influence,
     "paths": _paths,
     "sampled paths": _sampled_paths_of_an_objective,
+    "parameters": _parameters,
+    "contributions": _contributions,
+    "participation": _participation,
     "layers": _layers,
     "paths, in-place operators": _of_other(PostActivation),
     "paths, attention": _of_other(Transformer),
