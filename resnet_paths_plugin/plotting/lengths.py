@@ -281,7 +281,7 @@ def _draw_along(ax: Axes, lengths: NDArray[Any], ds: xr.Dataset) -> None:
     values, band = along
     _fill(ax, lengths, band, ALONG)
     ax.plot(lengths, values, label="exact, along the gradient ($m_k$)", **ALONG)
-    low = np.nanmin([values.min(), np.nanmin(band.low)])
+    low = np.nanmin([*values, *band.low])
     if low < 0:
         ax.set_ylim(bottom=1.05 * low, auto=None)
         ax.axhline(0, color=style.GREY, linewidth=0.8, zorder=1)
