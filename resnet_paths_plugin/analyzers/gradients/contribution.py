@@ -17,7 +17,7 @@ from resnet_paths_plugin.analyzers.gradients.objectives import Objective
 from resnet_paths_plugin.analyzers.gradients.walk_study import WalkStudy
 from resnet_paths_plugin.analyzers.study import Chunk, StudyResult
 from resnet_paths_plugin.errors import InputError
-from resnet_paths_plugin.execution import RunOptions
+from resnet_paths_plugin.execution import RunOptions, StudyRun
 from resnet_paths_plugin.execution.batches import Batches, Target
 from resnet_paths_plugin.network.unraveled import UnraveledNetwork
 from resnet_paths_plugin.results.provenance import PAPER
@@ -156,7 +156,7 @@ class ContributionStudy(WalkStudy):
         """All that a walk depends on."""
         return vars(self._work)
 
-    def make_work(self) -> ContributionWork:
+    def work(self, run: StudyRun) -> ContributionWork:  # noqa: ARG002 - nothing runs before
         """Return what walks over samples."""
         return self._work
 

@@ -1,6 +1,7 @@
 """ParameterStudy: the gradient of each block's parameters by the length of the paths along which it flows."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 
 import numpy as np
 
@@ -20,7 +21,7 @@ from resnet_paths_plugin.analyzers.gradients.walk_study import WalkStudy
 from resnet_paths_plugin.analyzers.study import Chunk, StudyResult
 from resnet_paths_plugin.engine.parameter_flow import ParameterFlow
 from resnet_paths_plugin.errors import InputError
-from resnet_paths_plugin.execution import RunOptions
+from resnet_paths_plugin.execution import RunOptions, StudyRun
 from resnet_paths_plugin.network.unraveled import UnraveledNetwork
 from resnet_paths_plugin.results.block_coords import part_coords
 from resnet_paths_plugin.results.variables import Entry
@@ -29,6 +30,10 @@ _SUMMARY = (
     "The gradient of an objective, summed over samples, at the parameters of each block and of the trunk, by the "
     "number of branches on the paths along which it flows, a block's own branch included."
 )
+
+
+_MOST_SAMPLES = 2**16
+"""Samples of a task; a batch rarely has more."""
 
 
 class ParameterStudy(WalkStudy):
@@ -77,7 +82,7 @@ class ParameterStudy(WalkStudy):
             grades=grading.grades,
             limits=(self.lengths[-1],) if self.cut else None,
             n_lengths=len(self.lengths),
-            samples_per_walk=super().samples_per_pass(None),
+            samples_per_walk=1,
             per_sample=per_sample,
         )
 
@@ -91,13 +96,13 @@ class ParameterStudy(WalkStudy):
         """All that a walk depends on."""
         return vars(self._work)
 
-    def samples_per_pass(self, run: RunOptions | None) -> int:  # noqa: ARG002 - walks choose their own number
-        """Return the number of samples of a task: all of a batch, as a task returns the gradients themselves."""
-        return self.network.graph.conditions.reached(2**16)
+    def sizes(self, samples: int, run: RunOptions | None) -> Mapping[str, int]:  # noqa: ARG002 - the base's signature
+        """Return the sizes of tasks: one takes all samples of a batch, as it returns the gradients themselves."""
+        return {"samples": self.network.graph.conditions.reached(_MOST_SAMPLES), "samples_per_walk": samples}
 
-    def make_work(self) -> ParameterWork:
+    def work(self, run: StudyRun) -> ParameterWork:
         """Return what walks over samples."""
-        return self._work
+        return replace(self._work, samples_per_walk=run.sizes["samples_per_walk"])
 
     def results(self, chunks: Iterable[Chunk]) -> Iterator[StudyResult]:
         """Yield one result of all samples, and those of each chunk's single samples."""

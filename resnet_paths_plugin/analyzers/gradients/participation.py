@@ -17,7 +17,7 @@ from resnet_paths_plugin.analyzers.gradients.walk_study import WalkStudy
 from resnet_paths_plugin.analyzers.study import Chunk, StudyResult
 from resnet_paths_plugin.engine.backward import bank_dtype
 from resnet_paths_plugin.errors import InputError
-from resnet_paths_plugin.execution import RunOptions
+from resnet_paths_plugin.execution import RunOptions, StudyRun
 from resnet_paths_plugin.execution.batches import Batches, Target
 from resnet_paths_plugin.graph.blocks import BlockLike
 from resnet_paths_plugin.network.unraveled import UnraveledNetwork
@@ -182,7 +182,7 @@ class ParticipationStudy(WalkStudy):
         most = min(super().samples_per_pass(run), ROWS_BYTES // max(1, size))
         return graph.conditions.reached(max(1, most))
 
-    def make_work(self) -> ParticipationWork:
+    def work(self, run: StudyRun) -> ParticipationWork:  # noqa: ARG002 - nothing runs before
         """Return what walks over samples."""
         return self._work
 

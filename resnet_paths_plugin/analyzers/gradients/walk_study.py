@@ -1,6 +1,5 @@
 """WalkStudy: what the studies share that walk from an objective back to the blocks, sample by sample."""
 
-from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +11,7 @@ from resnet_paths_plugin.analyzers.scores import sizes_of
 from resnet_paths_plugin.analyzers.study import Study
 from resnet_paths_plugin.engine.routing import Lengths
 from resnet_paths_plugin.errors import InputError
-from resnet_paths_plugin.execution import RunOptions, StudyRun, Work
+from resnet_paths_plugin.execution import RunOptions
 from resnet_paths_plugin.execution.batches import Batch, check_target
 from resnet_paths_plugin.graph.operators import has_gradient
 from resnet_paths_plugin.network.unraveled import UnraveledNetwork
@@ -87,14 +86,6 @@ class WalkStudy(Study):
         """Return a walk over the first samples in one row, to be compared with the model's gradient."""
         work = PathWork.of_all_paths(self.network, self.objective, self.n_inputs, inside=not self.takes_floats)
         return PathsOfFirstSamples(work, self.network, chunk)
-
-    @abstractmethod
-    def make_work(self) -> Work:
-        """Return what walks over samples."""
-
-    def work(self, run: StudyRun) -> Work:  # noqa: ARG002 - nothing runs before
-        """Return what walks over samples."""
-        return self.make_work()
 
     @property
     def length_coord(self) -> dict[str, Entry]:
