@@ -209,6 +209,7 @@ def two_threads():
     torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("two_threads")
 def test_the_embedded_network_needs_no_arguments(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -270,6 +271,7 @@ def test_the_study_of_path_lengths_equals_the_one_from_python(tmp_path, referenc
     np.testing.assert_allclose(tree["path_lengths"]["gradient_norm"].values, np.linalg.norm(norms, axis=-1), rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_pictures")
 @pytest.mark.parametrize("batch", [(), ("--batch-size", 5)])
 def test_a_model_that_freezes_its_batch_gives_what_the_same_model_gives_that_does_not(analyzed, tmp_path, batch):

@@ -120,6 +120,7 @@ def model_with(stand_ins):
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_pictures")
 @torch.no_grad()
 @pytest.mark.parametrize(
@@ -183,6 +184,7 @@ def test_stand_ins_are_fitted_on_half_of_the_images_and_reported_on_the_other(ab
         assert f"variance that the maps explain: {', '.join(f'{share:.0%}' for share in explained)}" in result.output
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_pictures", "time_by_parameters")
 @pytest.mark.parametrize(
     "chosen", [("--delete", 1, "--halving", 2), ("--blocks", "blocks.1"), ("--keep-latency", 0.99)]
@@ -461,6 +463,7 @@ def test_a_search_without_any_finite_loss_says_where_it_comes_from(place):
     assert "for the intact network" in line
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_pictures")
 def test_an_operator_that_onnx_lacks_leaves_no_file(place):
     pytest.importorskip("onnxscript", reason="the extra onnx is not installed")

@@ -181,6 +181,7 @@ def test_layers_come_in_no_groups():
         rpp.BlockLesion(net).attribute(images(3, 32, 32), LABELS, level="group")
 
 
+@pytest.mark.slow
 def test_the_plain_net_of_the_demo_falls_apart_and_the_residual_one_does_not():
     x, y = (part[::3] for part in demo.load_digits("held_out"))
     plain = rpp.BlockLesion(rpp.unravel(demo.load_plain_network(), units="layers")).attribute(x, y)

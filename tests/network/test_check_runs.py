@@ -11,6 +11,8 @@ import resnet_paths_plugin as rpp
 from resnet_paths_plugin.errors import WorkerLostError
 from resnet_paths_plugin.network.model_check import ModelCheck
 
+pytestmark = pytest.mark.slow
+
 ANALYZERS = {"lesions": rpp.BlockLesion, "paths": rpp.PathLengthGradient, "influence": rpp.BlockInfluence}
 FOUND = {"lesions": "outputs", "paths": "outputs and gradients", "influence": "outputs and gradients"}
 
