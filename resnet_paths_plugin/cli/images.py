@@ -95,7 +95,7 @@ class ImageArray(LabelledImages):
         if len(labels) != len(images):
             raise InputError(f"{origin}: there are {len(images)} images and {len(labels)} labels; give one label each")
         if not images.size:
-            raise InputError(f"{origin}: there is no image in it")
+            raise InputError(f"{origin} holds no image")
         super().__init__(origin, labels.astype(np.int64), classes)
         self.images = images
         self.size = (images.shape[1], images.shape[2])

@@ -70,7 +70,7 @@ def check_outputs(output: Path, roles: FileRoles, mode: Mode, suffix: str = "png
         writable(figure, mode)
         roles.writes("a figure", figure)
     if output.suffix.lower() != _SUFFIX:
-        raise FileError(f"--output {output} is to be a netCDF file: give it a name that ends in {_SUFFIX}")
+        raise FileError(f"--output {output} is no name of a netCDF file: give one that ends in {_SUFFIX}")
 
 
 def save_picture(picture: bytes, path: Path, mode: Mode) -> Path:

@@ -138,7 +138,7 @@ def preprocessing_for(
     crop: float | None = None,
     interpolation: Interpolation | None = None,
 ) -> tuple[Preprocessing, bool]:
-    """Return what to bring the images to, and whether they are to be resized for it.
+    """Return what the images are brought to, and whether that takes resizing.
 
     Images that all have the model's size already, as an array of them may, stay as they are, unless a share to crop is
     given. Where the model's size is not known and none is given, all images must have the size of the first.

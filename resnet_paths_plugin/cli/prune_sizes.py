@@ -30,7 +30,7 @@ def sizes_for_latency(network: UnraveledNetwork, args: tuple[Any, ...], share: f
     Args:
         network: the network.
         args: arguments that are timed.
-        share: the share of the intact network's latency that is to be left at most.
+        share: the largest share of the intact network's latency that may be left.
         free: the blocks that may be deleted.
 
     Raises:

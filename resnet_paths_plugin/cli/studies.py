@@ -96,7 +96,7 @@ class Study:
         group: name of its group.
         analyzer: name of the analyzer that runs it.
         run: computes its result, given those of the studies before.
-        wanted: whether it is to be run on this network.
+        wanted: whether this network gets it.
         takes_run: whether it takes run options, and keeps what is finished.
     """
 
@@ -314,7 +314,7 @@ def _study_of(name: str, analyzer: type) -> Study:
     if not callable(attribute):
         raise PluginError(f"analyzer {name!r} has no method 'attribute' to run: {analyzer!r}")
     if not name.isidentifier() or name in {study.group for study in STUDIES}:
-        raise PluginError(f"analyzer {name!r} cannot name a group of the file: its plugin should call it otherwise")
+        raise PluginError(f"analyzer {name!r} cannot name a group of the file: its plugin should give it another name")
     taken = inspect.signature(attribute).parameters
     needed = [one.name for one in taken.values() if one.default is one.empty and one.kind not in _VARIADIC]
     if len(needed) > _SELF_AND_INPUTS:

@@ -1,4 +1,4 @@
-"""What a command studies: the network of a model, captured for the images that it is to be run on."""
+"""What a command studies: the network of a model, captured for the images that it runs on."""
 
 from collections.abc import Sequence
 
@@ -32,12 +32,12 @@ def unraveled(
     *,
     verify: bool,
 ) -> UnraveledNetwork:
-    """Unravel the model for the images that it is to be run on; where it freezes the batch, for one that all fit.
+    """Unravel the model for the images that it runs on; where it freezes the batch, for a size that divides them all.
 
     Args:
         model: the model.
         batches: all images; where the batch is frozen, their batch size becomes a multiple of it.
-        cuts: numbers of images that are to be a multiple of a frozen batch, beside that of all.
+        cuts: further numbers of images that a frozen batch must divide, beside that of all.
         units: as of `unravel`.
         optimize: as of `unravel`.
         manager: the plugin manager.
@@ -72,6 +72,6 @@ def check_classes(network: UnraveledNetwork, batches: InputBatches) -> None:
     check_targets(images, batches.targets, n_classes)
     if images.classes and len(images.classes) != n_classes and batches.targets is images.labels:
         warn(
-            f"{images.origin} has {len(images.classes)} classes and the model {n_classes}: they are taken "
-            f"for its first ones, in this order: {', '.join(images.classes[:3])}, ..."
+            f"{images.origin} has {len(images.classes)} classes and the model {n_classes}: they count as "
+            f"the model's first ones, in this order: {', '.join(images.classes[:3])}, ..."
         )

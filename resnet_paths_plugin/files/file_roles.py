@@ -69,7 +69,7 @@ class FileRoles:
             if _are_same(written.place, used.place, both_new=used.is_written):
                 use = "is also written" if used.is_written else "is also read"
                 raise FileError(
-                    f"{written.path} is to be written ({written.what}) and {use} ({used.what}: {used.path}): choose "
+                    f"{written.path} would be written ({written.what}) and {use} ({used.what}: {used.path}): choose "
                     "another name"
                 )
             for outer, inner in ((written, used), (used, written)):

@@ -275,6 +275,7 @@ def convnext_tiny():
     return model, (3, 32, 32), paths
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", [resnet18, vit_b_16, convnext_tiny])
 def test_lesions_of_real_architectures_equal_zeroing_by_hand_and_captums_ablation(architecture):
     model, shape, paths = architecture()

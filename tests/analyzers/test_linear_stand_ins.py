@@ -9,7 +9,7 @@ import timm
 import torch
 import torchvision
 from cifar import images_and_labels, needs_cifar, trained
-from known_networks import CASES
+from known_networks import CASES, unraveled
 from networks import (
     Alpha,
     Nested,
@@ -242,9 +242,7 @@ def leaves_of(module, inputs):
 @pytest.mark.parametrize("name", RUNNING)
 @pytest.mark.parametrize("ablation", ["mean", "linear"])
 def test_any_kind_of_block_is_pruned_as_it_is_lesioned(name, ablation):
-    case = CASES[name]
-    inputs = case.inputs(dtype=torch.float64)
-    net = rpp.unravel(case.model().double(), inputs)
+    net, _, inputs = unraveled(name, torch.float64)
     for gone in [*([block] for block in net.blocks), list(net.blocks)]:
         options = {"ablation": ablation, "reference": inputs}
         pruned = leaves_of(net.pruned(gone, **options, training=False), inputs)

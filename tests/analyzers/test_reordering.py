@@ -71,6 +71,7 @@ def test_an_order_equals_a_hand_permuted_copy():
     np.testing.assert_array_equal(found.order, orders)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize(("stage", "places"), [("layer2", (1, 3)), ("layer3", (2, 5))])
 def test_swapped_bottlenecks_of_torchvision_equal_a_hand_permuted_copy(stage, places):
@@ -90,6 +91,7 @@ def test_swapped_bottlenecks_of_torchvision_equal_a_hand_permuted_copy(stage, pl
     np.testing.assert_allclose(found.target_score[0], expected[range(5), LABELS], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_swapped_layers_of_vit_b_16_equal_a_hand_permuted_copy():
     torch.manual_seed(0)
     model = torchvision.models.vit_b_16(image_size=32, num_classes=7).eval()

@@ -80,6 +80,7 @@ def test_scaling_all_branches_equals_a_loop(factor):
     np.testing.assert_allclose(under(rpp.Schedule.scaled(net, factor)), by_hand(step), rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_repeated_layers_of_vit_b_16_equal_a_model_with_that_layer_at_every_place():
     torch.manual_seed(0)
     model = torchvision.models.vit_b_16(image_size=32, num_classes=7).eval()

@@ -345,6 +345,7 @@ def test_on_a_trained_network_the_best_pairs_and_triples_are_found():
         ).all()
 
 
+@pytest.mark.slow
 def test_a_network_that_freezes_its_batch_costs_what_the_same_network_costs_that_does_not():
     original, (images, labels) = model(), data()
 

@@ -23,7 +23,7 @@ import resnet_paths_plugin.cli.subject
 from resnet_paths_plugin import cli
 from resnet_paths_plugin.cli.studies import STUDIES, Study
 
-place = command_lines.place  # a fixture
+place, no_pictures = command_lines.place, command_lines.no_pictures  # fixtures
 
 
 @pytest.fixture(scope="module")
@@ -140,21 +140,23 @@ def test_provenance_says_where_the_images_came_from(analyzed):
     assert text.startswith("12 images of images.npz, not resized, Preprocessing(size=(8, 8), mean=(0.5, 0.4, 0.3)")
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_no_more_blocks_are_deleted_than_there_are(tmp_path):
-    result = invoke(*analysis("--draws", 1, "--batch-size", 5, output=tmp_path / "all.nc"))
+    options = ("--analyzer", "BlockLesion", "--draws", 1, "--batch-size", 5)
+    result = invoke(*analysis(*options, output=tmp_path / "all.nc"))
     assert result.exit_code == 0, result.output
     deleted = rpp.load(tmp_path / "all.nc")["random_lesions"]["n_deleted"]
     assert deleted.values.tolist() == [1, 2, 3]
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_folder_gives_what_the_same_images_in_an_npz_file_give(analyzed, tmp_path):
     arrays = np.load("images.npz")
     for number, (image, label) in enumerate(zip(arrays["images"], arrays["labels"], strict=True)):
         (tmp_path / "images" / f"class {label}").mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(tmp_path / "images" / f"class {label}" / f"{number:03}.png")
-    result = invoke(
-        *analysis("--draws", 1, "--images", tmp_path / "images", "--batch-size", 5, output=tmp_path / "a.nc")
-    )
+    options = ("--analyzer", "BlockLesion", "--draws", 1, "--max-deleted", 1, "--batch-size", 5)
+    result = invoke(*analysis(*options, "--images", tmp_path / "images", output=tmp_path / "a.nc"))
     assert result.exit_code == 0, result.output
     found = rpp.load(tmp_path / "a.nc")["single_lesions"].to_dataset()
     order = np.argsort(arrays["labels"], kind="stable")
@@ -168,6 +170,7 @@ def watched(monkeypatch, run):
     monkeypatch.setattr(cli.analyze, "STUDIES", (study,))
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_progress_is_shown_on_demand_only(tmp_path, monkeypatch):
     shown = []
 
@@ -181,6 +184,7 @@ def test_progress_is_shown_on_demand_only(tmp_path, monkeypatch):
     assert shown == [False, True, False]
 
 
+@pytest.mark.usefixtures("no_pictures")
 @pytest.mark.parametrize(("given", "threads"), [((), 1), (("--threads", 3), 3)])
 def test_the_threads_asked_for_are_those_of_the_run_alone(given, threads, tmp_path, monkeypatch):
     seen = []
@@ -205,6 +209,7 @@ def two_threads():
     torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("two_threads")
 def test_the_embedded_network_needs_no_arguments(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -252,8 +257,10 @@ def test_the_embedded_network_needs_no_arguments(tmp_path, monkeypatch):
     assert tree["selection"]["latency"].attrs["threads"] == 1
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_the_study_of_path_lengths_equals_the_one_from_python(tmp_path, reference):
-    assert invoke(*analysis("--path-images", 3, "--path-draws", 2, output=tmp_path / "a.nc")).exit_code == 0
+    options = ("--analyzer", "PathLengthGradient", "--path-images", 3, "--path-draws", 2)
+    assert invoke(*analysis(*options, output=tmp_path / "a.nc")).exit_code == 0
     tree = rpp.load(tmp_path / "a.nc")
     model, inputs, labels = reference
     x = inputs[:3].clone().requires_grad_()
@@ -264,6 +271,8 @@ def test_the_study_of_path_lengths_equals_the_one_from_python(tmp_path, referenc
     np.testing.assert_allclose(tree["path_lengths"]["gradient_norm"].values, np.linalg.norm(norms, axis=-1), rtol=1e-4)
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_pictures")
 @pytest.mark.parametrize("batch", [(), ("--batch-size", 5)])
 def test_a_model_that_freezes_its_batch_gives_what_the_same_model_gives_that_does_not(analyzed, tmp_path, batch):
     options = ("--draws", 4, "--max-deleted", 2, "--max-swaps", 2, "--seed", 3, "--path-images", 3, "--path-draws", 2)
@@ -277,8 +286,10 @@ def test_a_model_that_freezes_its_batch_gives_what_the_same_model_gives_that_doe
     assert float(tree["path_lengths"]["completeness_error"].max()) < 1e-5
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_the_study_of_path_lengths_can_be_left_out(tmp_path):
-    assert invoke(*analysis("--path-images", 0, "--max-swaps", 0, output=tmp_path / "a.nc")).exit_code == 0
+    options = ("--draws", 1, "--path-images", 0, "--max-swaps", 0)
+    assert invoke(*analysis(*options, output=tmp_path / "a.nc")).exit_code == 0
     assert set(rpp.load(tmp_path / "a.nc").children) == {"single_lesions", "random_lesions", "influence"}
 
 
@@ -386,6 +397,7 @@ def test_a_model_asks_for_images():
     assert "a MODEL needs --images" in told("analyze", MODEL)
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_layers_of_a_plain_network_are_studied_on_demand(tmp_path):
     """No skips, so no paths and no influence."""
     options = ("--images", "images.npz", *STATISTICS, "--units", "layers", "--draws", 1, "--max-deleted", 1)
@@ -400,8 +412,9 @@ def test_layers_of_a_plain_network_are_studied_on_demand(tmp_path):
     )
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_faster_run_gives_the_same_within_rounding_and_says_how(tmp_path, analyzed):
-    options = ("--draws", 4, "--max-deleted", 2, "--max-swaps", 2, "--seed", 3)
+    options = ("--analyzer", "BlockLesion", "--draws", 4, "--max-deleted", 2, "--seed", 3)
     fast = ("--optimize", "fold_batch_norm", "--optimize", "channels_last")
     result = invoke(*analysis(*options, *fast, output=tmp_path / "fast.nc"))
     assert result.exit_code == 0, result.output
@@ -429,11 +442,12 @@ def test_numbers_are_given_with_commas(text):
     assert "should be numbers with commas between them" in result.output
 
 
+@pytest.mark.usefixtures("no_pictures")
 @pytest.mark.filterwarnings("always")
 def test_random_weights_and_classes_taken_by_order_are_warned_of(tmp_path):
     arrays = dict(np.load("images.npz"))
     np.savez("named.npz", **arrays, classes=np.array(["a", "b", "c", "d", "e"]))
-    given = ("--images", "named.npz", "--draws", 1, "--max-deleted", 1, "--output", tmp_path / "a.nc")
+    given = ("--images", "named.npz", "--analyzer", "BlockInfluence", "--output", tmp_path / "a.nc")
     result = invoke("analyze", "timm/test_resnet", *given)
     assert result.exit_code == 0, result.output
     first, second, *_ = result.output.splitlines()
@@ -463,12 +477,13 @@ def test_a_figure_that_cannot_be_written_leaves_no_part_of_it(tmp_path, monkeypa
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", full)
-    result = invoke(*analysis("--draws", 1, output=tmp_path / "a.nc"))
+    result = invoke(*analysis("--analyzer", "BlockLesion", "--draws", 1, output=tmp_path / "a.nc"))
     assert result.exit_code == 2
     assert result.output.splitlines()[-1].endswith("a-single-lesions.png: No space left on device")
     assert files_of(tmp_path) == ["a.nc"]
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_pairs_and_sets_are_studied_of_any_model_when_asked_for(tmp_path):
     options = (
         "--analyzer",

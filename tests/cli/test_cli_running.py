@@ -8,7 +8,7 @@ import command_lines
 import numpy as np
 import pytest
 import torch
-from command_lines import OPTIONS, STATISTICS, analysis, files_of, invoke
+from command_lines import OPTIONS, STATISTICS, analysis, files_of, invoke, undrawn
 from safetensors.torch import load_file
 from small_studies import timeless
 
@@ -23,6 +23,12 @@ from resnet_paths_plugin.plugins import manager
 pytestmark = pytest.mark.slow
 
 place = command_lines.place  # a fixture
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_pictures():
+    with undrawn():
+        yield
 
 
 def complaint(*arguments):

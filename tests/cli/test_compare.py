@@ -14,7 +14,7 @@ from PIL import Image
 import resnet_paths_plugin as rpp
 from resnet_paths_plugin.results import datasets
 
-place = command_lines.place  # a fixture
+place, no_pictures = command_lines.place, command_lines.no_pictures  # fixtures
 
 
 @pytest.fixture
@@ -50,6 +50,7 @@ def test_a_page_has_the_table_and_every_figure(files):
         assert image.size > (500, 300)
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_file_holds_what_compare_gives(files):
     result = invoke("compare", "small.nc", "large.nc", "--name", "A", "--name", "B", "--output", "both.nc")
     assert result.exit_code == 0, result.output
@@ -64,6 +65,7 @@ def test_a_file_holds_what_compare_gives(files):
     assert "Residual paths of A and B" in (files / "both.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.usefixtures("no_pictures")
 @pytest.mark.filterwarnings("always::resnet_paths_plugin.errors.OmittedStudyWarning")
 def test_what_is_left_out_is_a_warning_in_one_line(files):
     rpp.save(synthetic.tree(5), "whole.nc")
@@ -74,6 +76,7 @@ def test_what_is_left_out_is_a_warning_in_one_line(files):
     assert "random_lesions: only 'whole' has them" in line
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_names_are_text_on_the_page(files):
     result = invoke("compare", "small.nc", "large.nc", "--name", "<b>\x1b[1m", "--name", "$x$", "--output", "both.html")
     assert result.exit_code == 0, result.output
@@ -89,8 +92,8 @@ def test_names_are_text_on_the_page(files):
     (("small.nc", "large.nc", "--name", "a"), "2 files, 1 names"),
     (("small.nc", "large.nc", "--name", "a", "--name", "a"), "two models have the name 'a'"),
     (("small.nc", "large.nc", "--output", "both.pdf"), "must end in .html or .nc, not 'both.pdf'"),
-    (("small.nc", "large.nc", "--output", "small.nc"), "small.nc is to be written .* and is also read"),
-    (("small.nc", "large.nc", "--output", "linked.nc"), "linked.nc is to be written .* and is also read"),
+    (("small.nc", "large.nc", "--output", "small.nc"), "small.nc would be written .* and is also read"),
+    (("small.nc", "large.nc", "--output", "linked.nc"), "linked.nc would be written .* and is also read"),
     (("small.nc", "large.nc", "--output", "old.html", "--no-clobber"), "old.html exists already"),
     (("small.nc", "large.nc", "--output", "new.html", "--no-clobber"), "new-single-lesions.png exists already"),
     (("small.nc", "large.nc", "--output", "none/both.html"), "the folder .* does not exist"),
@@ -115,6 +118,7 @@ def test_a_file_that_is_no_result_is_no_bug(files):
     assert "odd.nc is not what save writes, so they cannot be compared" in told("compare", "small.nc", "odd.nc")
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_class_subset_in_a_file_shows_its_own_error(files):
     ds = synthetic.single_lesions(9)
     some = ds.isel(sample=(ds["label"] == 3).values)

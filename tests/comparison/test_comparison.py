@@ -458,10 +458,11 @@ def test_three_architectures_of_timm():
     names = ("test_resnet", "test_vit", "test_convnext")
     torch.manual_seed(0)
     models = {name: timm.create_model(name, num_classes=10).eval() for name in names}
-    inputs = {name: torch.randn(6, *model.default_cfg["input_size"]) for name, model in models.items()}
-    studies = {name: rpp.BlockLesion(model).attribute(inputs[name]) for name, model in models.items()}
+    inputs = {name: torch.randn(2, *model.default_cfg["input_size"]) for name, model in models.items()}
+    networks = {name: rpp.unravel(model, inputs[name]) for name, model in models.items()}
+    studies = {name: rpp.BlockLesion(network).attribute(inputs[name]) for name, network in networks.items()}
     found = rpp.compare(studies)
-    counts = [len(rpp.unravel(model, inputs[name]).blocks) for name, model in models.items()]
+    counts = [len(network.blocks) for network in networks.values()]
     assert found["models"]["n_blocks"].values.tolist() == counts
     assert found["single_lesions"]["kl_divergence"].notnull().sum("position").values.tolist() == counts
     assert found["models"].attrs["measure"] == "prediction_changed"

@@ -17,7 +17,7 @@ MODELS = {
 }
 
 
-@pytest.fixture(params=MODELS)
+@pytest.fixture(scope="module", params=MODELS)
 def network(request):
     images = torch.randn(3, 3, 6, 6)
     with torch.device("meta"):

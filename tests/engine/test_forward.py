@@ -21,7 +21,7 @@ from captum.attr import (
     NoiseTunnel,
     Saliency,
 )
-from known_networks import CASES
+from known_networks import CASES, unraveled
 from networks import Highway, PostActivationBlock, PreActivation, Repeated, Residual, Vectors, mlp, randomised, without
 from torch import nn
 from torch.utils import _pytree as pytree
@@ -78,11 +78,9 @@ def assert_close(ours, theirs):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", BY_HAND)
 def test_deleting_blocks_equals_zeroing_their_branches_by_hand(name):
-    case = CASES[name]
-    model, inputs = case.model().double(), case.inputs(dtype=torch.float64)
-    net = rpp.unravel(model, inputs)
+    blocks, (net, model, inputs) = CASES[name].blocks, unraveled(name, torch.float64)
     intact = model(*inputs)
-    for known in case.blocks:
+    for known in blocks:
         deleted = net.lesioned(known.name)(*inputs)
         assert_close(deleted, without(model, known.path)(*inputs))
         changes = [
@@ -91,8 +89,8 @@ def test_deleting_blocks_equals_zeroing_their_branches_by_hand(name):
             if isinstance(one, torch.Tensor)
         ]
         assert any(changes), known.name
-    every = [known.name for known in case.blocks]
-    assert_close(net.lesioned(every)(*inputs), without(model, *(known.path for known in case.blocks))(*inputs))
+    every = [known.name for known in blocks]
+    assert_close(net.lesioned(every)(*inputs), without(model, *(known.path for known in blocks))(*inputs))
 
 
 def test_deleting_a_block_keeps_its_projection():
@@ -159,9 +157,7 @@ def test_gradients_of_a_lesioned_network_are_those_of_a_copy_patched_by_hand(nam
 @pytest.mark.slow
 @pytest.mark.parametrize("name", BY_HAND)
 def test_the_identity_schedule_is_the_model_bit_for_bit(name):
-    case = CASES[name]
-    model, inputs = case.model(), case.inputs()
-    net = rpp.unravel(model, inputs)
+    net, model, inputs = unraveled(name)
     weights = np.eye(len(net.blocks))
     for schedule in (
         rpp.Schedule.identity(net),
@@ -454,9 +450,7 @@ def test_live_checkpoints_grow_with_the_logarithm_of_the_number_of_schedules(n):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*BY_HAND, "highway", "repeated", "dual path"])
 def test_schedules_side_by_side_give_what_they_give_alone(name):
-    case = CASES[name]
-    model, inputs = case.model().double(), case.inputs(dtype=torch.float64)
-    net = rpp.unravel(model, inputs)
+    net, _, inputs = unraveled(name, torch.float64)
     n = len(net.blocks)
     schedules = [rpp.Schedule.lesion(net, block) for block in net.blocks]
     schedules += [

@@ -20,13 +20,13 @@ def counting(monkeypatch):
     return by
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def processes():
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
         yield pool
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def serial():
     """The studies run here; each once."""
     found = {}

@@ -42,9 +42,8 @@ def test_the_same_call_goes_on_where_it_was_stopped(tmp_path, counting):
 
 
 @pytest.mark.parametrize("name", STUDIES)
-def test_the_file_of_a_checkpoint_holds_what_a_run_in_memory_returns(tmp_path, name):
-    path = tmp_path / "run.nc"
-    expected = run(name)
+def test_the_file_of_a_checkpoint_holds_what_a_run_in_memory_returns(tmp_path, serial, name):
+    path, expected = tmp_path / "run.nc", serial(name)
     found = STUDIES[name](captured(), batches(), rpp.RunOptions(checkpoint=path))
     loaded = rpp.load(path)
     assert loaded.identical(found.load())

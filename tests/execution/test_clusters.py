@@ -41,8 +41,8 @@ def client():
 
 
 @pytest.mark.parametrize("name", STUDIES)
-def test_a_cluster_computes_what_a_serial_run_does(client, name):
-    assert run(name, rpp.RunOptions(executor=client)).identical(run(name))
+def test_a_cluster_computes_what_a_serial_run_does(client, serial, name):
+    assert run(name, rpp.RunOptions(executor=client)).identical(serial(name))
 
 
 def test_functions_of_a_script_reach_a_cluster(client):

@@ -7,7 +7,7 @@ import pytest
 import timm
 import torch
 import torchvision
-from known_networks import CASES
+from known_networks import CASES, unraveled
 from networks import Highway, Residual, Vectors, mlp
 from torch import nn
 
@@ -16,17 +16,16 @@ import resnet_paths_plugin as rpp
 
 @pytest.mark.parametrize("name", CASES)
 def test_blocks_are_the_ones_that_were_written(name):
-    case = CASES[name]
-    net = rpp.unravel(case.model(), case.inputs())
+    net, _, _ = unraveled(name)
     found = [(block.name, block.skip_kind, block.branch_type) for block in net.blocks]
-    assert found == [(known.name, known.skip_kind, known.branch_type) for known in case.blocks]
+    assert found == [(known.name, known.skip_kind, known.branch_type) for known in CASES[name].blocks]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_blocks_do_not_depend_on_training_flags(name):
     case = CASES[name]
-    in_eval = rpp.unravel(case.model(), case.inputs()).blocks
+    in_eval = unraveled(name)[0].blocks
     in_training = rpp.unravel(case.model().train(), case.inputs()).blocks
     assert in_eval == in_training
 

@@ -1,6 +1,7 @@
 """Layers of plain networks: which can be deleted, and that deleting one makes it the identity."""
 
 import copy
+import functools
 
 import numpy as np
 import pytest
@@ -21,9 +22,19 @@ def images(*shape):
     return torch.randn(4, *shape, generator=torch.Generator().manual_seed(1))
 
 
+@functools.cache
 def vgg():
+    """Return configuration A of Simonyan and Zisserman 2015, with 64 in the place of its 4,096 hidden features."""
     torch.manual_seed(0)
-    return randomised(torchvision.models.vgg11_bn(num_classes=7)).eval()
+    model = torchvision.models.VGG(torchvision.models.vgg.make_layers(torchvision.models.vgg.cfgs["A"], True), 7)
+    model.classifier[0], model.classifier[3] = nn.Linear(512 * 49, 64), nn.Linear(64, 64)
+    model.classifier[6] = nn.Linear(64, 7)
+    return randomised(model).eval()
+
+
+@functools.cache
+def unraveled_vgg():
+    return rpp.unravel(vgg(), images(3, 32, 32), units="layers")
 
 
 def with_identity(model, *paths):
@@ -34,8 +45,8 @@ def with_identity(model, *paths):
 
 
 def test_the_layers_of_vgg_that_keep_their_shape_are_found():
-    # Configuration A of Simonyan and Zisserman 2015, and the second of three linear layers.
-    net = rpp.unravel(vgg(), images(3, 32, 32), units="layers")
+    # The second of three linear layers is the last.
+    net = unraveled_vgg()
     assert [layer.name for layer in net.blocks] == [
         "features.11", "features.18", "features.22", "features.25", "classifier.3",
     ]  # fmt: skip
@@ -44,24 +55,21 @@ def test_the_layers_of_vgg_that_keep_their_shape_are_found():
 
 
 def test_outputs_are_the_models_bit_for_bit():
-    model, x = vgg(), images(3, 32, 32)
-    net = rpp.unravel(model, x, units="layers")
+    model, x, net = vgg(), images(3, 32, 32), unraveled_vgg()
     with torch.no_grad():
         assert torch.equal(net(x), model(x))
 
 
 @pytest.mark.parametrize("first", [11, 18, 22, 25])
 def test_a_deleted_layer_is_an_identity(first):
-    model, x = vgg(), images(3, 32, 32)
-    net = rpp.unravel(model, x, units="layers")
+    model, x, net = vgg(), images(3, 32, 32), unraveled_vgg()
     without = with_identity(model, *(f"features.{at}" for at in range(first, first + 3)))  # norm and ReLU with it
     with torch.no_grad():
         np.testing.assert_allclose(net.lesioned(f"features.{first}")(x), without(x), rtol=1e-5, atol=1e-6)
 
 
 def test_all_layers_are_deleted_at_once_and_side_by_side():
-    model, x = vgg(), images(3, 32, 32)
-    net = rpp.unravel(model, x, units="layers")
+    model, x, net = vgg(), images(3, 32, 32), unraveled_vgg()
     paths = [f"features.{first + at}" for first in (11, 18, 22, 25) for at in range(3)]
     sets = [[0], [1, 2], [0, 1, 2, 3], []]
     for width in (1, 4):
@@ -75,8 +83,7 @@ def test_all_layers_are_deleted_at_once_and_side_by_side():
 
 
 def test_layers_of_one_shape_trade_places_and_run_in_parallel():
-    model, x = vgg(), images(3, 32, 32)
-    net = rpp.unravel(model, x, units="layers")
+    model, x, net = vgg(), images(3, 32, 32), unraveled_vgg()
     swapped = copy.deepcopy(model)
     for at in range(3):
         one, other = swapped.features[22 + at], swapped.features[25 + at]
@@ -154,8 +161,7 @@ def test_a_product_with_a_parameter_is_a_layer():
 
 
 def test_scaled_and_summed_layers_have_no_identity_beside_them():
-    model, x = vgg(), images(3, 32, 32)
-    net = rpp.unravel(model, x, units="layers")
+    model, x, net = vgg(), images(3, 32, 32), unraveled_vgg()
     layers = [nn.Sequential(*model.features[first : first + 3]) for first in (22, 25)]
 
     def rest(h):
@@ -170,13 +176,14 @@ def test_scaled_and_summed_layers_have_no_identity_beside_them():
 
 
 def test_layers_come_in_no_groups():
-    net = rpp.unravel(vgg(), images(3, 32, 32), units="layers")
+    net = unraveled_vgg()
     with pytest.raises(InputError, match="no groups"):
         rpp.BlockLesion(net).attribute(images(3, 32, 32), LABELS, level="group")
 
 
+@pytest.mark.slow
 def test_the_plain_net_of_the_demo_falls_apart_and_the_residual_one_does_not():
-    x, y = demo.load_digits("held_out")
+    x, y = (part[::3] for part in demo.load_digits("held_out"))
     plain = rpp.BlockLesion(rpp.unravel(demo.load_plain_network(), units="layers")).attribute(x, y)
     residual = rpp.BlockLesion(demo.load_network()).attribute(x, y)
     assert plain.sizes["lesion"] == 11
@@ -188,8 +195,7 @@ def test_the_plain_net_of_the_demo_falls_apart_and_the_residual_one_does_not():
 
 
 def test_layers_have_no_paths():
-    x = images(3, 32, 32)
-    net = rpp.unravel(vgg(), x, units="layers")
+    x, net = images(3, 32, 32), unraveled_vgg()
     for call in (
         net.path_counts,
         lambda: net.restricted(1),
@@ -200,8 +206,7 @@ def test_layers_have_no_paths():
 
 
 def test_units_are_told_apart():
-    x = images(3, 32, 32)
-    net = rpp.unravel(vgg(), x, units="layers")
+    x, net = images(3, 32, 32), unraveled_vgg()
     assert "5 layers that can be deleted" in repr(net)
     with pytest.raises(InputError, match="unravel the model itself"):
         rpp.unravel(net, x)
@@ -213,7 +218,7 @@ def test_units_are_told_apart():
 
 
 def test_the_model_is_as_it_was():
-    model = vgg().train()
+    model = copy.deepcopy(vgg()).train()
     before = state_of(model)
     rpp.BlockLesion(rpp.unravel(model, images(3, 32, 32), units="layers")).attribute(images(3, 32, 32), LABELS)
     assert_same_state(before, state_of(model))

@@ -3,6 +3,7 @@
 The oracle is the model: its outputs, autograd through it, its branches multiplied by zero.
 """
 
+import functools
 from contextlib import nullcontext
 
 import numpy as np
@@ -260,6 +261,13 @@ def made(cls):
     return cls().double().eval()
 
 
+@functools.cache
+def unraveled(cls):
+    """Return a model with its network, which tests leave as they find them."""
+    model = made(cls)
+    return model, rpp.unravel(model, X)
+
+
 def gradient(model, x):
     x = x.detach().clone().requires_grad_()
     model(x)[:, 0].sum().backward()
@@ -269,8 +277,7 @@ def gradient(model, x):
 
 @pytest.mark.parametrize("cls", FORMS)
 def test_outputs_gradients_and_lesions_are_the_models(cls):
-    model = made(cls)
-    net = rpp.unravel(model, X)
+    model, net = unraveled(cls)
     for size in (4, 1, 3):
         assert torch.equal(net(X[:size]), model(X[:size]))
     found = rpp.PathLengthGradient(net).attribute(X, target=0, keep_maps=True)
@@ -286,8 +293,7 @@ def test_outputs_gradients_and_lesions_are_the_models(cls):
 
 @pytest.mark.parametrize("cls", FORMS)
 def test_training_gives_the_models_parameter_gradients(cls):
-    model = made(cls)
-    net = rpp.unravel(model, X)
+    model, net = unraveled(cls)
     net.sampling(n_active=len(net.blocks))(X).square().sum().backward()
     ours = [None if one.grad is None else one.grad.clone() for one in model.parameters()]
     model.zero_grad()
@@ -295,6 +301,7 @@ def test_training_gives_the_models_parameter_gradients(cls):
     for one, parameter in zip(ours, model.parameters(), strict=True):
         wanted = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         torch.testing.assert_close(torch.zeros_like(parameter) if one is None else one, wanted)
+    model.zero_grad()
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute")
@@ -414,7 +421,7 @@ def test_nothing_of_torch_is_left_changed():
 
 @pytest.mark.parametrize("cls", FORMS)
 def test_modes_travel_to_workers(cls):
-    net = rpp.unravel(made(cls), X)
+    _, net = unraveled(cls)
     there = unpacked(packed(net))
     assert there.graph_digest() == net.graph_digest()
     assert torch.equal(there.intact(X), net.intact(X))

@@ -3,6 +3,7 @@
 The oracle is the model: its outputs, autograd through it, and copies of it with a branch multiplied by zero.
 """
 
+import functools
 from contextlib import nullcontext
 
 import numpy as np
@@ -116,6 +117,13 @@ def made(cls, inside=nullcontext):
     return cls(inside).double().eval()
 
 
+@functools.cache
+def unraveled(cls, inside):
+    """Return a model with its network, which tests leave as they find them."""
+    model = made(cls, inside)
+    return model, rpp.unravel(model, X)
+
+
 def gradient(model, x, gate=None):
     model.gate = gate
     x = x.detach().clone().requires_grad_()
@@ -145,8 +153,7 @@ def forms():
 
 @pytest.mark.parametrize(("cls", "inside"), [*forms()])
 def test_outputs_lesions_and_gradients_by_length_are_the_models(cls, inside):
-    model = made(cls, inside)
-    net = rpp.unravel(model, X)
+    model, net = unraveled(cls, inside)
     assert torch.equal(net(X), model(X))
     assert [block.name for block in net.blocks] == ["f.0", "f.1", "f.2"]
     if cls is not Several:
@@ -168,8 +175,7 @@ def test_outputs_lesions_and_gradients_by_length_are_the_models(cls, inside):
 
 @pytest.mark.parametrize(("cls", "inside"), [*forms()])
 def test_training_all_blocks_gives_the_models_parameter_gradients(cls, inside):
-    model = made(cls, inside)
-    net = rpp.unravel(model, X)
+    model, net = unraveled(cls, inside)
     net.sampling(n_active=3)(X).square().sum().backward()
     ours = [None if one.grad is None else one.grad.clone() for one in model.parameters()]
     model.zero_grad()
@@ -180,6 +186,7 @@ def test_training_all_blocks_gives_the_models_parameter_gradients(cls, inside):
             assert one is None or not one.any()
         else:
             torch.testing.assert_close(one, parameter.grad, rtol=1e-12, atol=1e-12)
+    model.eval().zero_grad()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

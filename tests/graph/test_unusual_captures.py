@@ -420,6 +420,7 @@ class Tokens(nn.Module):
         return self.h(x[:, -1])  # type: ignore[no-any-return]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [1, 2, 4])
 def test_attention_that_asks_for_its_length_runs_and_trains(batch: int) -> None:
     model = Tokens()

@@ -1,24 +1,30 @@
 """The check in runs of every kind: once per study, wherever it runs, also where it goes on from a checkpoint."""
 
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import nullcontext
 from multiprocessing import get_context
 
 import pytest
 import torch
-from small_studies import STUDIES, batches, network
+from small_studies import STUDIES, batches, captured, network
 
 import resnet_paths_plugin as rpp
 from resnet_paths_plugin.errors import WorkerLostError
 from resnet_paths_plugin.network.model_check import ModelCheck
 
-EXECUTORS = {
-    "here": nullcontext,
-    "threads": lambda: ThreadPoolExecutor(2),
-    "processes": lambda: ProcessPoolExecutor(2, mp_context=get_context("spawn")),
-}
+pytestmark = pytest.mark.slow
+
 ANALYZERS = {"lesions": rpp.BlockLesion, "paths": rpp.PathLengthGradient, "influence": rpp.BlockInfluence}
 FOUND = {"lesions": "outputs", "paths": "outputs and gradients", "influence": "outputs and gradients"}
+
+
+@pytest.fixture(scope="module")
+def executors():
+    """Where studies run: here, in threads and in processes."""
+    with (
+        ThreadPoolExecutor(2) as threads,
+        ProcessPoolExecutor(2, mp_context=get_context("spawn")) as processes,
+    ):
+        yield {"here": None, "threads": threads, "processes": processes}
 
 
 @pytest.fixture
@@ -35,30 +41,20 @@ def checks(monkeypatch):
     return made
 
 
-@pytest.mark.parametrize("where", EXECUTORS)
-def test_the_check_is_made_once_per_study_wherever_it_runs(where, checks):
-    net = rpp.unravel(network(), batches()[0][0])
-    with EXECUTORS[where]() as executor:
-        for name, analyzer in ANALYZERS.items():
-            checks.clear()
-            run = rpp.RunOptions(executor=executor)
-            found = analyzer(net).attribute(batches(), internal_batch_size=2, run=run)
-            assert len(checks) == 1
-            assert found.attrs["verified"] == FOUND[name]
-
-
-@pytest.mark.parametrize("where", ["threads", "processes"])
+@pytest.mark.parametrize("where", ["here", "threads", "processes"])
 @pytest.mark.parametrize("name", ANALYZERS)
-def test_workers_find_the_same_with_and_without_the_check(where, name):
-    net = rpp.unravel(network(), batches()[0][0])
-    with EXECUTORS[where]() as executor:
-        one, other = (
-            ANALYZERS[name](net).attribute(
-                batches(), internal_batch_size=2, run=rpp.RunOptions(executor=executor, verify=verify)
-            )
-            for verify in (True, False)
-        )
-    assert one.drop_attrs().identical(other.drop_attrs())
+def test_the_check_is_made_once_per_study_and_changes_nothing_wherever_it_runs(name, where, executors, checks):
+    def run(verify):
+        options = rpp.RunOptions(executor=executors[where], verify=verify)
+        return ANALYZERS[name](captured()).attribute(batches(), internal_batch_size=2, run=options)
+
+    found = run(verify=True)
+    assert len(checks) == 1
+    assert found.attrs["verified"] == FOUND[name]
+    without = run(verify=False)
+    assert len(checks) == 1
+    assert without.attrs["verified"] == "no"
+    assert found.drop_attrs().identical(without.drop_attrs())
 
 
 class Breaking:
@@ -77,7 +73,7 @@ class Breaking:
 @pytest.mark.parametrize("name", ANALYZERS)
 @pytest.mark.parametrize(("first", "then"), [(True, True), (False, True), (True, False)])
 def test_a_result_that_went_on_from_a_checkpoint_says_what_was_verified_then(name, first, then, tmp_path, checks):
-    net, data, path = rpp.unravel(network(), batches()[0][0]), Breaking(), tmp_path / "a.nc"
+    net, data, path = captured(), Breaking(), tmp_path / "a.nc"
 
     def run(verify):
         options = rpp.RunOptions(checkpoint=path, verify=verify)
@@ -111,7 +107,7 @@ def test_a_model_that_was_changed_is_refused_before_a_checkpoint_goes_on(name, t
 
 def test_every_small_study_is_verified():
     for study in STUDIES.values():
-        assert study(network(), batches(), None).attrs["verified"].startswith("outputs")
+        assert study(captured(), batches(), None).attrs["verified"].startswith("outputs")
 
 
 def test_what_one_thread_has_verified_is_not_what_another_says():

@@ -66,7 +66,7 @@ def assert_close(ours, theirs):
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12 * scale)
 
 
-@on_networks(24)
+@on_networks(8)
 def test_detection_finds_exactly_the_blocks_that_were_written(description):
     model = build(description)
     x = model.inputs()
@@ -84,7 +84,7 @@ def test_detection_finds_exactly_the_blocks_that_were_written(description):
         assert block.sum_shape == tuple(known.sum.shape[1:])
 
 
-@on_networks(12)
+@on_networks(8)
 def test_source_branch_and_sum_have_the_values_that_the_module_computes(description):
     model = build(description)
     x = model.inputs()
@@ -98,7 +98,7 @@ def test_source_branch_and_sum_have_the_values_that_the_module_computes(descript
         assert same(values[block.sum], known.sum), block.name
 
 
-@on_networks(12)
+@on_networks(8)
 def test_parallel_blocks_share_a_sum_and_nested_ones_lie_in_the_branch(description):
     model = build(description)
     x = model.inputs()
@@ -115,7 +115,7 @@ def test_parallel_blocks_share_a_sum_and_nested_ones_lie_in_the_branch(descripti
         assert [i for i, total in enumerate(sums) if program.sums[total].root in region] == list(known.inside)
 
 
-@on_networks(12)
+@on_networks(8)
 def test_a_lesion_is_the_network_with_that_branch_multiplied_by_zero(description):
     model = build(description)
     x = model.inputs()
@@ -129,7 +129,7 @@ def test_a_lesion_is_the_network_with_that_branch_multiplied_by_zero(description
         assert_close(net.lesioned(every)(x), model.run(x, off=every)[0])
 
 
-@on_networks(12, size=3)
+@on_networks(8, size=3)
 def test_path_gradients_and_counts_equal_the_enumeration_of_every_path(description):
     model = build(description)
     wiring = model.wiring()

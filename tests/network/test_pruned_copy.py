@@ -85,7 +85,8 @@ def test_a_projection_stays_with_the_activation_behind_it(resnet, net):
     assert all(parameter.grad is not None for parameter in small.parameters())
 
 
-@pytest.mark.parametrize("name", ["test_vit", "test_resnet", "test_convnext2", "test_byobnet"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["test_vit", "test_byobnet"])
 def test_models_of_timm_are_copied(name):
     check_model(timm.create_model(name, **({"img_size": 64} if name == "test_vit" else {})))
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from known_networks import CASES
-from networks import PreActivation, Residual, Vectors, assert_same_state, mlp, randomised, state_of
+from known_networks import CASES, unraveled
+from networks import PreActivation, Residual, Vectors, assert_same_state, mlp, randomised, state_of, without
 from torch import nn
 from torch.nn.utils import parametrizations
 from torch.utils import _pytree as pytree
@@ -61,11 +61,10 @@ def test_outputs_are_the_models_own_before_during_and_after(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_any_batch_size_runs_whatever_was_captured(name):
-    case = CASES[name]
-    model = case.model()
-    net = rpp.unravel(model, case.inputs(batch=3))
+    net, model, _ = unraveled(name)  # from three samples
     for batch in (1, 2, 5):
-        assert_equal_outputs(net(*case.inputs(batch)), model(*case.inputs(batch)))
+        inputs = CASES[name].inputs(batch)
+        assert_equal_outputs(net(*inputs), model(*inputs))
 
 
 @pytest.mark.parametrize("name", ["post-activation", "transformer", "in place", "two inputs"])
@@ -194,7 +193,7 @@ def test_later_weight_changes_show(change):
     assert not torch.equal(model(x), before)
     assert torch.equal(net(x), model(x))
     assert not torch.equal(view(x), lesioned_before)
-    assert torch.equal(view(x), rpp.unravel(model, x).lesioned("blocks.1")(x))
+    assert torch.equal(view(x), without(model, "blocks.1.branch")(x))
 
 
 def test_parametrized_weights_are_followed():

@@ -1,5 +1,7 @@
 """Figures of models side by side: what is drawn is what the comparison holds, a look and an entry for each model."""
 
+import functools
+
 import numpy as np
 import pytest
 import synthetic_studies as synthetic
@@ -18,7 +20,12 @@ def lesions(n, seed=0):
 
 
 def compared(kind="single_lesions", **models):
-    return rpp.compare(models or {"small": lesions(4), "large": lesions(9)}, n_resamples=50)[kind].to_dataset()
+    return (rpp.compare(models, n_resamples=50) if models else small_and_large())[kind].to_dataset()
+
+
+@functools.cache
+def small_and_large():
+    return rpp.compare({"small": lesions(4), "large": lesions(9)}, n_resamples=50)
 
 
 def line_of(ax, name):

@@ -1,8 +1,10 @@
 """The command line on a tiny model, in a folder of its own with weights and images."""
 
+import base64
 import importlib
 import sys
 import textwrap
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -11,12 +13,18 @@ from click.testing import CliRunner
 from safetensors.torch import save_file
 
 from resnet_paths_plugin.cli import main
+from resnet_paths_plugin.report.figures import ReportFigure
 
 MODEL = "tiny_residual_network:build"
 SHAPE = (12, 8, 8, 3)
 N_CLASSES = 5
 OPTIONS = ("--draws", 2, "--max-deleted", 2, "--max-swaps", 1, "--path-images", 2, "--path-draws", 2, "--batch-size", 5)
 STATISTICS = ("--mean", "0.5,0.4,0.3", "--std", "0.2,0.25,0.3")
+
+PIXEL = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+)
+"""A picture of one pixel."""
 
 SOURCE = """
     import torch
@@ -81,6 +89,21 @@ def told(*arguments, code=2):
     assert "Traceback" not in result.output
     (line,) = result.output.splitlines()
     return line
+
+
+@contextmanager
+def undrawn():
+    """Let a picture of one pixel stand for each figure: most of a small analysis is the drawing of its ten figures."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ReportFigure, "picture", lambda *_, **__: PIXEL)
+        yield
+
+
+@pytest.fixture
+def no_pictures():
+    """For tests that do not look at figures."""
+    with undrawn():
+        yield
 
 
 def files_of(folder):

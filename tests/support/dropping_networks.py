@@ -1,8 +1,12 @@
 """A network that leaves its own blocks out by hand, the oracle of training on chosen paths."""
 
+from functools import cache
+
 import torch
 from networks import randomised
 from torch import nn
+
+import resnet_paths_plugin as rpp
 
 
 class Block(nn.Module):
@@ -53,6 +57,12 @@ def images(batch=4, size=8, seed=0, dtype=torch.float64):
 def dropping():
     torch.manual_seed(1)
     return randomised(Dropping()).double()
+
+
+@cache
+def unraveled():
+    """Return the network of such a model, for tests to which the statistics of its batch norms do not matter."""
+    return rpp.unravel(dropping(), images())
 
 
 def names(blocks):

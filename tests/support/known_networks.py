@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 
 import torch
 from networks import (
@@ -31,6 +32,8 @@ from networks import (
     randomised,
 )
 from torch import nn
+
+import resnet_paths_plugin as rpp
 
 
 @dataclass(frozen=True)
@@ -170,3 +173,10 @@ CASES = {
     "dense": Case(Dense, IMAGE),
 }
 """Dual path and repeated modules are lesioned by hand in tests of their own: one submodule is not one branch."""
+
+
+@cache
+def unraveled(name, dtype=torch.float32):
+    """Return a network that is captured once, with its model and inputs, for tests that change none of them."""
+    model, inputs = CASES[name].model().to(dtype), CASES[name].inputs(dtype=dtype)
+    return rpp.unravel(model, inputs), model, inputs

@@ -370,16 +370,16 @@ class BlockGame:
         data = fingerprint(tuple(digests))
         if self._data not in {None, data}:
             raise InputError(
-                "the inputs give other samples than at the game's first call, and its values are to be compared with "
-                "one another: pass a list of batches, or a DataLoader without shuffling and random augmentation"
+                "the inputs give other samples than at the game's first call, so that its values could not be compared "
+                "with one another: pass a list of batches, or a DataLoader without shuffling and random augmentation"
             )
         self._data, self._n_samples = data, n_samples
 
     def _check_weights(self) -> None:
         if self.network.weights_digest() != self._attrs["weights_digest"]:
             raise InputError(
-                f"the weights of {self.network.name} were changed after the game was made, and its values are to be "
-                "compared with one another: make another BlockGame"
+                f"the weights of {self.network.name} were changed after the game was made, so that its values could "
+                "not be compared with one another: make another BlockGame"
             )
 
     def _warn_of_non_finite(self, values: NDArray[np.generic]) -> None:
