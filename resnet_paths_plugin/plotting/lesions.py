@@ -262,7 +262,7 @@ def plot_random_lesions(
     finish(ax, effect)
     style.integer_axis(ax)
     style.leave_room(ax, 0.03)
-    ax.set_xlabel("number of deleted blocks" + ("" if found is None else f" ({found.counted})"))
+    style.below(ax, "number of deleted blocks" + ("" if found is None else f" ({found.counted})"))
     return ax
 
 

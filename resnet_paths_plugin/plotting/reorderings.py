@@ -149,7 +149,7 @@ def plot_reorderings(
         ax.invert_xaxis()
     style.leave_room(ax, 0.03)
     counted = "" if found is None else f"; {found.n_samples} samples"
-    ax.set_xlabel(f"Kendall's tau of old and new order, over {over} blocks (1: intact order{counted})")
+    style.below(ax, f"Kendall's tau of old and new order, over {over} blocks (1: intact order{counted})")
     return ax
 
 
