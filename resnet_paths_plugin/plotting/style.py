@@ -228,6 +228,16 @@ def legend_above(ax: Axes, room: float = 1) -> None:
     )
 
 
+def once(ax: Axes, label: str) -> str:
+    """A legend entry, which matplotlib leaves out where the Axes have it already."""
+    return f"_{label}" if label in ax.get_legend_handles_labels()[1] else label
+
+
+def coloured(look: dict[str, Any], color: str | None) -> dict[str, Any]:
+    """A look in another colour; the same where none is given."""
+    return look if color is None else {**look, "color": color}
+
+
 def plain(text: object) -> str:
     """Text that came with a model or a file, in one line and safe to draw: a dollar sign starts no formula."""
     return " ".join(str(text).split()).replace("$", r"\$")
