@@ -30,6 +30,7 @@ from .errors import PluginWarning as PluginWarning
 from .errors import ResnetPathsError as ResnetPathsError
 from .errors import WorkerLostError as WorkerLostError
 from .execution import RunOptions as RunOptions
+from .execution.named_batches import NamedBatches as NamedBatches
 from .graph.blocks import ResidualBlock as ResidualBlock
 from .network.pruned_copy import pruned_copy as pruned_copy
 from .network.unraveled import UnraveledNetwork as UnraveledNetwork

@@ -84,20 +84,32 @@ class Analyzer(Attribution):  # type: ignore[misc]  # captum is untyped
 
         self._network = network = ensure_network(self.forward_func, self._network, batches, run, given, study_on)
         study = study_on(network)
-        attrs = {**_provenance(type(self).__name__, study, arguments, run), **study.attrs}
+        attrs = {**_provenance(type(self).__name__, study, arguments, run), **_with_classes(study.attrs, batches)}
         sizes = study.sizes(given or study.samples_per_pass(run), run)
         show_progress = bool(arguments.get("show_progress"))
         with StudyRun(network, run, attrs, facts=study.manifest, sizes=sizes, show_progress=show_progress) as study_run:
             work = study.work(study_run)
             samples = study.chunks(_checked(study, batches), study_run.sizes["samples"])
             chunks = study_run.pieces(Stage(study.name, work), samples, batches.n_samples)
-            return study_run.gather(results_as_datasets(study, chunks, coords=study.block_coords, attrs=attrs))
+            return study_run.gather(
+                results_as_datasets(
+                    study, chunks, coords=study.block_coords, attrs=attrs, names=batches.sample_names
+                )
+            )
 
 
 def _checked(study: Study, batches: Batches) -> Iterator[Batch]:
     for batch in batches:
         study.check(batch)
         yield batch
+
+
+def _with_classes(attrs: Mapping[str, object], batches: Batches) -> Mapping[str, object]:
+    """Return a study's attributes with the names of the batches' classes, where it has none and they are as many."""
+    names = batches.class_names
+    if not names or "class_names" in attrs or attrs.get("n_classes") != len(names):
+        return attrs
+    return {**attrs, "class_names": list(names)}
 
 
 def _provenance(analyzer: str, study: Study, arguments: Mapping[str, Any], run: RunOptions | None) -> dict[str, object]:

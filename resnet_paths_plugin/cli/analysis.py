@@ -159,13 +159,24 @@ def warn_of_no_effect(studies: Sequence[Study], options: Mapping[str, object]) -
             )
 
 
-def warn_of_random_weights(model: str, *, pretrained: bool, weighted: bool) -> None:
-    """Warn of a library's model that is not trained.
+def warn_of_random_weights(
+    spec: str, module: nn.Module, manager: pluggy.PluginManager, *, seed: int, loaded: bool
+) -> None:
+    """Warn of a model that is not trained.
 
     Args:
-        model: the model as it was named.
-        pretrained: whether it has the library's weights.
-        weighted: whether it has weights of a file.
+        spec: the model as it was named.
+        module: the model.
+        manager: the plugin manager.
+        seed: the seed with which it was made.
+        loaded: whether it has the library's weights, or those of a file.
     """
-    if "/" in model and not pretrained and not weighted:
-        warn(f"{model} has random weights: give --pretrained or --weights to study a trained network")
+    if loaded:
+        return
+    if "/" in spec:
+        warn(f"{spec} has random weights: give --pretrained or --weights to study a trained network")
+    elif models.draws_weights(spec, module, seed, manager):
+        warn(
+            f"{spec} has random weights, others with another --seed: give --weights, or let the callable load them, to "
+            "study a trained network"
+        )

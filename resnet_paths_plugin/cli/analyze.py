@@ -23,6 +23,7 @@ from resnet_paths_plugin.cli.drawn_figures import described, saved
 from resnet_paths_plugin.cli.images import read_images
 from resnet_paths_plugin.cli.options import (
     MODEL_HELP,
+    figure_width_option,
     mode_of,
     no_clobber_option,
     pretrained_option,
@@ -45,6 +46,7 @@ from resnet_paths_plugin.cli.terminal import echo, shows_progress
 from resnet_paths_plugin.errors import InputError
 from resnet_paths_plugin.files.file_roles import FileRoles
 from resnet_paths_plugin.plotting.registry import fitting
+from resnet_paths_plugin.plotting.style import FigureWidth
 from resnet_paths_plugin.plugins import manager as plugins
 from resnet_paths_plugin.report.figures import PictureFormat
 from resnet_paths_plugin.results import datasets
@@ -69,6 +71,7 @@ from resnet_paths_plugin.results.derived import refreshed
     "--figure-format", type=click.Choice([*get_args(PictureFormat), "none"]), default="png", show_default=True,
     help="Format of the figures' files; none writes no files, and the report has all.",
 )  # fmt: skip
+@figure_width_option
 @no_clobber_option
 @run_options
 @resume_option
@@ -76,7 +79,8 @@ from resnet_paths_plugin.results.derived import refreshed
 @quiet_option
 def analyze(
     model: str | None, output: Path | None, *, choices: StudyChoices, weights: Path | None, pretrained: bool,
-    figure_names: tuple[str, ...], figure_format: PictureFormat | Literal["none"], progress: bool | None,
+    figure_names: tuple[str, ...], figure_format: PictureFormat | Literal["none"],
+    figure_width: FigureWidth | None, progress: bool | None,
     workers: int | None, threads: int | None, scheduler: str | None, wait_for_workers: bool, resume: bool,
     no_clobber: bool,
 ) -> None:  # fmt: skip
@@ -113,8 +117,10 @@ def analyze(
     torch.manual_seed(choices.seed)
     output = output and here / output
     found = limited(held_out_digits() if images is None else read_images(images), choices)
-    module = models.load(model or models.EMBEDDED, pretrained or model is None, weights, manager).to(target_device)
-    warn_of_random_weights(model or "", pretrained=pretrained, weighted=weights is not None)
+    module = models.load(model or models.EMBEDDED, pretrained or model is None, weights, manager)
+    loaded = pretrained or model is None or weights is not None
+    warn_of_random_weights(model or models.EMBEDDED, module, manager, seed=choices.seed, loaded=loaded)
+    module = module.to(target_device)
     description = plugins.describe(module, manager)
     if output is None:
         output = here / default_output(module, description)
@@ -132,7 +138,7 @@ def analyze(
     partial.remove()
     shown = [one for one in report.figures(tree, manager) if not figure_names or one.figure in figure_names]
     _tell(shown, [group for group, result in results.items() if not fitting(refreshed(result), known_figures)])
-    pngs = saved(shown, output, mode, written, figure_format)
+    pngs = saved(shown, output, mode, written, figure_format, figure_width)
     written.append(report.write_report(tree, report_path(output), mode, manager, pngs))
     echo(f"written: {', '.join(_shown(path, here) for path in written)}")
     echo(f"{time.perf_counter() - started:.1f} s")

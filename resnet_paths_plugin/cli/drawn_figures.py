@@ -11,6 +11,7 @@ from resnet_paths_plugin.cli.command import warn
 from resnet_paths_plugin.cli.outputs import figure_path, save_picture
 from resnet_paths_plugin.errors import ResnetPathsError
 from resnet_paths_plugin.files.output_files import Mode
+from resnet_paths_plugin.plotting.style import FigureWidth
 from resnet_paths_plugin.report.figures import PictureFormat
 
 
@@ -20,6 +21,7 @@ def saved(
     mode: Mode,
     written: list[Path],
     suffix: PictureFormat | Literal["none"] = "png",
+    width: FigureWidth | None = None,
 ) -> dict[str, bytes]:
     """Write the figures beside the file, add their paths, and return PNGs; one that cannot be drawn is left out."""
     pngs = {}
@@ -31,7 +33,8 @@ def saved(
         else:
             if suffix == "none":
                 continue
-            picture = pngs[figure.name] if suffix == "png" else figure.picture(suffix)
+            own = suffix == "png" and width is None
+            picture = pngs[figure.name] if own else figure.picture(suffix, width=width)
             written.append(save_picture(picture, figure_path(output, figure.name, suffix), mode))
     return pngs
 

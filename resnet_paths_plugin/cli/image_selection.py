@@ -23,6 +23,7 @@ class ImageSelection(LabelledImages):
         origin = f"{images.origin} ({len(images)} in all)" if count < len(images) else images.origin
         super().__init__(origin, images.labels[self.places], images.classes)
         self.size = images.size
+        self.names = images.names and tuple(images.names[place] for place in self.places)
         self._images = images
 
     def name(self, index: int) -> str:  # noqa: D102 - as LabelledImages

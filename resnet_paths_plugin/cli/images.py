@@ -47,9 +47,11 @@ class LabelledImages(ABC):
 
     Attributes:
         size: height and width that all images have; None where they may differ.
+        names: a name for each image, `N`; None where they have none.
     """
 
     size: tuple[int, int] | None = None
+    names: tuple[str, ...] | None = None
 
     def __init__(self, origin: str, labels: NDArray[np.int64], classes: Sequence[str] | None) -> None:
         self.origin = origin
@@ -76,13 +78,19 @@ class ImageArray(LabelledImages):
         images: uint8, shape `[N, H, W, C]`.
         labels: integers, shape `[N]`.
         classes: names of the classes that the labels count.
+        names: names of the images.
 
     Raises:
         InputError: an array has another dtype or shape, or there is no image.
     """
 
     def __init__(
-        self, origin: str, images: NDArray[Any], labels: NDArray[Any], classes: Sequence[str] | None = None
+        self,
+        origin: str,
+        images: NDArray[Any],
+        labels: NDArray[Any],
+        classes: Sequence[str] | None = None,
+        names: Sequence[str] | None = None,
     ) -> None:
         if images.dtype != np.uint8 or images.ndim != _ARRAY_DIMS:
             raise InputError(
@@ -94,10 +102,13 @@ class ImageArray(LabelledImages):
             )
         if len(labels) != len(images):
             raise InputError(f"{origin}: there are {len(images)} images and {len(labels)} labels; give one label each")
+        if names is not None and len(names) != len(images):
+            raise InputError(f"{origin}: there are {len(images)} images and {len(names)} names; give one name each")
         if not images.size:
             raise InputError(f"{origin} holds no image")
         super().__init__(origin, labels.astype(np.int64), classes)
         self.images = images
+        self.names = None if names is None else tuple(names)
         self.size = (images.shape[1], images.shape[2])
 
     def image(self, index: int) -> UInt8Image:  # noqa: D102 - as LabelledImages
@@ -129,6 +140,7 @@ class ImageFolder(LabelledImages):
         labels = np.repeat(np.arange(len(folders), dtype=np.int64), [len(files) for files in found])
         super().__init__(str(folder), labels, [item.name for item in folders])
         self.files = [file for files in found for file in files]
+        self.names = tuple(_text(file.relative_to(folder)) for file in self.files)
         self._here = Path.cwd()  # which the code of a model may change
 
     def name(self, index: int) -> str:  # noqa: D102 - as LabelledImages
@@ -187,7 +199,7 @@ def _check_scans(file: Path) -> None:
 
 
 def read_images(path: Path) -> LabelledImages:
-    """Open labelled images: an npz file (`images`, `labels`, perhaps `classes`) or a folder of class folders.
+    """Open labelled images: an npz file (`images`, `labels`, perhaps `classes`, `names`) or a folder of class folders.
 
     Raises:
         FileError: the file or folder is missing, damaged or of another kind.
@@ -197,7 +209,7 @@ def read_images(path: Path) -> LabelledImages:
         return ImageFolder(path)
     if not path.is_file():
         raise FileError(f"there is no file or folder {path}: give an npz file, or a folder with a folder per class")
-    arrays = npz.read_arrays(path, ("images", "labels", "classes"))
+    arrays = npz.read_arrays(path, ("images", "labels", "classes", "names"))
     missing = sorted({"images", "labels"} - set(arrays))
     if missing:
         raise FileError(
@@ -206,8 +218,10 @@ def read_images(path: Path) -> LabelledImages:
     classes = arrays.get("classes")
     if classes is not None and classes.size > limits.MOST_CLASSES:
         raise FileError(f"{path} names {classes.size:,} classes, more than {limits.MOST_CLASSES:,}")
-    names = None if classes is None else [str(name) for name in classes.ravel()]
-    return ImageArray(str(path), arrays["images"], arrays["labels"], names)
+    of_classes, of_images = (
+        None if texts is None else [str(name) for name in texts.ravel()] for texts in (classes, arrays.get("names"))
+    )
+    return ImageArray(str(path), arrays["images"], arrays["labels"], of_classes, of_images)
 
 
 def targets_of(images: LabelledImages, class_names: Sequence[str] | None) -> NDArray[np.int64]:
@@ -258,6 +272,11 @@ def _image_files(folder: Path) -> list[Path]:
         for file in inside
         if not any(part.startswith(".") for part in file.parts) and (folder / file).is_file()
     )
+
+
+def _text(path: Path) -> str:
+    """Return a path as text, on any system the same, with bytes that are no UTF-8 written out."""
+    return path.as_posix().encode("utf-8", "backslashreplace").decode()
 
 
 def _message(error: Exception) -> str:

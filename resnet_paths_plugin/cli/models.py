@@ -135,6 +135,32 @@ def load(spec: str, pretrained: bool, weights: Path | None, manager: pluggy.Plug
     return model
 
 
+def draws_weights(spec: str, model: nn.Module, seed: int, manager: pluggy.PluginManager) -> bool:
+    """Whether what `module:callable` makes has parameters that another seed of torch makes others.
+
+    The callable is called once more, where it has drawn random numbers at all: a network that loads its weights draws
+    its initial ones before. Random states are afterwards as they were.
+
+    Args:
+        spec: the model as `module:callable`.
+        model: what it has made with the random state of the seed.
+        seed: the seed.
+        manager: the plugin manager.
+    """
+    devices = list(range(torch.cuda.device_count()))
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed ^ 1)
+        before = torch.get_rng_state()
+        try:
+            other = build_model(spec, pretrained=False, plugin_manager=manager)
+        except ResnetPathsError:  # it can be called once only, as it seems
+            return False
+        if torch.equal(before, torch.get_rng_state()):
+            return False
+    pairs = zip(model.parameters(), other.parameters(), strict=False)
+    return any(one.shape == two.shape and not torch.equal(one.cpu(), two.cpu()) for one, two in pairs)
+
+
 def dtype_of(model: nn.Module) -> torch.dtype:
     """Return the dtype that the model computes in: that of its first floating-point parameter."""
     return next((one.dtype for one in model.parameters() if one.is_floating_point()), torch.float32)

@@ -9,6 +9,7 @@ import click
 from resnet_paths_plugin.cli.terminal import QUIET
 from resnet_paths_plugin.files.output_files import Mode
 from resnet_paths_plugin.network.captured_network import Units
+from resnet_paths_plugin.plotting.style import FigureWidth
 from resnet_paths_plugin.plugins.model_description import Interpolation
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -86,6 +87,12 @@ _NORMALISATION = (
         "--std", callback=numbers(float), metavar="A,B,C",
         help="Standard deviation of each channel, likewise. [default: the model's own]",
     ),
+)  # fmt: skip
+
+figure_width_option = click.option(
+    "--figure-width", type=click.Choice(get_args(FigureWidth)),
+    help="Width of the figures' files: a paper's one column (89 mm) or two (183 mm), with text of 7 or 8 points. "
+    "[default: for the screen]",
 )  # fmt: skip
 
 no_clobber_option = click.option("--no-clobber", is_flag=True, help="Refuse to replace files that exist already.")

@@ -99,6 +99,17 @@ class InputBatches:
         return f"{way}{share}; mean {mean}, standard deviation {std}"
 
     @property
+    def sample_names(self) -> tuple[str, ...] | None:
+        """The images' names, which results carry; None where they have none."""
+        return self.images.names and self.images.names[: len(self.targets)]
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """Names of the classes that targets count; None where they are the model's, or not known."""
+        own = np.array_equal(self.targets, self.images.labels[: len(self.targets)])
+        return self.images.classes if own else None
+
+    @property
     def dataset(self) -> NDArray[np.int64]:
         """What tells how many images there are, as the `dataset` of a `DataLoader` does."""
         return self.targets

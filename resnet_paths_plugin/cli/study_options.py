@@ -84,8 +84,8 @@ _OPTIONS: tuple[Callable[[Callable[..., Any]], Callable[..., Any]], ...] = (
     click.option(
         "--images", type=click.Path(path_type=Path), metavar="FILE.npz|DIR",
         help="Labelled images. An npz file holds 'images', uint8 of shape (N, H, W, C), and 'labels', integers "
-        "of shape (N,). A folder holds one folder per class; these are numbered in the order of their names, or "
-        "matched with the model's classes where all of them have such names.",
+        "of shape (N,), perhaps 'classes' and 'names', texts. A folder holds one folder per class; these are numbered "
+        "in the order of their names, or matched with the model's classes where all of them have such names.",
     ),
     click.option("--limit", type=click.IntRange(min=1), metavar="N",
                  help="Study only N of the images, drawn at random by --seed, with classes in the shares that all "

@@ -18,7 +18,7 @@ from resnet_paths_plugin.cli.command import Command
 from resnet_paths_plugin.cli.comparing import tell_models
 from resnet_paths_plugin.cli.drawn_figures import described, saved
 from resnet_paths_plugin.cli.images import LabelledImages, read_images
-from resnet_paths_plugin.cli.options import MODEL_HELP, pretrained_option, quiet_option
+from resnet_paths_plugin.cli.options import MODEL_HELP, figure_width_option, pretrained_option, quiet_option
 from resnet_paths_plugin.cli.outputs import report_path
 from resnet_paths_plugin.cli.running import (
     PartialRun,
@@ -35,6 +35,7 @@ from resnet_paths_plugin.cli.terminal import echo, shows_progress
 from resnet_paths_plugin.comparison.comparison import compare
 from resnet_paths_plugin.errors import InputError, ModelNotFoundError, ResnetPathsError
 from resnet_paths_plugin.files.file_roles import FileRoles
+from resnet_paths_plugin.plotting.style import FigureWidth
 from resnet_paths_plugin.plugins import manager as plugins
 from resnet_paths_plugin.report.figures import PictureFormat
 from resnet_paths_plugin.results import datasets
@@ -62,12 +63,14 @@ _MODELS_PER_POOL = 8
     "--figure-format", type=click.Choice([*get_args(PictureFormat), "none"]), default="png", show_default=True,
     help="Format of the comparison's figures; none writes no files, and the page has all.",
 )  # fmt: skip
+@figure_width_option
 @run_options
 @click.option("--progress/--no-progress", default=None, help="Show progress bars. [default: if run in a terminal]")
 @quiet_option
 def survey(
     specs: tuple[str, ...], patterns: tuple[str, ...], output: Path, *, choices: StudyChoices, pretrained: bool,
-    figure_format: PictureFormat | Literal["none"], progress: bool | None,
+    figure_format: PictureFormat | Literal["none"],
+    figure_width: FigureWidth | None, progress: bool | None,
     workers: int | None, threads: int | None, scheduler: str | None, wait_for_workers: bool,
 ) -> None:  # fmt: skip
     """Run the studies of `resnet-paths analyze` on each MODEL, with the same images and options, and compare them.
@@ -100,8 +103,9 @@ def survey(
     def study(spec: str, executor: Any) -> None:
         torch.manual_seed(choices.seed)
         is_trained = pretrained and "/" in spec
-        module = models.load(spec, is_trained, None, manager).to(device)
-        warn_of_random_weights(spec, pretrained=is_trained, weighted=False)
+        module = models.load(spec, is_trained, None, manager)
+        warn_of_random_weights(spec, module, manager, seed=choices.seed, loaded=is_trained)
+        module = module.to(device)
         description = plugins.describe(module, manager)
         analysis = analysis_of(module, description, images, studies, options, choices, manager)
         echo(analysis.described(choices.units))
@@ -114,7 +118,7 @@ def survey(
 
     with folder.held():
         failed = _each(chosen, folder, study, scheduler, workers)
-        _compare([spec for spec in chosen if spec not in failed], folder, figure_format)
+        _compare([spec for spec in chosen if spec not in failed], folder, figure_format, figure_width)
         echo(f"{time.perf_counter() - started:.1f} s")
     if failed:
         raise ResnetPathsError(
@@ -202,7 +206,12 @@ def _each(
     return failed
 
 
-def _compare(specs: Sequence[str], folder: SurveyFolder, figure_format: PictureFormat | Literal["none"]) -> None:
+def _compare(
+    specs: Sequence[str],
+    folder: SurveyFolder,
+    figure_format: PictureFormat | Literal["none"],
+    figure_width: FigureWidth | None,
+) -> None:
     """Write the comparison of the models that are done, its page and figures."""
     if len(specs) < 2:
         echo(f"there is nothing to compare: {len(specs)} of the models is done")
@@ -220,6 +229,6 @@ def _compare(specs: Sequence[str], folder: SurveyFolder, figure_format: PictureF
         echo(described(figure))
     output = folder.path / COMPARISON
     written = [datasets.save(tree, output)]
-    pngs = saved(shown, output, "w", written, figure_format)
+    pngs = saved(shown, output, "w", written, figure_format, figure_width)
     written.append(report.write_report(tree, report_path(output), "w", pngs=pngs))
     echo(f"written: {', '.join(map(str, written))}")

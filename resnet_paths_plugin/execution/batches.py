@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from resnet_paths_plugin.engine.transfer import moved
 from resnet_paths_plugin.errors import InputError, NonFiniteInputWarning
+from resnet_paths_plugin.execution.named_batches import texts
 from resnet_paths_plugin.graph.export import batch_size, check_dense
 from resnet_paths_plugin.graph.tracing import outside_inference_mode
 from resnet_paths_plugin.network.reference import all_tensors, inputs_and_target
@@ -126,6 +127,8 @@ class Batches:
         first: the first batch.
         n_inputs: how many of the model's arguments are inputs; the others are additional ones.
         n_samples: how many samples there are in all, as far as is known beforehand.
+        sample_names: a name for each sample, where the iterable has them (see `NamedBatches`); else None.
+        class_names: names of the classes that targets count, likewise.
 
     Args:
         inputs: a tensor, a tuple of tensors (several inputs of one batch), a dict with the keys `inputs` and `target`,
@@ -169,6 +172,8 @@ class Batches:
         if first is None:
             raise InputError("the iterable of batches is empty: nothing to study (is a one-shot iterator used up?)")
         self.first = first
+        self.sample_names = texts(getattr(inputs, "sample_names", None), "sample_names")
+        self.class_names = texts(getattr(inputs, "class_names", None), "class_names")
         self.n_inputs = len(pytree.tree_leaves(first.args)) - len(pytree.tree_leaves(self._extra))
         self.n_samples: int | None = first.size if isinstance(inputs, Tensor | tuple) else _count(inputs)
         self._rest = batches

@@ -19,5 +19,6 @@ from .reorderings import plot_reorderings as plot_reorderings
 from .schedules import plot_schedules as plot_schedules
 from .selection import plot_selection as plot_selection
 from .shares import plot_shapley_values as plot_shapley_values
+from .style import figure_width as figure_width
 from .survival import plot_path_survival as plot_path_survival
 from .trainings import plot_training_lesions as plot_training_lesions

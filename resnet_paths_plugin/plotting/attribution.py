@@ -26,6 +26,7 @@ IMAGE_DIMS = 3
 MAP_COLUMNS = 8
 SAMPLE_ROWS = 4
 CHANNELS = (1, 3)
+SIZE_OF_CHARACTERS = 9
 CHARACTERS_PER_INCH = 13
 
 
@@ -124,7 +125,7 @@ def plot_path_attribution(
             _draw_map(ax, maps[known.index(length), sample])
     titles = ["image"] * first + [everything] + [f"length {length}" for length in shown]
     for ax, title in zip(panels[0], titles, strict=True):
-        ax.set_title(title, fontsize=style.LEGEND_SIZE)
+        ax.set_title(title, fontsize=style.legend_size())
     return panels
 
 
@@ -167,13 +168,14 @@ def _pictures(images: ArrayLike, samples: int) -> NDArray[np.float64]:
 
 def _own_panels(rows: int, columns: int) -> NDArray[Any]:
     width = 0.4 + 1.15 * columns
-    panels = style.own_grid(rows, columns, width, 0.7 + 1.35 * rows)
+    panels = style.own_grid(rows, columns, width, 0.7 + 1.35 * rows, stacks=False)
     note = (
         "gradient summed over channels: red positive, blue negative; "
         f"below each map, where its colours end ({PERCENTILE}th percentile)"
     )
-    note = textwrap.fill(note, int(width * CHARACTERS_PER_INCH))
-    panels[0, 0].figure.supxlabel(note, fontsize=style.LEGEND_SIZE)
+    scale = float(panels[0, 0].figure.get_figwidth()) / style.legend_size() * SIZE_OF_CHARACTERS
+    note = textwrap.fill(note, int(scale * CHARACTERS_PER_INCH))
+    panels[0, 0].figure.supxlabel(note, fontsize=style.legend_size())
     return panels
 
 
@@ -181,7 +183,7 @@ def _draw_map(ax: Axes, values: NDArray[np.float64]) -> None:
     limit = float(np.percentile(np.abs(values), PERCENTILE))
     bound = limit if limit > 0 else 1.0
     ax.imshow(values, cmap=COLOUR_MAP, vmin=-bound, vmax=bound)
-    ax.set_xlabel(f"\N{PLUS-MINUS SIGN}{limit:.2g}", fontsize=style.LEGEND_SIZE)
+    ax.set_xlabel(f"\N{PLUS-MINUS SIGN}{limit:.2g}", fontsize=style.legend_size())
 
 
 def describe_path_maps(ds: xr.Dataset) -> str:

@@ -121,7 +121,7 @@ def shade_stages(ax: Axes, position: NDArray[np.intp], stage: FloatArray) -> Non
             ha="center",
             va="top",
             color=style.GREY,
-            fontsize=style.LEGEND_SIZE,
+            fontsize=style.legend_size(),
         )
 
 
@@ -142,7 +142,7 @@ def name_blocks(ax: Axes, position: NDArray[np.intp], names: Sequence[str], what
     """
     room = style.width_of(ax) >= INCHES_PER_TICK_NAME * len(names)
     if room and max(map(len, names)) <= LONGEST_TICK_NAME:
-        ax.set_xticks(position, [style.plain(name) for name in names], rotation=90, fontsize=style.LEGEND_SIZE)
+        ax.set_xticks(position, [style.plain(name) for name in names], rotation=90, fontsize=style.legend_size())
         ax.set_xlabel(f"{what}, in execution order{counted}")
     else:
         style.integer_axis(ax)

@@ -134,7 +134,7 @@ def _name_classes(ax: Axes, names: Sequence[str], samples: NDArray[np.int_]) -> 
             f"{style.shortened(style.plain(name), LONGEST_CLASS_NAME)} ({count})"
             for name, count in zip(names, samples, strict=True)
         ]
-        ax.set_yticks(np.arange(len(names)), ticks, fontsize=style.LEGEND_SIZE)
+        ax.set_yticks(np.arange(len(names)), ticks, fontsize=style.legend_size())
         ax.set_ylabel("class (samples)")
     else:
         ax.set_ylabel(f"class ({len(names)}, in the order of their numbers)")

@@ -118,12 +118,16 @@ def worst(values: FloatArray, most: int) -> list[int]:
     return [int(place) for place in order[: max(counts, default=0)]]
 
 
-def mark_levels(ax: Axes, effect: Effect, chance: float | None) -> None:
-    """Draw the lines that the effect is to be compared with."""
+def mark_levels(
+    ax: Axes, effect: Effect, chance: float | None, *, color: str | None = None, label: str | None = None
+) -> None:
+    """Draw the lines that the effect is to be compared with; a level that is there already gets no second entry."""
     if effect.intact is not None:
-        ax.axhline(effect.intact, color=style.BLACK, linestyle="--", linewidth=1.2, label="intact network")
+        text = "intact network" if label is None else f"{style.plain(label)}, intact"
+        entry, own = style.once(ax, text), color or style.BLACK
+        ax.axhline(effect.intact, color=own, linestyle="--", linewidth=1.2, label=entry)
     if chance is not None:
-        ax.axhline(chance, color=style.GREY, linestyle=":", linewidth=1.2, label="chance")
+        ax.axhline(chance, color=style.GREY, linestyle=":", linewidth=1.2, label=style.once(ax, "chance"))
 
 
 def finish(ax: Axes, effect: Effect) -> None:

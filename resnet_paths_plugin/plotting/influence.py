@@ -172,14 +172,14 @@ def plot_influences(ds: xr.Dataset, axes: Iterable[Axes] | None = None) -> NDArr
         _scatter(ax, ds, name, "one block")
         if axes is None and names.index(name) % columns:
             ax.set_ylabel("")  # the first of the row says it
-        ax.set_title(_in_words(found[name]).removeprefix(", ") or "no rank correlation", fontsize=style.LEGEND_SIZE)
+        ax.set_title(_in_words(found[name]).removeprefix(", ") or "no rank correlation", fontsize=style.legend_size())
         if ax.get_xscale() == "linear":
             ax.locator_params(axis="x", nbins=5)
     with_projections = [ax for ax in panels if PROJECTIONS in ax.get_legend_handles_labels()[1]]
     if with_projections:
         handles, labels = with_projections[0].get_legend_handles_labels()
         shown = [pair for pair in zip(handles, labels, strict=True) if pair[1] in {"one block", PROJECTIONS}]
-        with_projections[0].legend(*zip(*shown, strict=True), fontsize=style.LEGEND_SIZE)
+        with_projections[0].legend(*zip(*shown, strict=True), fontsize=style.legend_size())
     return panels
 
 

@@ -75,8 +75,8 @@ def plot_interactions(ds: xr.Dataset, axes: Iterable[Axes] | None = None) -> NDA
         matrix, beside = style.grid_of(axes, 1, _PANELS).ravel()
     image = _matrix(matrix, ds, values)
     bar = drawn_figure(matrix).colorbar(image, ax=matrix, location="bottom", fraction=0.05, pad=0.02, aspect=40)
-    bar.set_label(_label(ds, "harm of both beyond the sum of single ones"), fontsize=style.LEGEND_SIZE)
-    bar.ax.tick_params(labelsize=style.LEGEND_SIZE)
+    bar.set_label(_label(ds, "harm of both beyond the sum of single ones"), fontsize=style.legend_size())
+    bar.ax.tick_params(labelsize=style.legend_size())
     _single_effects(beside, ds, alone)
     beside.set_ylim(matrix.get_ylim())
     return np.array([matrix, beside], dtype=object)
@@ -120,8 +120,8 @@ def _matrix(ax: Axes, ds: xr.Dataset, values: FloatArray) -> AxesImage:
     ax.plot(diagonal, diagonal, linestyle="none", marker="x", markersize=3, color=style.GREY)
     names = [style.plain(style.shortened(str(name), block_axis.LONGEST_TICK_NAME)) for name in ds["block"].values]
     if n <= MOST_NAMED_BLOCKS:
-        ax.set_xticks(diagonal, names, rotation=90, fontsize=style.LEGEND_SIZE)
-        ax.set_yticks(diagonal, names, fontsize=style.LEGEND_SIZE)
+        ax.set_xticks(diagonal, names, rotation=90, fontsize=style.legend_size())
+        ax.set_yticks(diagonal, names, fontsize=style.legend_size())
     ax.xaxis.tick_top()
     for line in _borders(ds):
         ax.axhline(line, color=style.GREY, linewidth=0.8)
@@ -137,8 +137,8 @@ def _single_effects(ax: Axes, ds: xr.Dataset, alone: FloatArray) -> None:
     ax.xaxis.set_label_position("top")
     ax.set_yticks([])
     ax.locator_params(axis="x", nbins=3)
-    ax.tick_params(labelsize=style.LEGEND_SIZE)
-    ax.set_xlabel(_label(ds, "harm alone", 14), fontsize=style.LEGEND_SIZE)
+    ax.tick_params(labelsize=style.legend_size())
+    ax.set_xlabel(_label(ds, "harm alone", 14), fontsize=style.legend_size())
     borders = _borders(ds)
     for line in borders:
         ax.axhline(line, color=style.GREY, linewidth=0.8)
@@ -152,7 +152,7 @@ def _single_effects(ax: Axes, ds: xr.Dataset, alone: FloatArray) -> None:
             ha="right",
             va="bottom",
             color=style.GREY,
-            fontsize=style.LEGEND_SIZE,
+            fontsize=style.legend_size(),
         )
     for side in ("bottom", "right", "left"):
         ax.spines[side].set_visible(False)

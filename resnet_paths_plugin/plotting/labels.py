@@ -46,7 +46,7 @@ def place(
     figure = ax.get_figure(root=True)
     figure.draw_without_rendering()  # type: ignore[union-attr]  # the layout may still move the Axes
     dots = figure.dpi / 72  # type: ignore[union-attr]
-    size = style.LEGEND_SIZE * dots
+    size = style.legend_size() * dots
     avoided = points if obstacles is None else obstacles
     marks = ax.transData.transform(avoided[np.isfinite(avoided).all(axis=1)])
     frame = ax.get_window_extent()
@@ -80,7 +80,7 @@ def place(
             textcoords="offset points",
             ha=alignment[0],
             va=alignment[1],
-            fontsize=style.LEGEND_SIZE,
+            fontsize=style.legend_size(),
             arrowprops={"arrowstyle": "-", "linewidth": 0.6, "color": style.GREY} if reach > 1 else None,
             annotation_clip=False,
         )

@@ -220,7 +220,7 @@ def _draw_single_paths(ax: Axes, lengths: NDArray[Any], ds: xr.Dataset, log_coun
     ax.set_yscale("log")
     ax.set_ylabel("gradient norm")
     style.leave_room(ax, 0.22)
-    ax.legend(fontsize=style.LEGEND_SIZE, loc="upper right")
+    ax.legend(fontsize=style.legend_size(), loc="upper right")
 
 
 _Series = tuple[str, FloatArray, str, dict[str, Any]]
@@ -247,7 +247,7 @@ def _draw_totals(ax: Axes, lengths: NDArray[Any], ds: xr.Dataset, log_counts: Fl
     style.percent_axis(ax)
     _draw_along(ax, lengths, ds)
     style.leave_room(ax, 0.3)
-    ax.legend(fontsize=style.LEGEND_SIZE, loc="upper right")
+    ax.legend(fontsize=style.legend_size(), loc="upper right")
 
 
 def _series(ds: xr.Dataset, log_counts: FloatArray | None) -> Iterator[_Series]:
@@ -294,12 +294,12 @@ def _fill(ax: Axes, lengths: NDArray[Any], band: LengthBand | None, look: dict[s
 
 
 def _counted(ds: xr.Dataset) -> str:
-    """How many samples and draws there are, in a line below the axis; empty where the study does not say."""
+    """How many samples and draws there are, in lines below the axis; empty where the study does not say."""
     samples = ds.sizes.get("sample") or (int(ds["n_samples"]) if "n_samples" in ds else 0)
     parts = [f"{samples} sample{'s' if samples > 1 else ''}"] if samples else []
     if "n_draws" in ds and "path_gradient_norm" in ds:
-        parts.append(f"{int(ds['n_draws'])} paths drawn of each length")
-    return f"\n{', '.join(parts)}" if parts else ""
+        parts.append(f"{int(ds['n_draws'])} paths of each length")
+    return "".join(f"\n{part}" for part in parts)
 
 
 def _log10_path_count(ds: xr.Dataset) -> FloatArray | None:

@@ -143,6 +143,8 @@ def plot_single_lesions(
     measure: str | None = None,
     chance: float | None = None,
     plain: xr.Dataset | None = None,
+    color: str | None = None,
+    label: str | None = None,
 ) -> Axes:
     """Draw what deleting each single block does, against the block's place in the network (Fig. 3).
 
@@ -159,6 +161,8 @@ def plot_single_lesions(
         chance: what guessing would give, in the measure's unit (errors are fractions).
         plain: result of `BlockLesion` on the layers of a network without skips, for comparison: drawn in the same
             Axes, its layers spread evenly over the axis.
+        color: colour of what is drawn, for several studies in the same Axes.
+        label: legend entry of it, likewise.
 
     Returns:
         The Axes.
@@ -183,13 +187,14 @@ def plot_single_lesions(
     found, counted = intervals_of(ds, effect.name, "lesion"), ""
     if found is not None:
         low, high, told = found.beside_intact(effect.intact)
-        ax.vlines(lesions.position, low[lesions.chosen], high[lesions.chosen], **INTERVAL)
+        ax.vlines(lesions.position, low[lesions.chosen], high[lesions.chosen], **style.coloured(INTERVAL, color))
         counted = f"\n({found.counted}, {told})"
-    ax.plot(lesions.position, values, label=f"one {lesions.unit} deleted", **style.sized(ONE_DELETED, values))
+    entry = f"one {lesions.unit} deleted" if label is None else style.plain(label)
+    ax.plot(lesions.position, values, label=entry, **style.sized(style.coloured(ONE_DELETED, color), values))
     if lesions.projection.any():
         place, height = lesions.position[lesions.projection], values[lesions.projection]
-        ax.plot(place, height, label="with a projection skip", **PROJECTION)
-    mark_levels(ax, effect, chance)
+        ax.plot(place, height, label=style.once(ax, "with a projection skip"), **style.coloured(PROJECTION, color))
+    mark_levels(ax, effect, chance, color=color, label=label)
     if plain_effect is not None and plain_lesions is not None:
         _draw_plain(ax, plain_effect, plain_lesions, lesions.n_places)
     finish(ax, effect)
@@ -200,7 +205,13 @@ def plot_single_lesions(
 
 
 def plot_random_lesions(
-    ds: xr.Dataset, ax: Axes | None = None, *, measure: str | None = None, chance: float | None = None
+    ds: xr.Dataset,
+    ax: Axes | None = None,
+    *,
+    measure: str | None = None,
+    chance: float | None = None,
+    color: str | None = None,
+    label: str | None = None,
 ) -> Axes:
     """Draw what deleting random sets of blocks does, against their number (Fig. 5a).
 
@@ -213,6 +224,8 @@ def plot_random_lesions(
         measure: variable with dimension `lesion` to draw; by default `error`, else the share of
             `prediction_changed`, else the first of the user's own by name.
         chance: what guessing would give, in the measure's unit (errors are fractions).
+        color: colour of what is drawn, for several studies in the same Axes.
+        label: legend entry of it, likewise.
 
     Returns:
         The Axes.
@@ -240,29 +253,30 @@ def plot_random_lesions(
             showfliers=False,
             manage_ticks=False,
             patch_artist=True,
-            boxprops={"facecolor": style.SKY, "linewidth": 0.8, "alpha": 0.6},
+            boxprops={"facecolor": color or style.SKY, "linewidth": 0.8, "alpha": 0.6},
             medianprops={"color": style.BLACK},
             whiskerprops={"linewidth": 0.8},
             capprops={"linewidth": 0.8},
         )["boxes"]
-        boxes[0].set_label("quartiles, range")
+        boxes[0].set_label(style.once(ax, "quartiles, range"))
     found = intervals_of(ds, effect.name, "lesion", "n_deleted")
     if found is not None:
-        ax.fill_between(numbers, found.low, found.high, label="95 % interval of the mean", **BAND)
+        ax.fill_between(
+            numbers,
+            found.low,
+            found.high,
+            label=style.once(ax, "95 % interval of the mean"),
+            **style.coloured(BAND, color),
+        )
     means = [draw.mean() for draw in draws]
-    ax.plot(
-        numbers,
-        means,
-        color=style.BLUE,
-        marker="o",
-        markersize=4,
-        label="mean over draws" if max(map(len, draws)) > 1 else "one draw",
-    )
-    mark_levels(ax, effect, chance)
+    entry = "mean over draws" if max(map(len, draws)) > 1 else "one draw"
+    entry = entry if label is None else f"{style.plain(label)}, {entry}"
+    ax.plot(numbers, means, color=color or style.BLUE, marker="o", markersize=4, label=entry)
+    mark_levels(ax, effect, chance, color=color, label=label)
     finish(ax, effect)
     style.integer_axis(ax)
     style.leave_room(ax, 0.03)
-    ax.set_xlabel("number of deleted blocks" + ("" if found is None else f" ({found.counted})"))
+    style.below(ax, "number of deleted blocks" + ("" if found is None else f" ({found.counted})"))
     return ax
 
 

@@ -67,8 +67,8 @@ def plot_proxies(ds: xr.Dataset, ax: Axes | None = None) -> Axes:
     counted = f"; {next(iter(ranges.values())).n_samples} samples" if ranges else ""
     blocks = {_n_compared(ds, name) for name in known}
     over = f"{min(blocks)}" if len(blocks) == 1 else f"{min(blocks)} to {max(blocks)}"
-    ax.set_xlabel(style.wrapped(f"Spearman's rank correlation with {_effect_of(ds)} (over {over} blocks{counted})", 62))
-    style.legend_above(ax)
+    style.below(ax, f"Spearman's rank correlation with {_effect_of(ds)} (over {over} blocks{counted})", room=0.7)
+    style.legend_above(ax, room=0.7)
     return ax
 
 

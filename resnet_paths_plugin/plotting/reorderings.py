@@ -79,6 +79,8 @@ def plot_reorderings(
     measure: str | None = None,
     chance: float | None = None,
     over: Literal["movable", "all"] = "movable",
+    color: str | None = None,
+    label: str | None = None,
 ) -> Axes:
     """Draw what reordering the blocks does, against how far the order is from the intact one (Fig. 5b).
 
@@ -93,6 +95,8 @@ def plot_reorderings(
             `prediction_changed`, else the first of the user's own by name.
         chance: what guessing would give, in the measure's unit (errors are fractions).
         over: whose order tau compares: the `"movable"` blocks', or that of `"all"` blocks.
+        color: colour of what is drawn, for several studies in the same Axes.
+        label: legend entry of it, likewise.
 
     Returns:
         The Axes.
@@ -126,22 +130,22 @@ def plot_reorderings(
         linestyle="none",
         marker="o",
         markersize=5,
-        markerfacecolor=style.SKY,
-        markeredgecolor=style.BLUE,
+        markerfacecolor=color or style.SKY,
+        markeredgecolor=color or style.BLUE,
         markeredgewidth=0.6,
         alpha=0.7,
-        label=f"one order{ranks}",
+        label=f"{'one order' if label is None else style.plain(label)}{ranks}",
     )
     if len(tau) >= FEWEST_IN_BINS and np.ptp(tau) > 0:
         ax.plot(
             *_means(tau, values),
-            color=style.BLACK,
+            color=color or style.BLACK,
             marker="D",
             markersize=4,
             linewidth=1.2,
-            label="mean of similar tau",
+            label=style.once(ax, "mean of similar tau"),
         )
-    mark_levels(ax, effect, chance)
+    mark_levels(ax, effect, chance, color=color, label=label)
     finish(ax, effect)
     ax.update_datalim([(1, values.mean())])
     ax.autoscale_view(scaley=False)
@@ -149,7 +153,7 @@ def plot_reorderings(
         ax.invert_xaxis()
     style.leave_room(ax, 0.03)
     counted = "" if found is None else f"; {found.n_samples} samples"
-    ax.set_xlabel(f"Kendall's tau of old and new order, over {over} blocks (1: intact order{counted})")
+    style.below(ax, f"Kendall's tau of old and new order, over {over} blocks (1: intact order{counted})")
     return ax
 
 

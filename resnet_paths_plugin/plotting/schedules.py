@@ -247,7 +247,7 @@ def _draw_ranges(
                 xycoords=("axes fraction", "data"),
                 ha="right",
                 va="center",
-                fontsize=style.LEGEND_SIZE,
+                fontsize=style.legend_size(),
             )
     stage = block_axis.stages(ds)
     for border in np.flatnonzero(np.diff(stage) != 0) + 0.5 if not np.isnan(stage).any() else ():

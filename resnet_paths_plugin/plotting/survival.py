@@ -60,7 +60,7 @@ def plot_path_survival(
     ax.set_ylabel("paths left (% of that length)")
     style.integer_axis(ax)
     style.percent_axis(ax)
-    ax.legend(fontsize=style.LEGEND_SIZE)
+    ax.legend(fontsize=style.legend_size())
     return ax
 
 

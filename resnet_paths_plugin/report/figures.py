@@ -22,6 +22,7 @@ from matplotlib.figure import Figure as Canvas
 from resnet_paths_plugin.errors import InputError
 from resnet_paths_plugin.plotting.figure import Drawing, Figure, FigureStudy, drawn_figure
 from resnet_paths_plugin.plotting.registry import all_figures, fitting
+from resnet_paths_plugin.plotting.style import FigureWidth, figure_width
 from resnet_paths_plugin.process_lock import alone
 from resnet_paths_plugin.results.derived import refreshed
 
@@ -63,7 +64,7 @@ class ReportFigure:
         """Return the figure as a PNG, as `picture` draws it."""
         return self.picture("png", dpi)
 
-    def picture(self, suffix: PictureFormat = "png", dpi: int = DPI) -> bytes:
+    def picture(self, suffix: PictureFormat = "png", dpi: int = DPI, width: FigureWidth | None = None) -> bytes:
         """Draw the figure in matplotlib's default style, whatever the user's is, and return the bytes of a file.
 
         They are the same each time: no date is in them. The figure is closed again.
@@ -71,13 +72,15 @@ class ReportFigure:
         Args:
             suffix: `"png"`, `"pdf"` or `"svg"`.
             dpi: dots per inch of what is made of pixels.
+            width: `"one-column"` or `"two-column"` of a paper; None for the screen's.
         """
         file = io.BytesIO()
         look: list[Any] = ["default", {"svg.hashsalt": self.name, "pdf.fonttype": _TRUETYPE}]
         with alone(), plt.style.context(look), plt.ioff(), warnings.catch_warnings():
             # A name in a script that matplotlib's font lacks shows as boxes here, and as itself in the text beside it.
             warnings.filterwarnings("ignore", "Glyph .* missing from font")
-            figure = self.draw()
+            with figure_width(width) if width else contextlib.nullcontext():
+                figure = self.draw()
             try:
                 figure.savefig(file, format=suffix, dpi=dpi, metadata=_UNDATED.get(suffix))
             finally:

@@ -174,4 +174,6 @@ def _check_alike(one: xr.Dataset, other: xr.Dataset) -> None:
 
 
 def _raw(values: NDArray[Any]) -> NDArray[Any]:
+    if values.dtype.kind == "U":
+        return values.astype(object)
     return values.astype(np.int8) if values.dtype.kind == "b" else values

@@ -237,6 +237,7 @@ QUANTITIES: Mapping[str, Quantity] = {
     "effective_length_low": Quantity(f"lower end {_RANGE}", np.float64),
     "effective_length_high": Quantity(f"upper end {_RANGE}", np.float64),
     # samples and blocks
+    "sample_name": Quantity("name of the sample, such as its file", np.str_),
     "sample": Quantity("number of the sample in the order given, from 0", np.int64),
     "block": Quantity("residual block", np.str_),
     "block_index": Quantity("place of the block in execution order, from 0", np.int32),
@@ -268,7 +269,10 @@ _BLOCKS: Mapping[str, StudyVariable] = {
         "block_depth",
     )
 }
-_SAMPLES: Mapping[str, StudyVariable] = {"sample": StudyVariable(("sample",))}
+_SAMPLES: Mapping[str, StudyVariable] = {
+    "sample": StudyVariable(("sample",)),
+    "sample_name": StudyVariable(("sample",), "`NamedBatches`"),
+}
 
 
 def _effects(dim: str) -> dict[str, StudyVariable]:
@@ -546,7 +550,7 @@ ATTRIBUTES: Mapping[str, str] = {
 """Global attributes of every result; each argument `NAME` of `attribute` stands beside them as `argument_NAME`."""
 
 PER_SAMPLE = frozenset({
-    "sample", "target_score", "target_score_drop", "loss", "kl_divergence", "correct", "prediction",
+    "sample", "sample_name", "target_score", "target_score_drop", "loss", "kl_divergence", "correct", "prediction",
     "prediction_changed", "label", "branch_to_source_norm", "source_sum_cosine", "block_influence", "angular_distance",
     "branch_descent_cosine", "lesion_estimate", "gate_openness", "gradient", "input", "gradient_norm",
     "tail_gradient_norm", "completeness_error", "path_gradient_rms", "shapley_value_per_sample",

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from resnet_paths_plugin import demo
-from resnet_paths_plugin.cli.models import EMBEDDED, build_model, check_device
+from resnet_paths_plugin.cli.models import EMBEDDED, build_model, check_device, draws_weights
 from resnet_paths_plugin.errors import FileError, InputError, ModelNotFoundError, ResnetPathsError
 from resnet_paths_plugin.plugins import manager as plugins
 from resnet_paths_plugin.plugins.manager import create_plugin_manager as create_manager
@@ -218,3 +218,56 @@ def test_weights_without_the_counters_of_batch_norm_are_loaded(tmp_path):
     load_weights(target, tmp_path / "weights.safetensors")
     for name, tensor in state.items():
         assert torch.equal(target.state_dict()[name], tensor), name
+
+
+WEIGHTED = """
+import torch
+from torch import nn
+
+CALLS = []
+
+def drawn():
+    CALLS.append("drawn")
+    return nn.Linear(3, 2)
+
+def loaded():
+    model = nn.Linear(3, 2)
+    model.load_state_dict({"weight": torch.ones(2, 3), "bias": torch.zeros(2)})
+    return model
+
+def half_loaded():
+    model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2))
+    model[0].load_state_dict({"weight": torch.ones(2, 3), "bias": torch.zeros(2)})
+    return model
+
+ONE = nn.Linear(3, 2)
+
+def kept():
+    torch.rand(1)
+    return ONE
+
+def once():
+    if CALLS:
+        raise RuntimeError("once only")
+    CALLS.append("once")
+    return nn.Linear(3, 2)
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("drawn", True), ("half_loaded", True), ("loaded", False), ("kept", False), ("once", False)],
+)
+def test_random_weights_are_those_that_another_seed_makes_others(tmp_path, monkeypatch, name, expected):
+    (tmp_path / "weighted_models.py").write_text(WEIGHTED)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    monkeypatch.delitem(sys.modules, "weighted_models", raising=False)
+    manager = create_manager()
+    torch.manual_seed(3)
+    model = build_model(f"weighted_models:{name}", pretrained=False, plugin_manager=manager)
+    before = {key: value.clone() for key, value in model.state_dict().items()}, torch.get_rng_state()
+    assert draws_weights(f"weighted_models:{name}", model, 3, manager) is expected
+    assert all(torch.equal(value, before[0][key]) for key, value in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), before[1])
+    monkeypatch.delitem(sys.modules, "weighted_models")

@@ -18,6 +18,8 @@ import resnet_paths_plugin as rpp
 from resnet_paths_plugin.cli import survey as command
 from resnet_paths_plugin.cli.survey_folder import SurveyFolder
 
+pytestmark = pytest.mark.filterwarnings("ignore:.* has random weights, others")
+
 place = command_lines.place  # a fixture
 LESIONS = ("--studies", "single_lesions", "--images", "images.npz", *STATISTICS)
 TINY, FROZEN, PLAIN = (f"tiny_residual_network:{name}" for name in ("build", "frozen", "plain"))

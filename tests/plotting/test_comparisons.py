@@ -10,6 +10,7 @@ from matplotlib.collections import FillBetweenPolyCollection
 import resnet_paths_plugin as rpp
 from resnet_paths_plugin import plotting
 from resnet_paths_plugin.errors import InputError, OmittedStudyWarning
+from resnet_paths_plugin.plotting import model_curves
 from resnet_paths_plugin.plotting.figure import FigureStudy
 from resnet_paths_plugin.plotting.registry import FIGURES, fitting
 from resnet_paths_plugin.results import datasets
@@ -44,6 +45,12 @@ def bands(ax):
 def corners(band):
     vertices = band.get_paths()[0].vertices
     return vertices[:, 1].min(), vertices[:, 1].max()
+
+
+def test_many_models_have_looks_that_differ():
+    looks = [model_curves._look(place) for place in range(49)]
+    assert len({(look["color"], look["marker"], str(look["linestyle"])) for look in looks}) == 49
+    assert [look["color"] for look in looks[:7]] == [look["color"] for look in looks[7:14]]
 
 
 class TestLesions:
@@ -196,6 +203,12 @@ class TestFigures:
         titles = [drawing.title for drawing in figure.drawings(FigureStudy(dataset=ds))]
         assert titles == [figure.title, f"{figure.title}, relative to guessing"]
         assert len(list(figure.drawings(FigureStudy(dataset=ds.drop_vars("normalised_effect"))))) == 1
+
+    def test_an_effect_that_no_model_has_is_not_drawn(self):
+        ds = compared()
+        ds["normalised_effect"] = ds["normalised_effect"] * np.nan
+        (figure,) = fitting(ds, FIGURES)
+        assert len(list(figure.drawings(FigureStudy(dataset=ds)))) == 1
 
     def test_curves_tell_the_largest_size_that_all_models_have(self):
         random = {"one": synthetic.random_lesions(4), "other": synthetic.random_lesions(9)}

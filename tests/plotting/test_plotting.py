@@ -251,7 +251,7 @@ class TestPathLengths:
         means = Resampling(12, 1000, 0).means(ds.gradient_norm.values)
         ends = np.quantile(means / means.sum(axis=1, keepdims=True), [0.025, 0.975], axis=0)
         assert_band(exact, *ends)
-        assert total.get_xlabel().endswith("\n12 samples, 20 paths drawn of each length")
+        assert total.get_xlabel().endswith("\n12 samples\n20 paths of each length")
         assert not single.containers  # no bars of standard errors
 
     def test_shares_along_the_gradient_are_drawn_where_the_study_has_them_below_zero_too(self):

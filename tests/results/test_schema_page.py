@@ -27,20 +27,21 @@ def digits(**options):
 def studies():
     """Return results of each analyzer which hold, together, all that it can compute."""
     data, labels = images()
+    named = rpp.NamedBatches([(data, labels)], ["a", "b", "c", "d"])
     net = digits()
     lesions = rpp.BlockLesion(net).attribute(data, target=labels)
     gated = randomised(Highway()).eval()
     lengths = rpp.PathLengthGradient(net)
     return {
-        "BlockLesion": [lesions, rpp.BlockLesion(net).attribute(data, target=labels, ablation="linear")],
-        "BlockReordering": [rpp.BlockReordering(net).attribute(data, target=labels)],
+        "BlockLesion": [lesions, rpp.BlockLesion(net).attribute(named, ablation="linear")],
+        "BlockReordering": [rpp.BlockReordering(net).attribute(named)],
         "BlockSchedules": [
             rpp.BlockSchedules(digits(optimize="fold_batch_norm")).attribute(
-                data, target=labels, schedules=rpp.schedules.adjacent_swaps
+                named, schedules=rpp.schedules.adjacent_swaps
             )
         ],
         "BlockInfluence": [
-            rpp.BlockInfluence(net).attribute(data, target=labels, lesions=lesions),
+            rpp.BlockInfluence(net).attribute(named, lesions=lesions),
             rpp.BlockInfluence(gated).attribute(torch.randn(4, 3, 6, 6), target=(0, 0, 0), objective="score"),
         ],
         "BlockSelection": [
@@ -56,12 +57,12 @@ def studies():
         ],
         "PathLengthGradient": [
             lengths.attribute(data, target=labels, estimator=ESTIMATORS, draws=2, keep_maps=True),
-            lengths.attribute(data, target=labels, max_length=2),
-            lengths.attribute(data, target=labels, tap="parameters", per_sample=True),
+            lengths.attribute(named, max_length=2),
+            lengths.attribute(named, tap="parameters", per_sample=True),
             lengths.attribute(data, target=labels, tap="parameters", max_length=2),
         ],
-        "BlockContribution": [rpp.BlockContribution(net).attribute(data, target=labels, keep_maps=True)],
-        "PathParticipation": [rpp.PathParticipation(net).attribute(data, target=labels)],
+        "BlockContribution": [rpp.BlockContribution(net).attribute(named, keep_maps=True)],
+        "PathParticipation": [rpp.PathParticipation(net).attribute(named)],
     }
 
 
