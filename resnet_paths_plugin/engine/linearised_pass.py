@@ -20,7 +20,7 @@ from resnet_paths_plugin.engine.path_graph import PathGraph
 from resnet_paths_plugin.engine.program import Program, Values
 from resnet_paths_plugin.engine.random_states import RandomStates
 from resnet_paths_plugin.engine.schedule import Schedule
-from resnet_paths_plugin.graph.operators import has_gradient
+from resnet_paths_plugin.graph.operators import has_gradient, moves_statistics
 
 KEPT_BYTES = 256 * 2**20
 """Size of the values of the forward pass that are kept for the walks on a CPU; beyond it, they are computed again."""
@@ -67,6 +67,7 @@ class LinearisedPass:
         self._room = KEPT_BYTES if self.on_cpu else KEPT_BYTES_ON_DEVICE
         with torch.no_grad():
             self.static = self.program.prepare(parameters, inputs)
+            self._once_more = self.static | self._statistics()
             self._starts, final = self._forward({at: inputs[at] for at in self.program.inputs})
         self.outputs = [
             constant if at is None else final[at] if at in final else self.static[at]
@@ -81,7 +82,9 @@ class LinearisedPass:
             by_rules: whether common operators have own rules, or all go through autograd, which takes longer.
         """
         kept = self._linearised.get(which) if by_rules else None
-        return kept or LinearisedSegment(self, self._values(which, self._starts), by_rules=by_rules)
+        if kept is not None:
+            return kept
+        return LinearisedSegment(self, self._values(which, self._starts, self._once_more), by_rules=by_rules)
 
     def drawn_at(self, at: int) -> AbstractContextManager[None]:
         """Return a context in which an operator draws what it drew at first."""
@@ -107,15 +110,23 @@ class LinearisedPass:
     def _keep_from(self, values: Values, positions: Iterable[int]) -> None:
         self.kept.update({at: values[at] for at in positions if at in self._keep})
 
-    def _values(self, which: int, starts: Sequence[Values]) -> Values:
+    def _values(self, which: int, starts: Sequence[Values], static: Values | None = None) -> Values:
         """Return every value of a segment, and those that were alive at its start."""
+        static = self.static if static is None else static
         values = dict(starts[which])
         for at in self.program.segments[which]:
             if at in self._drawn:
-                values[at] = self._drawn.run(at, self.static, values)
+                values[at] = self._drawn.run(at, static, values)
             else:
-                values[at] = self.program.operators[at](self.static, values)
+                values[at] = self.program.operators[at](static, values)
         return values
+
+    def _statistics(self) -> Values:
+        """Return copies of the running statistics that norms move, for when they run once more."""
+        order = self.program.flow.order
+        norms = [self.program.nodes[at] for at in self.program.dynamic if moves_statistics(self.program.nodes[at])]
+        moved = {order[buffer] for norm in norms for buffer in norm.args[3:5] if isinstance(buffer, fx.Node)}
+        return {at: self.static[at].clone() for at in moved}
 
     def _linearise(self, which: int, values: Values) -> None:
         """Linearise a segment for all walks where there is room for its values, of which most are not kept then."""
