@@ -43,6 +43,7 @@ class LinearisedPass:
         outputs: leaves of the output.
         kept: the values at the positions to keep, as they were computed.
         on_cpu: whether all inputs are on a CPU.
+        drawn_at: returns a context in which the operator at a position draws what it drew at first.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class LinearisedPass:
         self._keep = frozenset(keep)
         self._linearised: dict[int, LinearisedSegment] = {}
         self._drawn = RandomStates(self.program)
+        self.drawn_at: Callable[[int], AbstractContextManager[None]] = self._drawn.at
         self._room = KEPT_BYTES if self.on_cpu else KEPT_BYTES_ON_DEVICE
         with torch.no_grad():
             self.static = self.program.prepare(parameters, inputs)
@@ -85,10 +87,6 @@ class LinearisedPass:
         if kept is not None:
             return kept
         return LinearisedSegment(self, self._values(which, self._starts, self._once_more), by_rules=by_rules)
-
-    def drawn_at(self, at: int) -> AbstractContextManager[None]:
-        """Return a context in which an operator draws what it drew at first."""
-        return self._drawn.at(at)
 
     def _forward(self, values: Values) -> tuple[list[Values], Values]:
         """Run the intact network; keep what is still needed at the start of each segment."""
@@ -142,7 +140,9 @@ class LinearisedSegment:
     """The operators of a segment, each linearised at its first use."""
 
     def __init__(self, of: LinearisedPass, values: Values, *, by_rules: bool = True) -> None:
-        self.whole = of
+        # Parts of the pass, not the pass itself, which holds this: its memory is to go when the pass does.
+        self.graph, self.program, self.dtype, self.static = of.graph, of.program, of.dtype, of.static
+        self.freeze_norms, self.drawn_at = of.freeze_norms, of.drawn_at
         self.values = values
         self.by_rules = by_rules
         self._made: dict[int, tuple[tuple[int, ...], Derivative]] = {}
@@ -152,26 +152,26 @@ class LinearisedSegment:
     def complete(self, positions: Sequence[int]) -> "LinearisedSegment":
         """Linearise all operators at some positions, and release the values."""
         for at in positions:
-            if self.whole.graph.leads_to_tap(at) and not self.whole.graph.nodes >> at & 1:
+            if self.graph.leads_to_tap(at) and not self.graph.nodes >> at & 1:
                 self.at(at)
-        if not self.whole.graph.parameters:  # whose gradients need what the operators read
+        if not self.graph.parameters:  # whose gradients need what the operators read
             self.values = {}
         return self
 
     def at(self, at: int) -> tuple[tuple[int, ...], Derivative]:
         """Return the positions of an operator's operands, and its derivative."""
         if at not in self._made:
-            program, order = self.whole.program, self.whole.program.flow.order
+            program, order = self.program, self.program.flow.order
             node = program.nodes[at]
             operands = [
                 other
                 for other in node.all_input_nodes
-                if other in program.flow.data and self.whole.graph.leads_to_tap(order[other]) and has_gradient(other)
+                if other in program.flow.data and self.graph.leads_to_tap(order[other]) and has_gradient(other)
             ]
 
-            frozen = self.whole.freeze_norms
+            frozen = self.freeze_norms
             operands = [] if frozen and is_statistic(node) else operands
-            with self.whole.drawn_at(at):
+            with self.drawn_at(at):
                 call = self._call(at, operands)
                 derivative = (frozen_norm(call) if frozen else None) or linearise(call, by_rules=self.by_rules)
             self._made[at] = tuple(order[other] for other in operands), derivative
@@ -185,20 +185,20 @@ class LinearisedSegment:
             rows: the gradients at its value, `[R, *value]`, or those of its parts.
         """
         if at not in self._parameters:
-            order = self.whole.program.flow.order
-            node = self.whole.program.nodes[at]
-            operands = [other for other in node.all_input_nodes if order[other] in self.whole.graph.parameters]
-            with self.whole.drawn_at(at):
+            order = self.program.flow.order
+            node = self.program.nodes[at]
+            operands = [other for other in node.all_input_nodes if order[other] in self.graph.parameters]
+            with self.drawn_at(at):
                 self._parameters[at] = parameter_pullback(self._call(at, operands), by_rules=self.by_rules)
             self._read[at] = tuple(order[other] for other in operands)
         found = self._parameters[at](rows)
         return {place: bank for place, bank in zip(self._read[at], found, strict=True) if bank is not None}
 
     def _call(self, at: int, operands: Sequence[fx.Node]) -> Call:
-        program = self.whole.program
+        program = self.program
 
         def value(other: fx.Node) -> Any:
             place = program.flow.order[other]
-            return self.values[place] if place in self.values else self.whole.static[place]
+            return self.values[place] if place in self.values else self.static[place]
 
-        return Call(program.nodes[at], value, self.values[at], operands, self.whole.dtype)
+        return Call(program.nodes[at], value, self.values[at], operands, self.dtype)

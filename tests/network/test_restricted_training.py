@@ -5,7 +5,9 @@ change of their values, whose gradient is a polynomial in `t` with one coefficie
 """
 
 import copy
+import gc
 import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import resnet_paths_plugin as rpp
+from resnet_paths_plugin.engine.linearised_pass import LinearisedPass
 from resnet_paths_plugin.errors import (
     CaptureError,
     CaptureMismatchError,
@@ -272,6 +275,31 @@ def test_modes_are_the_views_own_and_it_starts_in_the_models():
         assert_same_state(before, state_of(model))
     with pytest.raises(ValueError, match="boolean"):
         view.train("yes")
+
+
+def test_a_step_leaves_nothing_behind():
+    model, x = net_of(), images()
+    view = rpp.unravel(model, x).restricted([0, 1], parameters=True)
+    view(x).sum().backward()
+    passes = []
+    made = LinearisedPass.__init__
+
+    def watched(self, *args, **options):
+        made(self, *args, **options)
+        passes.append(weakref.ref(self))
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(LinearisedPass, "__init__", watched)
+        gc.disable()
+        try:
+            loss = view(x).sum()
+            assert passes[0]() is not None
+            loss.backward()
+            assert passes[0]() is None, "as soon as the backward pass is over"
+            view(x)
+            assert passes[1]() is None, "where none is taken"
+        finally:
+            gc.enable()
 
 
 # Parameters that get none
