@@ -15,6 +15,7 @@ from resnet_paths_plugin.engine.banks import Bank, Part, aligned, by_part, row_i
 from resnet_paths_plugin.engine.calls import Slope
 from resnet_paths_plugin.engine.convolution import Convolution
 from resnet_paths_plugin.engine.linearised_pass import LinearisedPass, LinearisedSegment
+from resnet_paths_plugin.engine.own_paths import AlongOwnPaths
 from resnet_paths_plugin.engine.path_graph import PathGraph
 from resnet_paths_plugin.engine.program import Program, Sum, Values
 from resnet_paths_plugin.engine.routing import Edge, Key, Routing
@@ -86,7 +87,9 @@ class BackwardWalk:
         self.outputs = self.forward_pass.outputs
         self.bank_bytes = bank_bytes or (BANK_BYTES if self.forward_pass.on_cpu else BANK_BYTES_ON_DEVICE)
 
-    def gradients(self, seeds: Mapping[int, Tensor], routing: Routing, watch: Watch | None = None) -> dict[int, Bank]:
+    def gradients(
+        self, seeds: Mapping[int, Tensor], routing: Routing | AlongOwnPaths, watch: Watch | None = None
+    ) -> dict[int, Bank]:
         """Walk back from the output as `run` does, and once more by autograd's rules alone where rows are not finite.
 
         The rules of operators multiply by slopes of 0 where autograd may pass nothing on, as at a rectifier: 0 times
@@ -104,7 +107,7 @@ class BackwardWalk:
     def run(
         self,
         seeds: Mapping[int, Tensor],
-        routing: Routing,
+        routing: Routing | AlongOwnPaths,
         *,
         by_rules: bool = True,
         watch: Watch | None = None,
@@ -133,7 +136,7 @@ class BackwardWalk:
                     self._close(sums[which - 1], arrivals, routing, watch)
             return {tap: arrived[None][None].settled() for tap in self.graph.taps if (arrived := arrivals.at(tap))}
 
-    def _close(self, total: Sum, arrivals: Arrivals, routing: Routing, watch: Watch | None) -> None:
+    def _close(self, total: Sum, arrivals: Arrivals, routing: Routing | AlongOwnPaths, watch: Watch | None) -> None:
         """Pass the bank of a sum on to its terms."""
         if total.root in self.graph.taps:
             return
@@ -141,7 +144,9 @@ class BackwardWalk:
         if not arrived:
             return
         bank = arrived[None][None].settled()
-        if routing.shifts is not None:
+        if isinstance(routing, AlongOwnPaths):
+            bank = routing.rescaled(bank, total.root)
+        elif routing.shifts is not None:
             bank = bank.rescaled(routing.shifts)
         edges = self.graph.edges[total.root]
         for term in total.terms:
@@ -172,7 +177,7 @@ class BackwardWalk:
         ]
         return rows.sum(once, keepdim=True) if once else rows
 
-    def _send(self, arrivals: Arrivals, bank: Bank, ways: Sequence[Edge], routing: Routing) -> None:
+    def _send(self, arrivals: Arrivals, bank: Bank, ways: Sequence[Edge], routing: Routing | AlongOwnPaths) -> None:
         """Route a bank along the edges of one term."""
         if not routing.by_edge or len(ways) == 1:
             ways = ways[:1]
@@ -182,7 +187,9 @@ class BackwardWalk:
                 lane = edge.node if routing.by_edge and len(self.graph.read_by(edge.term)) > 1 else None
                 arrivals.add(edge.term, lane, routed)
 
-    def _routed(self, bank: Bank, edge: Edge, routing: Routing) -> Bank | None:
+    def _routed(self, bank: Bank, edge: Edge, routing: Routing | AlongOwnPaths) -> Bank | None:
+        if isinstance(routing, AlongOwnPaths):
+            return routing.taken(bank, edge)
         factor = routing.factor(edge)
         scaled = bank if factor == 1 else Bank(bank.keys, bank.rows * factor)
         return scaled.renamed([routing.along(edge, key) for key in bank.keys])

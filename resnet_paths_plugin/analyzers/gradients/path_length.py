@@ -47,6 +47,7 @@ class PathLengthGradient(Analyzer, GradientAttribution):  # type: ignore[misc]  
         grade: Grade = "blocks",
         draws: int = 100,
         tap: Literal["input", "stem"] | BlockLike = "input",
+        shared_paths: bool = False,
         keep_maps: bool = False,
         internal_batch_size: int | None = None,
         seed: int = 0,
@@ -69,7 +70,10 @@ class PathLengthGradient(Analyzer, GradientAttribution):  # type: ignore[misc]  
             max_length: longest length with a row of its own (on every axis); the rest goes into `tail_gradient_norm`.
             grade: what a branch adds to the length: `"blocks"`, `"layers"`, `"stages"`, `"branch_type"`, or a function
                 of a block that returns a number, or a number for each named axis.
-            draws: sampled paths for each length, the same ones for all samples; walks with random signs.
+            draws: sampled paths for each length and sample; walks with random signs.
+            shared_paths: whether all samples share the sampled paths of each length. By default each has its own, drawn
+                by its place among the samples and the seed, so that errors of the mean over samples are smaller; where
+                a sum of the network mixes the batch with another dimension, they share them all the same.
             tap: where gradients are taken: the `"input"`, the `"stem"` (source of the first block), or the source of
                 a block.
             keep_maps: whether to keep `G_k` itself, as `gradient`, and the inputs beside it.
@@ -106,6 +110,7 @@ class PathLengthGradient(Analyzer, GradientAttribution):  # type: ignore[misc]  
                 tap=_tap(network, tap),
                 keep_maps=keep_maps,
                 seed=seed,
+                shared_paths=shared_paths,
             )
 
         return self.run_study(study, arguments)
