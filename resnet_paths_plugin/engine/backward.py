@@ -5,15 +5,17 @@ way (the gradients at a block's branch, at parameters) is shown to a watch.
 """
 
 from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from resnet_paths_plugin.engine.arrivals import Arrivals, Waiting
-from resnet_paths_plugin.engine.banks import Bank, Part, aligned, by_part, sorted_keys
+from resnet_paths_plugin.engine.banks import Bank, Part, aligned, by_part, row_index, sorted_keys
 from resnet_paths_plugin.engine.calls import Slope
 from resnet_paths_plugin.engine.convolution import Convolution
 from resnet_paths_plugin.engine.linearised_pass import LinearisedPass, LinearisedSegment
+from resnet_paths_plugin.engine.own_paths import AlongOwnPaths
 from resnet_paths_plugin.engine.path_graph import PathGraph
 from resnet_paths_plugin.engine.program import Program, Sum, Values
 from resnet_paths_plugin.engine.routing import Edge, Key, Routing
@@ -24,8 +26,19 @@ BANK_BYTES_ON_DEVICE = 256 * 2**20
 """The same on other devices, which want much work at once."""
 
 
+SUM: tuple[Key, ...] = ((),)
+"""Keys of one row that is the sum of others."""
+
+
 class Watch:
-    """What sees the gradients on their way back; this one looks at nothing."""
+    """What sees the gradients on their way back; this one looks at nothing.
+
+    Attributes:
+        summed: keys of the rows that are added up before they go on to parameters, under the key `SUM`: one product
+            for each operator. None: each row goes on as it is.
+    """
+
+    summed: Collection[Key] | None = None
 
     def at_branch(self, block: int, bank: Bank) -> None:
         """See the gradients at a block's branch, `[R, *branch]`, by what they have counted up to its sum."""
@@ -74,7 +87,9 @@ class BackwardWalk:
         self.outputs = self.forward_pass.outputs
         self.bank_bytes = bank_bytes or (BANK_BYTES if self.forward_pass.on_cpu else BANK_BYTES_ON_DEVICE)
 
-    def gradients(self, seeds: Mapping[int, Tensor], routing: Routing, watch: Watch | None = None) -> dict[int, Bank]:
+    def gradients(
+        self, seeds: Mapping[int, Tensor], routing: Routing | AlongOwnPaths, watch: Watch | None = None
+    ) -> dict[int, Bank]:
         """Walk back from the output as `run` does, and once more by autograd's rules alone where rows are not finite.
 
         The rules of operators multiply by slopes of 0 where autograd may pass nothing on, as at a rectifier: 0 times
@@ -92,7 +107,7 @@ class BackwardWalk:
     def run(
         self,
         seeds: Mapping[int, Tensor],
-        routing: Routing,
+        routing: Routing | AlongOwnPaths,
         *,
         by_rules: bool = True,
         watch: Watch | None = None,
@@ -121,7 +136,7 @@ class BackwardWalk:
                     self._close(sums[which - 1], arrivals, routing, watch)
             return {tap: arrived[None][None].settled() for tap in self.graph.taps if (arrived := arrivals.at(tap))}
 
-    def _close(self, total: Sum, arrivals: Arrivals, routing: Routing, watch: Watch | None) -> None:
+    def _close(self, total: Sum, arrivals: Arrivals, routing: Routing | AlongOwnPaths, watch: Watch | None) -> None:
         """Pass the bank of a sum on to its terms."""
         if total.root in self.graph.taps:
             return
@@ -129,7 +144,9 @@ class BackwardWalk:
         if not arrived:
             return
         bank = arrived[None][None].settled()
-        if routing.shifts is not None:
+        if isinstance(routing, AlongOwnPaths):
+            bank = routing.rescaled(bank, total.root)
+        elif routing.shifts is not None:
             bank = bank.rescaled(routing.shifts)
         edges = self.graph.edges[total.root]
         for term in total.terms:
@@ -141,7 +158,10 @@ class BackwardWalk:
             if watch is not None and term.block is not None:
                 watch.at_branch(term.block, found)
             if watch is not None and term.value in self.graph.parameters:
-                watch.at_parameters(total.root, found.keys, {term.value: scaled})
+                if watch.summed is None:
+                    watch.at_parameters(total.root, found.keys, {term.value: scaled})
+                elif (chosen := found.take(watch.summed)) is not None:
+                    watch.at_parameters(total.root, SUM, {term.value: chosen.rows.sum(0, keepdim=True)})
             self._send(arrivals, found, ways, routing)
 
     def _of_term(self, rows: Tensor, term: int, root: int) -> Tensor:
@@ -157,7 +177,7 @@ class BackwardWalk:
         ]
         return rows.sum(once, keepdim=True) if once else rows
 
-    def _send(self, arrivals: Arrivals, bank: Bank, ways: Sequence[Edge], routing: Routing) -> None:
+    def _send(self, arrivals: Arrivals, bank: Bank, ways: Sequence[Edge], routing: Routing | AlongOwnPaths) -> None:
         """Route a bank along the edges of one term."""
         if not routing.by_edge or len(ways) == 1:
             ways = ways[:1]
@@ -167,7 +187,9 @@ class BackwardWalk:
                 lane = edge.node if routing.by_edge and len(self.graph.read_by(edge.term)) > 1 else None
                 arrivals.add(edge.term, lane, routed)
 
-    def _routed(self, bank: Bank, edge: Edge, routing: Routing) -> Bank | None:
+    def _routed(self, bank: Bank, edge: Edge, routing: Routing | AlongOwnPaths) -> Bank | None:
+        if isinstance(routing, AlongOwnPaths):
+            return routing.taken(bank, edge)
         factor = routing.factor(edge)
         scaled = bank if factor == 1 else Bank(bank.keys, bank.rows * factor)
         return scaled.renamed([routing.along(edge, key) for key in bank.keys])
@@ -181,33 +203,33 @@ class BackwardWalk:
         banks = [bank for _, _, _, bank in waiting]
         keys = sorted_keys({key for bank in banks for key in bank.keys})
         step = max(1, self.bank_bytes // max(bank.rows[0].nbytes for bank in banks))
+        seen = None if watch is None else _Seen(operators, watch)
         for start in range(0, len(keys), step):
             taken = ((at, lane, part, bank.take(keys[start : start + step])) for at, lane, part, bank in waiting)
             some = [(at, lane, part, bank) for at, lane, part, bank in taken if bank is not None]
-            for at, lane, part, bank in self._through(which, operators, some, watch):
+            for at, lane, part, bank in self._through(which, operators, some, seen):
                 arrivals.add(at, lane, bank, part)
+        if seen is not None:
+            seen.finish()
 
     def _through(
-        self, which: int, operators: LinearisedSegment, waiting: Sequence[Waiting], watch: Watch | None
+        self, which: int, operators: LinearisedSegment, waiting: Sequence[Waiting], seen: "_Seen | None"
     ) -> list[Waiting]:
         """Carry banks through a segment; return those that have arrived before it."""
         local = Arrivals(self.graph)
         for at, lane, part, bank in waiting:
             local.add(at, lane, bank, part)
         for at in reversed(self.program.segments[which]):
-            self._operator(at, operators, local, watch)
+            self._operator(at, operators, local, seen)
         return local.leave()
 
-    def _operator(self, at: int, operators: LinearisedSegment, arrivals: Arrivals, watch: Watch | None) -> None:
+    def _operator(self, at: int, operators: LinearisedSegment, arrivals: Arrivals, seen: "_Seen | None") -> None:
         """Carry what has arrived at an operator's value to the values it reads."""
         if self.graph.nodes >> at & 1:
             return
         for lane, parts in arrivals.at(at).items():
             operands, derivative = operators.at(at)
-            if watch is not None and self.graph.reads_parameters(at):
-                whole = self._seen(at, operators, parts, watch)
-            else:
-                whole = parts
+            whole = seen.at(at, parts) if seen is not None and self.graph.reads_parameters(at) else parts
             only = whole.get(None)
             if only is not None and isinstance(derivative, Slope):
                 arrivals.add(operands[0], lane, only.sloped(derivative.slope))
@@ -221,12 +243,36 @@ class BackwardWalk:
                     if bank is not None:
                         arrivals.add(operand, lane, Bank(keys, bank), part)
 
-    @staticmethod
-    def _seen(at: int, operators: LinearisedSegment, parts: Mapping[Part, Bank], watch: Watch) -> dict[Part, Bank]:
-        """Show a watch the gradients at an operator's parameters; return those at its value, worked in."""
+
+class _Seen:
+    """What a watch is shown of the operators of one segment, of which only a part of the rows passes at a time."""
+
+    def __init__(self, operators: LinearisedSegment, watch: Watch) -> None:
+        self._operators, self._watch = operators, watch
+        self._sums: dict[int, dict[Part, Tensor]] = {}
+
+    def at(self, at: int, parts: Mapping[Part, Bank]) -> dict[Part, Bank]:
+        """Show the gradients at an operator's parameters, or keep their sum; return those at its value, worked in."""
         keys, rows = aligned(parts)
-        watch.at_parameters(at, keys, operators.parameter_gradients(at, rows))
+        if self._watch.summed is None:
+            self._watch.at_parameters(at, keys, self._operators.parameter_gradients(at, rows))
+        else:
+            chosen = [place for place, key in enumerate(keys) if key in self._watch.summed]
+            if chosen:
+                self._add(at, {part: one[row_index(chosen, one)] for part, one in by_part(rows).items()})
         return {part: Bank(keys, one) for part, one in by_part(rows).items()}
+
+    def _add(self, at: int, rows: Mapping[Part, Tensor]) -> None:
+        sums = self._sums.setdefault(at, {})
+        for part, one in rows.items():
+            total = one.sum(0, keepdim=True)
+            sums[part] = sums[part] + total if part in sums else total
+
+    def finish(self) -> None:
+        """Show the gradients of the sums that were kept, when all rows have passed."""
+        for at, sums in self._sums.items():
+            rows: Any = sums.get(None, sums)
+            self._watch.at_parameters(at, SUM, self._operators.parameter_gradients(at, rows))
 
 
 def bank_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -81,10 +81,14 @@ class Bank:
 
     def rescaled(self, shifts: list[tuple[tuple[Key, ...], Tensor]]) -> "Bank":
         """Divide small rows by powers of two, which changes no digit of them, and add these to what is collected."""
-        peaks = self.rows.abs().flatten(1).amax(1)
-        shift = torch.where(peaks < _SMALL, torch.frexp(peaks).exponent, 0)
+        shift = rescaling_shift(self.rows.abs().flatten(1).amax(1))
         shifts.append((self.keys, shift))
         return Bank(self.keys, torch.ldexp(self.rows, -shift.view(-1, *[1] * (self.rows.ndim - 1))))
+
+
+def rescaling_shift(peaks: Tensor) -> Tensor:
+    """Return the powers of two to divide rows by, 0 where the largest element of one is not small."""
+    return torch.where(peaks < _SMALL, torch.frexp(peaks).exponent, 0)
 
 
 def merged(banks: Sequence[Bank]) -> Bank:
@@ -141,13 +145,14 @@ def _write_sum(out: Tensor, parts: Sequence[tuple[Tensor, tuple[Tensor, ...]]]) 
 
 def _empty_rows(banks: Sequence[Bank], count: int) -> Tensor:
     """Return room for rows, laid out like those that a convolution has laid out, if there are such, or the first."""
-    like = next((bank.rows[0] for bank in banks if _has_channels_last(bank.rows[0])), banks[0].rows[0])
+    like = next((bank.rows[0] for bank in banks if laid_out_like_images(bank.rows[0])), banks[0].rows[0])
     one = torch.empty_like(like)
     strides = (one.numel(), *one.stride())
     return torch.empty_strided((count, *one.shape), strides, dtype=like.dtype, device=like.device)
 
 
-def _has_channels_last(row: Tensor) -> bool:
+def laid_out_like_images(row: Tensor) -> bool:
+    """Whether a row has its channels last in memory."""
     return row.ndim == 4 and not row.is_contiguous() and row.is_contiguous(memory_format=torch.channels_last)
 
 

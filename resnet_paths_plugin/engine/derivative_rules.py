@@ -63,13 +63,36 @@ def _batch_norm(call: Call) -> Derivative | None:
     source, weight, _, _, variance = call.args[:5]
     packed = isinstance(call.value, list | tuple)
     training, epsilon = (False, call.args[6]) if packed else (call.args[5], call.args[7])
-    if not call.only_operand() or training:
+    if not call.only_operand():
         return None
+    if training:
+        return _batch_norm_of_batch(source, weight, epsilon)
     scale = torch.rsqrt(variance + epsilon) * (1 if weight is None else weight)
     scale = scale.view(-1, *[1] * (source.ndim - 2))
     if packed:
         return Rule(lambda bank: [bank[0] * scale], lambda banks: None if banks[0] is None else {0: banks[0] * scale})
     return Slope(scale)
+
+
+def _batch_norm_of_batch(source: Tensor, weight: Tensor | None, epsilon: float) -> Derivative:
+    """Return the derivative of a batch norm with the statistics of the batch, which moves no running ones."""
+    normal, inverse = batch_normal(source, epsilon)
+    scale = inverse if weight is None else inverse * weight.view(inverse.shape)
+    dims = (1, *range(3, source.ndim + 1))  # all but rows and channels
+
+    def through(rows: Rows) -> Rows:  # the Jacobian is symmetric
+        means = rows.mean(dims, keepdim=True), (rows * normal).mean(dims, keepdim=True)
+        return (rows - means[0]).addcmul_(normal, means[1], value=-1).mul_(scale)
+
+    return _of_one(through, through)
+
+
+def batch_normal(source: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+    """Return a batch with mean 0 and variance 1 in each channel, and one over the standard deviation of each."""
+    dims = (0, *range(2, source.ndim))
+    variance, mean = torch.var_mean(source, dim=dims, correction=0, keepdim=True)
+    inverse = torch.rsqrt(variance + epsilon)
+    return (source - mean) * inverse, inverse
 
 
 def _elementwise(call: Call) -> Derivative | None:

@@ -66,7 +66,7 @@ def _by_autograd(call: Call) -> Derivative:
             leaves[argument] = pytree.tree_map(leaf_of, value)
         return leaves[argument]
 
-    args = _map_nodes(call.node.args, call.args, tracked)
+    args = _without_statistics(call.node, _map_nodes(call.node.args, call.args, tracked))
     kwargs = _map_nodes(call.node.kwargs, call.kwargs, tracked)
     target = call.node.target
     if target is aten.scaled_dot_product_attention.default and not ops.draws_at_random(call.node):
@@ -177,6 +177,11 @@ def _batched_grad(outputs: list[Tensor], leaves: list[Tensor], seeds: list[Rows]
             None if column[0] is None else torch.stack([part for part in column if part is not None])
             for column in zip(*rows, strict=True)
         )
+
+
+def _without_statistics(node: fx.Node, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return arguments without the running statistics that the call has moved, and its value does not depend on."""
+    return (*args[:3], None, None, *args[5:]) if ops.moves_statistics(node) else args
 
 
 def _map_nodes(template: Any, values: Any, change: Callable[[fx.Node, Any], Any]) -> Any:

@@ -20,7 +20,7 @@ from resnet_paths_plugin.engine.path_graph import PathGraph
 from resnet_paths_plugin.engine.program import Program, Values
 from resnet_paths_plugin.engine.random_states import RandomStates
 from resnet_paths_plugin.engine.schedule import Schedule
-from resnet_paths_plugin.graph.operators import has_gradient
+from resnet_paths_plugin.graph.operators import has_gradient, moves_statistics
 
 KEPT_BYTES = 256 * 2**20
 """Size of the values of the forward pass that are kept for the walks on a CPU; beyond it, they are computed again."""
@@ -43,6 +43,7 @@ class LinearisedPass:
         outputs: leaves of the output.
         kept: the values at the positions to keep, as they were computed.
         on_cpu: whether all inputs are on a CPU.
+        drawn_at: returns a context in which the operator at a position draws what it drew at first.
     """
 
     def __init__(
@@ -64,9 +65,11 @@ class LinearisedPass:
         self._keep = frozenset(keep)
         self._linearised: dict[int, LinearisedSegment] = {}
         self._drawn = RandomStates(self.program)
+        self.drawn_at: Callable[[int], AbstractContextManager[None]] = self._drawn.at
         self._room = KEPT_BYTES if self.on_cpu else KEPT_BYTES_ON_DEVICE
         with torch.no_grad():
             self.static = self.program.prepare(parameters, inputs)
+            self._once_more = self.static | self._statistics()
             self._starts, final = self._forward({at: inputs[at] for at in self.program.inputs})
         self.outputs = [
             constant if at is None else final[at] if at in final else self.static[at]
@@ -81,11 +84,9 @@ class LinearisedPass:
             by_rules: whether common operators have own rules, or all go through autograd, which takes longer.
         """
         kept = self._linearised.get(which) if by_rules else None
-        return kept or LinearisedSegment(self, self._values(which, self._starts), by_rules=by_rules)
-
-    def drawn_at(self, at: int) -> AbstractContextManager[None]:
-        """Return a context in which an operator draws what it drew at first."""
-        return self._drawn.at(at)
+        if kept is not None:
+            return kept
+        return LinearisedSegment(self, self._values(which, self._starts, self._once_more), by_rules=by_rules)
 
     def _forward(self, values: Values) -> tuple[list[Values], Values]:
         """Run the intact network; keep what is still needed at the start of each segment."""
@@ -108,15 +109,23 @@ class LinearisedPass:
     def _keep_from(self, values: Values, positions: Iterable[int]) -> None:
         self.kept.update({at: values[at] for at in positions if at in self._keep})
 
-    def _values(self, which: int, starts: Sequence[Values]) -> Values:
+    def _values(self, which: int, starts: Sequence[Values], static: Values | None = None) -> Values:
         """Return every value of a segment, and those that were alive at its start."""
+        static = self.static if static is None else static
         values = dict(starts[which])
         for at in self.program.segments[which]:
             if at in self._drawn:
-                values[at] = self._drawn.run(at, self.static, values)
+                values[at] = self._drawn.run(at, static, values)
             else:
-                values[at] = self.program.operators[at](self.static, values)
+                values[at] = self.program.operators[at](static, values)
         return values
+
+    def _statistics(self) -> Values:
+        """Return copies of the running statistics that norms move, for when they run once more."""
+        order = self.program.flow.order
+        norms = [self.program.nodes[at] for at in self.program.dynamic if moves_statistics(self.program.nodes[at])]
+        moved = {order[buffer] for norm in norms for buffer in norm.args[3:5] if isinstance(buffer, fx.Node)}
+        return {at: self.static[at].clone() for at in moved}
 
     def _linearise(self, which: int, values: Values) -> None:
         """Linearise a segment for all walks where there is room for its values, of which most are not kept then."""
@@ -132,7 +141,9 @@ class LinearisedSegment:
     """The operators of a segment, each linearised at its first use."""
 
     def __init__(self, of: LinearisedPass, values: Values, *, by_rules: bool = True) -> None:
-        self.whole = of
+        # Parts of the pass, not the pass itself, which holds this: its memory is to go when the pass does.
+        self.graph, self.program, self.dtype, self.static = of.graph, of.program, of.dtype, of.static
+        self.freeze_norms, self.drawn_at = of.freeze_norms, of.drawn_at
         self.values = values
         self.by_rules = by_rules
         self._made: dict[int, tuple[tuple[int, ...], Derivative]] = {}
@@ -142,26 +153,26 @@ class LinearisedSegment:
     def complete(self, positions: Sequence[int]) -> "LinearisedSegment":
         """Linearise all operators at some positions, and release the values."""
         for at in positions:
-            if self.whole.graph.leads_to_tap(at) and not self.whole.graph.nodes >> at & 1:
+            if self.graph.leads_to_tap(at) and not self.graph.nodes >> at & 1:
                 self.at(at)
-        if not self.whole.graph.parameters:  # whose gradients need what the operators read
+        if not self.graph.parameters:  # whose gradients need what the operators read
             self.values = {}
         return self
 
     def at(self, at: int) -> tuple[tuple[int, ...], Derivative]:
         """Return the positions of an operator's operands, and its derivative."""
         if at not in self._made:
-            program, order = self.whole.program, self.whole.program.flow.order
+            program, order = self.program, self.program.flow.order
             node = program.nodes[at]
             operands = [
                 other
                 for other in node.all_input_nodes
-                if other in program.flow.data and self.whole.graph.leads_to_tap(order[other]) and has_gradient(other)
+                if other in program.flow.data and self.graph.leads_to_tap(order[other]) and has_gradient(other)
             ]
 
-            frozen = self.whole.freeze_norms
+            frozen = self.freeze_norms
             operands = [] if frozen and is_statistic(node) else operands
-            with self.whole.drawn_at(at):
+            with self.drawn_at(at):
                 call = self._call(at, operands)
                 derivative = (frozen_norm(call) if frozen else None) or linearise(call, by_rules=self.by_rules)
             self._made[at] = tuple(order[other] for other in operands), derivative
@@ -175,20 +186,20 @@ class LinearisedSegment:
             rows: the gradients at its value, `[R, *value]`, or those of its parts.
         """
         if at not in self._parameters:
-            order = self.whole.program.flow.order
-            node = self.whole.program.nodes[at]
-            operands = [other for other in node.all_input_nodes if order[other] in self.whole.graph.parameters]
-            with self.whole.drawn_at(at):
+            order = self.program.flow.order
+            node = self.program.nodes[at]
+            operands = [other for other in node.all_input_nodes if order[other] in self.graph.parameters]
+            with self.drawn_at(at):
                 self._parameters[at] = parameter_pullback(self._call(at, operands), by_rules=self.by_rules)
             self._read[at] = tuple(order[other] for other in operands)
         found = self._parameters[at](rows)
         return {place: bank for place, bank in zip(self._read[at], found, strict=True) if bank is not None}
 
     def _call(self, at: int, operands: Sequence[fx.Node]) -> Call:
-        program = self.whole.program
+        program = self.program
 
         def value(other: fx.Node) -> Any:
             place = program.flow.order[other]
-            return self.values[place] if place in self.values else self.whole.static[place]
+            return self.values[place] if place in self.values else self.static[place]
 
-        return Call(program.nodes[at], value, self.values[at], operands, self.whole.dtype)
+        return Call(program.nodes[at], value, self.values[at], operands, self.dtype)

@@ -4,7 +4,7 @@ Paths end at parameters as they end at inputs. A model may compute a weight from
 weight norm): gradients arrive at what its operators read, and go on from there to the parameters.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 
 import torch
@@ -29,9 +29,13 @@ class ParameterFlow:
         parameters: position of each floating-point parameter, by the parameter's path in the model.
         derived: positions of the parameters and of what is computed from them and no input.
         parts: names of what reads parameters: the blocks, then the stem, skips, the trunk and the head.
+
+    Args:
+        program: the program.
+        only: paths of the parameters that count; None for all.
     """
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, only: Collection[str] | None = None) -> None:
         self.program = program
         order = program.flow.order
         held = program.graph.live_tensors()
@@ -39,6 +43,7 @@ class ParameterFlow:
             path: order[node]
             for node, path in program.graph.tensors.items()
             if isinstance(held[node], nn.Parameter) and held[node].is_floating_point()
+            if only is None or path in only
         }
         derived = set(self.parameters.values())
         for at in program.prepared:
@@ -54,6 +59,19 @@ class ParameterFlow:
     def part_of(self, at: int) -> str:
         """Return the name of the block, or of the part of the trunk, that an operator or a sum belongs to."""
         return self._part_of[at]
+
+    @cached_property
+    def used(self) -> tuple[str, ...]:
+        """Paths of the parameters that the output has a gradient at, zero or not."""
+        order, nodes = self.program.flow.order, self.program.nodes
+        reached = {nodes[at] for at in self.program.outputs if at is not None and has_gradient(nodes[at])}
+        pending = list(reached)
+        while pending:
+            fresh = {other for other in pending.pop().all_input_nodes if has_gradient(other)} - reached
+            reached |= fresh
+            pending.extend(fresh)
+        positions = {order[node] for node in reached}
+        return tuple(path for path, at in self.parameters.items() if at in positions)
 
     @cached_property
     def _part_of(self) -> dict[int, str]:

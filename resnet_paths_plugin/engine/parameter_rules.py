@@ -11,6 +11,7 @@ import torch
 
 from resnet_paths_plugin.engine.calls import Call, Rows
 from resnet_paths_plugin.engine.convolution import convolution_options, image_layout
+from resnet_paths_plugin.engine.derivative_rules import batch_normal
 from resnet_paths_plugin.engine.derivatives import has_rules, linearise
 from resnet_paths_plugin.graph.operators import aten
 
@@ -81,10 +82,11 @@ def _batch_norm(call: Call) -> ByPlace | None:
     source, _, _, mean, variance = call.args[:5]
     packed = isinstance(call.value, list | tuple)
     training, epsilon = (False, call.args[6]) if packed else (call.args[5], call.args[7])
-    if training or mean is None:
-        return None
     shape = (-1, *[1] * (source.ndim - 2))
-    normal = (source - mean.view(shape)) * torch.rsqrt(variance + epsilon).view(shape)
+    if training:
+        normal, _ = batch_normal(source, epsilon)
+    else:
+        normal = (source - mean.view(shape)) * torch.rsqrt(variance + epsilon).view(shape)
     dims = (1, *range(3, source.ndim + 1))
 
     def rows_of(bank: Any) -> Rows:

@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterator, Sequence
 from functools import cached_property
 
 import numpy as np
+from numpy.typing import NDArray
 
 from resnet_paths_plugin.engine.program import Program, positions_of
 from resnet_paths_plugin.engine.routing import Edge, Lengths
@@ -141,6 +142,46 @@ class PathGraph:
             node = order.pop(0)
             places = [(self.edges[node], waiting.pop(node, {}))]
 
+    def draw_ways(
+        self, lengths: Sequence[Lengths], grades: Sequence[Lengths], generators: Sequence[np.random.Generator]
+    ) -> dict[int | None, NDArray[np.int64]]:
+        """Draw paths as `sample` does, for each of several samples by a generator of its own.
+
+        Args:
+            lengths: the length of each of the `R` paths of a sample.
+            grades: for each block, what its branch adds to the length.
+            generators: sources of randomness, one for each of `B` samples.
+
+        Returns:
+            For the output (None) and each sum, which of the ways back (`outputs`, `edges`) each path takes, -1 where
+            it does not come by, shape `[R, B]`.
+        """
+        routes = self._routes(grades)
+        nodes = [None, *sorted(self.edges, reverse=True)]
+        uniform = np.stack([generator.random((len(nodes), len(lengths))) for generator in generators], axis=-1)
+        shape = uniform.shape[1:]
+        # Lengths that walkers still have to go, by number; -1 where a walker does not come by.
+        known: dict[Lengths, int] = {}
+        numbers = [known.setdefault(length, len(known)) for length in lengths]
+        left: dict[int | None, NDArray[np.int64]] = {None: np.repeat(np.array(numbers)[:, None], shape[1], axis=1)}
+        found: dict[int | None, NDArray[np.int64]] = {}
+        for node, chance in zip(nodes, uniform, strict=True):
+            ways = self.outputs if node is None else self.edges[node]
+            here = left.pop(node, np.full(shape, -1))
+            found[node] = np.full(shape, -1)
+            for remaining, number in list(known.items()):
+                walkers = here == number
+                if not walkers.any():
+                    continue
+                lefts, shares = _shares(ways, remaining, routes, grades)
+                last = int(np.flatnonzero(shares)[-1])  # also where the shares add up to less than 1 in floats
+                chosen = np.minimum(np.searchsorted(np.cumsum(shares), chance[walkers], side="right"), last)
+                found[node][walkers] = chosen
+                for way in np.unique(chosen).tolist():
+                    at = left.setdefault(ways[way].node, np.full(shape, -1))
+                    at[walkers & (found[node] == way)] = known.setdefault(lefts[way], len(known))
+        return found
+
     def draw_signs(self, generator: np.random.Generator) -> dict[Edge, int]:
         """Draw +1 or -1 for every edge but the first way back from each node, which keeps its sign."""
         edges = [edge for ways in (self.outputs, *self.edges.values()) for edge in ways[1:]]
@@ -208,6 +249,15 @@ def _steps(
     generator: np.random.Generator,
 ) -> Iterator[tuple[int, Edge, Lengths]]:
     """Choose one way for each walker, in proportion to the routes that go on from there."""
+    lefts, shares = _shares(ways, remaining, routes, grades)
+    for walker, way in zip(walkers, generator.choice(len(ways), size=len(walkers), p=shares), strict=True):
+        yield walker, ways[way], lefts[way]
+
+
+def _shares(
+    ways: Sequence[Edge], remaining: Lengths, routes: dict[int, Counts], grades: Sequence[Lengths]
+) -> tuple[list[Lengths], NDArray[np.float64]]:
+    """Return the length that is left after each way, and the way's share of the routes that go on from there."""
     lefts = [
         remaining if edge.block is None else tuple(k - g for k, g in zip(remaining, grades[edge.block], strict=True))
         for edge in ways
@@ -215,6 +265,4 @@ def _steps(
     weights = [routes[edge.node].get(left, 0) for edge, left in zip(ways, lefts, strict=True)]
     total = sum(weights)
     # Exact integers, far beyond float range, become shares only here.
-    shares = np.array([weight / total for weight in weights])
-    for walker, way in zip(walkers, generator.choice(len(ways), size=len(walkers), p=shares), strict=True):
-        yield walker, ways[way], lefts[way]
+    return lefts, np.array([weight / total for weight in weights])

@@ -7,6 +7,7 @@ from torch import Tensor, fx
 from resnet_paths_plugin.errors import InputError
 from resnet_paths_plugin.network.network_view import NetworkView
 from resnet_paths_plugin.network.pruning import PrunedNetwork
+from resnet_paths_plugin.network.restricted_training import RestrictedTrainingNetwork
 from resnet_paths_plugin.network.sampling import SamplingNetwork
 from resnet_paths_plugin.network.unraveled import UnraveledNetwork
 from resnet_paths_plugin.network.views import RestrictedNetwork, ScheduledNetwork
@@ -34,6 +35,8 @@ def parts_of_view(view: NetworkView) -> list[object]:
             own: tuple[object, ...] = (view.schedule,)
         case RestrictedNetwork():
             own = (view.lengths,)
+        case RestrictedTrainingNetwork():
+            own = view.lengths, view.training
         case SamplingNetwork():
             drawn = None if view.generator is None else view.generator.get_state()
             sampled = [block.name for block in view.sampled]

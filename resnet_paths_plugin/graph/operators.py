@@ -152,6 +152,12 @@ def has_gradient(node: fx.Node) -> bool:
     return not tensors or any(part.is_floating_point() or part.is_complex() for part in tensors)
 
 
+def moves_statistics(node: fx.Node) -> bool:
+    """Whether the node is a norm that moves running statistics, its arguments 3 and 4, each time it runs."""
+    norms = {aten.batch_norm.default, aten.instance_norm.default}
+    return node.target in norms and bool(node.args[5]) and isinstance(node.args[3], fx.Node)
+
+
 def holds_tensor(node: fx.Node) -> bool:
     """Whether the node's value is a tensor, or a list or tuple that holds one."""
     value = node.meta.get("val")

@@ -16,6 +16,8 @@ _DIGITS = 4
 """Units of rounding by which outputs on a CPU may differ where nothing of the model has changed."""
 _MOST = 5e-2
 """Relative difference beyond which values are different, however the model rounds."""
+_TIMES_NOISE = 16
+"""Units of rounding of the largest gradient by which another one may be wrong."""
 _TIMES = 3
 """How many times as far as two right evaluations are apart a value may be from one of them."""
 _TIMES_FROM_MEAN = 1.5
@@ -71,6 +73,20 @@ def within(
     return all(
         one <= max(tolerated(leaf, unit), min(_MOST, _TIMES * other))
         for one, leaf, other in zip(error, theirs, own, strict=True)
+    )
+
+
+def within_noise(ours: Sequence[Tensor], theirs: Sequence[Tensor], unit: float) -> bool:
+    """Whether gradients that belong together differ by no more than rounding makes them, as the largest is rounded.
+
+    What a batch norm behind it takes back has a gradient of 0, such as a bias: all of its digits are rounding.
+    """
+    sizes = [float(other.detach().norm()) for other in theirs]
+    noise = _TIMES_NOISE * unit * max(sizes, default=0.0)
+    error = difference(ours, theirs)
+    return error is not None and all(
+        one <= tolerated(other, unit) or float((mine.detach() - other.detach()).norm()) <= noise
+        for one, mine, other in zip(error, ours, theirs, strict=True)
     )
 
 

@@ -31,6 +31,7 @@ from resnet_paths_plugin.network.differences import (
     same_bits,
     unit_of,
     within,
+    within_noise,
 )
 from resnet_paths_plugin.network.mismatch import Findings, explained
 from resnet_paths_plugin.network.model_pass import (
@@ -197,7 +198,13 @@ class ModelCheck:
         self._kept.clear()
 
     def sampling(
-        self, call: Call, graph: CapturedGraph, args: tuple[Any, ...], checked: Structure | None
+        self,
+        call: Call,
+        graph: CapturedGraph,
+        args: tuple[Any, ...],
+        checked: Structure | None,
+        *,
+        training: bool = True,
     ) -> Structure | None:
         """Compare a graph captured in training mode with the model in that mode: outputs and parameter gradients.
 
@@ -206,6 +213,7 @@ class ModelCheck:
             graph: the graph.
             args: the arguments of a call.
             checked: what the model was made of at the last check; nothing is done where it still is.
+            training: whether the mode is the training mode, or the eval mode.
 
         Returns:
             What the model is made of now.
@@ -222,16 +230,16 @@ class ModelCheck:
         findings = Findings(self.network, args, self.captured)
         random = any(draws_at_random(node) for node in graph.graph.nodes)
         with alone(), torch.no_grad(), uncompiled(model):
-            with undisturbed(model, training=True):
+            with undisturbed(model, training=training):
                 parameters = [one for one in model.parameters() if one.requires_grad]  # by its own `train`
                 theirs = _trained(model, args, parameters, findings)
-            with undisturbed(model, training=True):
+            with undisturbed(model, training=training):
                 ours = _trained(call, args, parameters)
         for what, one, other in zip((OUTPUTS, "gradients"), ours, theirs, strict=True):
             if other is None or one is None:  # the model cannot be trained as it is
                 continue
             error = difference(one, other)
-            if within(error, other, unit_of(graph)):
+            if within(error, other, unit_of(graph)) or (what != OUTPUTS and within_noise(one, other, unit_of(graph))):
                 continue
             if random and not findings.changes:
                 return now  # masks that are drawn otherwise cannot be told from another model

@@ -12,9 +12,9 @@ from resnet_paths_plugin.errors import UnsupportedMethodError
 class NetworkView(nn.Module):
     """A module that runs a captured graph instead of submodules.
 
-    It computes in eval mode, but for a sampling network in training. All but that one are for any number of
-    threads. Its parameters and buffers are the model's own; methods that hook or walk submodules are refused, since
-    they would run and mean nothing.
+    It computes in eval mode, but for a sampling network and restricted training in training mode. All but these are for
+    any number of threads. Its parameters and buffers are the model's own; methods that hook or walk submodules are
+    refused, since they would run and mean nothing.
     """
 
     def __init__(self, model: nn.Module) -> None:

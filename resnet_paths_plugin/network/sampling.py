@@ -10,7 +10,6 @@ from typing import Any, Self
 import torch
 
 from resnet_paths_plugin.engine.forward import ForwardEngine
-from resnet_paths_plugin.engine.liveness import Liveness
 from resnet_paths_plugin.engine.program import Values
 from resnet_paths_plugin.engine.schedule import Row, Schedule
 from resnet_paths_plugin.errors import InputError
@@ -19,7 +18,7 @@ from resnet_paths_plugin.graph.structure import Structure
 from resnet_paths_plugin.network.captured_network import CapturedNetwork
 from resnet_paths_plugin.network.model_check import ModelCheck
 from resnet_paths_plugin.network.network_view import NetworkView
-from resnet_paths_plugin.network.training_program import training_program
+from resnet_paths_plugin.network.training_program import BatchCounters, training_program
 
 
 class SamplingNetwork(NetworkView):
@@ -90,8 +89,7 @@ class SamplingNetwork(NetworkView):
         self._checked: Structure | None = None
         self._program = training_program(network)
         self._engine = ForwardEngine(self._program)
-        order = self._program.flow.order
-        self._counters = {order[norm]: order[counter] for norm, counter in self._program.graph.counters.items()}
+        self._counters = BatchCounters(self._program)
         self.training = True
 
     @property
@@ -139,7 +137,7 @@ class SamplingNetwork(NetworkView):
     def _run(self, schedule: Schedule, inputs: Values) -> Any:
         parameters = self._program.parameters()
         _, leaves = next(self._engine.run([schedule], inputs, parameters))
-        self._count(self._engine.analysis.of(schedule), parameters)
+        self._counters.count(self._engine.analysis.of(schedule).needed, parameters)
         return self._program.graph.unflatten(leaves)
 
     def _draw(self) -> list[bool]:
@@ -152,13 +150,6 @@ class SamplingNetwork(NetworkView):
             return [at in chosen for at in range(n)]
         draws = torch.rand(n, generator=self._generator, dtype=torch.float64).tolist()
         return [draw < probability for draw, probability in zip(draws, self.survival, strict=True)]
-
-    def _count(self, liveness: Liveness, parameters: Values) -> None:
-        """Count the batch on each batch norm that has run."""
-        ran = liveness.needed | ~self._program.moving
-        for norm, counter in self._counters.items():
-            if ran >> norm & 1:
-                parameters[counter].add_(1)
 
     def _probabilities(self, survival: float | Sequence[float] | None) -> tuple[float, ...]:
         n = len(self.sampled)

@@ -1,8 +1,11 @@
-"""The program of a network in training mode: the model captured again, with the same blocks found in it."""
+"""The program of a network in training mode: the model captured again, with the same blocks found in it.
+
+Batch norms move their running statistics when they run; who runs the program counts the batches.
+"""
 
 from dataclasses import replace
 
-from resnet_paths_plugin.engine.program import Program
+from resnet_paths_plugin.engine.program import Program, Values
 from resnet_paths_plugin.errors import CaptureError
 from resnet_paths_plugin.graph.capture import capture
 from resnet_paths_plugin.graph.layers import detect_layers
@@ -37,3 +40,28 @@ def training_program(network: CapturedNetwork) -> Program:
             "only, so that not every block has a counterpart while training"
         )
     return Program(graph, blocks)
+
+
+class BatchCounters:
+    """The counters of a program's batch norms: how many batches each has been run on.
+
+    Args:
+        program: the program, of a graph that was captured in training mode.
+    """
+
+    def __init__(self, program: Program) -> None:
+        order = program.flow.order
+        self._counters = {order[norm]: order[counter] for norm, counter in program.graph.counters.items()}
+        self._moving = program.moving
+
+    def count(self, needed: int, parameters: Values) -> None:
+        """Count a batch on each norm that has run.
+
+        Args:
+            needed: mask of the values that were computed of those that depend on the inputs' data; all others were.
+            parameters: the values of parameters and buffers, the counters among them.
+        """
+        ran = needed | ~self._moving
+        for norm, counter in self._counters.items():
+            if ran >> norm & 1:
+                parameters[counter].add_(1)

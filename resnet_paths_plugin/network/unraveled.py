@@ -3,7 +3,7 @@
 import html
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import pandas as pd
 import pluggy
@@ -19,6 +19,7 @@ from resnet_paths_plugin.graph.structure import Structure
 from resnet_paths_plugin.network.captured_network import CapturedNetwork, Optimization, Units
 from resnet_paths_plugin.network.model_check import ModelCheck
 from resnet_paths_plugin.network.pruning import PrunedNetwork
+from resnet_paths_plugin.network.restricted_training import RestrictedTrainingNetwork
 from resnet_paths_plugin.network.sampling import SamplingNetwork
 from resnet_paths_plugin.network.stand_ins import Fitted, stand_ins_on
 from resnet_paths_plugin.network.views import RestrictedNetwork, ScheduledNetwork
@@ -170,12 +171,27 @@ class UnraveledNetwork(CapturedNetwork):
         lesioned = self.lesioned(blocks, ablation=ablation, reference=reference, ridge=ridge)
         return lesioned.to_module(share_parameters=share_parameters, training=training)
 
-    def restricted(self, lengths: int | Iterable[int]) -> RestrictedNetwork:
-        """Return the network with its own outputs, whose input gradient flows only along paths of some lengths.
+    @overload
+    def restricted(self, lengths: int | Iterable[int], *, parameters: Literal[False] = False) -> RestrictedNetwork: ...
+
+    @overload
+    def restricted(self, lengths: int | Iterable[int], *, parameters: Literal[True]) -> RestrictedTrainingNetwork: ...
+
+    def restricted(
+        self, lengths: int | Iterable[int], *, parameters: bool = False
+    ) -> RestrictedNetwork | RestrictedTrainingNetwork:
+        """Return the network with its own outputs, whose gradient flows only along paths of some lengths.
+
+        Args:
+            lengths: the path lengths, in blocks.
+            parameters: whether parameters get a gradient as well, along the paths of these lengths that end at them,
+                so that `loss.backward()` and an optimizer train the model; see `RestrictedTrainingNetwork`. Without,
+                only inputs get one, in eval mode.
 
         Raises:
             NoResidualBlocksError: if the network has no residual blocks.
             InputError: if no path has one of the lengths.
+            CaptureError: with `parameters`, if the model is in training mode and cannot be captured in it.
 
         Examples:
             >>> from captum.attr import Saliency
@@ -184,10 +200,14 @@ class UnraveledNetwork(CapturedNetwork):
             True
             >>> Saliency(short).attribute(images.clone().requires_grad_(), target=labels).shape
             torch.Size([8, 1, 8, 8])
+            >>> view = net.restricted(range(3), parameters=True)
+            >>> optimizer = torch.optim.SGD(view.parameters(), lr=0.01)  # the model's own parameters
+            >>> torch.nn.functional.cross_entropy(view(images), labels).backward()
+            >>> optimizer.step()
         """
-        return RestrictedNetwork(
-            self, self.check, listed_values(lengths, "lengths") if isinstance(lengths, Iterable) else [lengths]
-        )
+        chosen = listed_values(lengths, "lengths") if isinstance(lengths, Iterable) else [lengths]
+        kind = RestrictedTrainingNetwork if parameters else RestrictedNetwork
+        return kind(self, self.check, chosen)
 
     def sampling(
         self,

@@ -5,21 +5,19 @@ They run a captured graph and have no submodules to hook.
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from resnet_paths_plugin.engine.backward import BackwardWalk, bank_dtype
 from resnet_paths_plugin.engine.random_states import generator_states, replayed
-from resnet_paths_plugin.engine.routing import ByLength
 from resnet_paths_plugin.engine.schedule import Schedule
 from resnet_paths_plugin.errors import InputError
 from resnet_paths_plugin.graph.operators import draws_at_random
 from resnet_paths_plugin.network.captured_network import CapturedNetwork
+from resnet_paths_plugin.network.chosen_lengths import ChosenLengths
 from resnet_paths_plugin.network.model_check import ModelCheck
 from resnet_paths_plugin.network.network_view import NetworkView
 from resnet_paths_plugin.network.pruning import PrunedNetwork
@@ -95,22 +93,11 @@ class RestrictedNetwork(NetworkView):
     def __init__(self, network: CapturedNetwork, check: ModelCheck, lengths: Sequence[int]) -> None:
         super().__init__(network.model)
         network.require_paths()
-        known = network.path_counts()
+        known = [length for length, count in enumerate(network.path_counts()) if count]
         self._network = (network,)
         self._check = check
-        strange = [length for length in lengths if not _is_length(length, known)]
-        if strange or not lengths:
-            raise InputError(
-                f"{network.name} has paths of length 0 to {len(known) - 1}, "
-                f"and {f'none of length {strange}' if strange else 'no length was given'}"
-            )
-        self.lengths = tuple(sorted({int(length) for length in lengths}))
-        everything = self.lengths == tuple(length for length, count in enumerate(known) if count)
-        n = len(network.blocks)
-        self._routing = ByLength([(0,)] * n) if everything else ByLength([(1,)] * n, (self.lengths[-1],), tail=False)
-        self._keys = {(0,)} if everything else {(length,) for length in self.lengths}
-        # The walk of the view with the paths that it drops, in one row: all of its rows are the ordinary gradient.
-        self._whole = replace(self._routing, tail=True)
+        self._chosen = ChosenLengths(network.name, len(network.blocks), lengths, known)
+        self.lengths = self._chosen.lengths
 
     @property
     def network(self) -> CapturedNetwork:
@@ -142,16 +129,15 @@ class RestrictedNetwork(NetworkView):
         inputs = dict(zip(program.inputs, pytree.tree_leaves(args), strict=True))
         graph = self._network[0].path_graph()
         walk = BackwardWalk(graph, inputs, program.parameters(), dtype=bank_dtype(self._network[0].dtype))
+        chosen = self._chosen
         # Zeros, not nothing, where only paths of other lengths lead: the output does depend on that input.
         gradients = {tap: torch.zeros_like(inputs[tap]) for tap in graph.taps}
-        for tap, bank in walk.gradients(seeds, self._whole if whole else self._routing).items():
-            chosen = bank if whole else bank.take(self._keys)
-            if chosen is not None:
-                gradients[tap] = chosen.rows.sum(0)
+        for tap, bank in walk.gradients(seeds, chosen.whole if whole else chosen.routing).items():
+            gradients[tap] = bank.rows.sum(0) if whole else chosen.total(bank, gradients[tap])
         return gradients
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._network[0].name}, lengths: {_ranges(self.lengths)})"
+        return f"{type(self).__name__}({self._network[0].name}, lengths: {self._chosen})"
 
 
 class _Restriction(torch.autograd.Function):
@@ -195,22 +181,3 @@ class _Restriction(torch.autograd.Function):
 
 def _detached(leaf: Any) -> Any:
     return leaf.detach() if isinstance(leaf, Tensor) else leaf
-
-
-def _is_length(length: object, counts: Sequence[int]) -> bool:
-    """Whether a path has this length."""
-    if not isinstance(length, int | np.integer) or isinstance(length, bool):
-        return False
-    place = int(length)
-    return 0 <= place < len(counts) and counts[place] > 0
-
-
-def _ranges(lengths: Sequence[int]) -> str:
-    """Write `0, 1, 2, 5` as `0-2, 5`."""
-    parts: list[list[int]] = []
-    for length in lengths:
-        if parts and length == parts[-1][-1] + 1:
-            parts[-1].append(length)
-        else:
-            parts.append([length])
-    return ", ".join(str(part[0]) if len(part) == 1 else f"{part[0]}-{part[-1]}" for part in parts)

@@ -274,6 +274,7 @@ def test_paths_from_outputs_that_the_objective_leaves_out_have_no_gradient():
             draws=1,
             max_length=0,
             seed=seed,
+            shared_paths=True,
         )
         return round(ds["path_gradient_norm"].item(), 9)
 

@@ -18,14 +18,17 @@ def path_norms(name, length):
     return np.stack([path.squared_norms().sqrt() for path in twin(name).paths if path.length == length])
 
 
+@pytest.mark.parametrize("shared", [True, False], ids=["shared paths", "own paths"])
 @pytest.mark.parametrize("name", ["pre-activation", "nested", "two streams"])
-def test_sampled_norms_are_the_mean_over_paths_within_their_standard_error(name):
+def test_sampled_norms_are_the_mean_over_paths_within_their_standard_error(name, shared):
     draws = 500
-    ds = attribute(name, estimator="sampled", draws=draws)
+    ds = attribute(name, estimator="sampled", draws=draws, shared_paths=shared)
     for length, count in enumerate(twin(name).counts):
-        norms = path_norms(name, length).mean(1)
+        each = path_norms(name, length)
+        norms = each.mean(1)
         found = ds.sel(path_length=length)
-        spread = norms.std() / math.sqrt(draws)
+        variance = norms.var() if shared else each.var(0).sum() / each.shape[1] ** 2
+        spread = math.sqrt(variance / draws)
         assert abs(found["path_gradient_norm"] - norms.mean()) <= 4.5 * spread + 1e-12
         np.testing.assert_allclose(found["path_gradient_norm_stderr"], spread, rtol=0.25, atol=1e-14)
         np.testing.assert_allclose(found["total_path_gradient"], count * found["path_gradient_norm"], rtol=1e-12)
@@ -37,12 +40,15 @@ def test_sampled_norms_are_the_mean_over_paths_within_their_standard_error(name)
     assert "completeness_error" not in ds
 
 
-def test_the_standard_error_is_that_of_the_drawn_paths():
+@pytest.mark.parametrize("shared", [True, False], ids=["shared paths", "own paths"])
+def test_the_standard_error_is_that_of_the_drawn_paths(shared):
     """Two draws tell it exactly: half their difference."""
-    known = path_norms("pre-activation", 1).mean(1)
+    each = path_norms("pre-activation", 1)
+    known = each.mean(1) if shared else [(a + b) / 2 for a in each[:, 0] for b in each[:, 1]]
     pairs = {(round((a + b) / 2, 9), round(abs(a - b) / 2, 9)) for a in known for b in known}
     for seed in range(4):
-        ds = attribute("pre-activation", estimator="sampled", draws=2, seed=seed).sel(path_length=1)
+        ds = attribute("pre-activation", estimator="sampled", draws=2, seed=seed, shared_paths=shared)
+        ds = ds.sel(path_length=1)
         found = (round(ds["path_gradient_norm"].item(), 9), round(ds["path_gradient_norm_stderr"].item(), 9))
         assert found in pairs
 

@@ -269,9 +269,21 @@ def test_batch_norm_in_eval_mode(shape, affine):
     check_tangents(call, data, packed[0], packed[1:], {})
 
 
-def test_batch_norm_with_the_statistics_of_the_batch_goes_through_autograd():
-    args = (constant(4), constant(4), None, None, True, 0.1, 1e-3, True)
-    check(aten.batch_norm.default, Data(5, 4, 3), *args, rule=False, tolerance=1e-10)
+@pytest.mark.parametrize("shape", [(5, 4), (5, 4, 3), (2, 4, 5, 2)])
+@pytest.mark.parametrize("affine", [True, False])
+def test_batch_norm_with_the_statistics_of_the_batch(shape, affine):
+    weight, bias = (constant(4), constant(4)) if affine else (None, None)
+    check(aten.batch_norm.default, Data(*shape), weight, bias, None, None, True, 0.1, 1e-3, True, tolerance=1e-10)
+
+
+@pytest.mark.parametrize("norm", [aten.batch_norm.default, aten.instance_norm.default])
+@pytest.mark.parametrize("by_rules", [True, False])
+def test_the_derivative_of_a_norm_moves_no_running_statistics(norm, by_rules):
+    mean, variance = constant(4), constant(4).square() + 0.3
+    call, _ = call_of(norm, (Data(5, 4, 3), None, None, mean, variance, True, 0.1, 1e-3, True), {})
+    before = mean.clone(), variance.clone()
+    linearise(call, by_rules=by_rules).pull(torch.randn(ROWS, 5, 4, 3, dtype=torch.float64))
+    assert all(torch.equal(*pair) for pair in zip(before, (mean, variance), strict=True))
 
 
 @pytest.mark.parametrize("over", [[4], [3, 4]])

@@ -7,7 +7,7 @@ from collections import defaultdict
 
 import pytest
 import torch
-from path_enumeration import TWINS, twin
+from path_enumeration import TWINS, parameter_gradients_by_length, twin
 
 import resnet_paths_plugin as rpp
 from resnet_paths_plugin.engine.backward import BackwardWalk, Watch
@@ -93,33 +93,6 @@ def test_what_passes_through_a_block_is_the_sum_over_the_paths_that_take_its_bra
         for length in {*expected, *found}:
             got = found[length] + torch.zeros(2, dtype=torch.float64)
             torch.testing.assert_close(got, expected[length], rtol=0, atol=1e-12 * float(total))
-
-
-def parameter_gradients_by_length(known):
-    """Return the gradient of each parameter by path length: each path to a sum, then autograd through one term."""
-    wiring = known.wiring
-    parameters = dict(known.model.named_parameters())
-    found = defaultdict(lambda: defaultdict(lambda: 0))
-
-    def add(value, seed, length):
-        if not value.requires_grad:
-            return
-        gradients = torch.autograd.grad(value, list(parameters.values()), seed, allow_unused=True, retain_graph=True)
-        for name, gradient in zip(parameters, gradients, strict=True):
-            if gradient is not None:
-                found[name][length] = found[name][length] + gradient
-
-    everything = dict(zip(wiring.inputs, known.inputs, strict=True))
-    for node, terms in wiring.sums.items():
-        everything[node] = sum(t.function(*(everything[read] for read in t.reads)) for t in terms).detach()
-    outputs = [t.function(*(everything[read] for read in t.reads)) for t in wiring.outputs]
-    add(known.objective(outputs).sum(), None, 0)
-    for node, terms in wiring.sums.items():
-        for path in known.at(node).paths:
-            for term in terms:
-                value = term.function(*(everything[read] for read in term.reads))
-                add(value, path.gradients[0], path.length + (term.block is not None))
-    return found
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -5,7 +5,7 @@ and what each term reads. Every read passes a gate that leaves the value as it i
 with the gates of one path open and all others shut, autograd's gradient is the gradient along that path.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -463,6 +463,33 @@ class Twin:
         other.model, other.inputs, other.objective = self.model, self.inputs, self.objective
         other.wiring = Wiring(self.wiring.sums, self.wiring.outputs, self.wiring.inputs, (tap,))
         return other
+
+
+def parameter_gradients_by_length(known):
+    """Return the gradient of each parameter by path length: each path to a sum, then autograd through one term."""
+    wiring = known.wiring
+    parameters = dict(known.model.named_parameters())
+    found = defaultdict(lambda: defaultdict(lambda: 0))
+
+    def add(value, seed, length):
+        if not value.requires_grad:
+            return
+        gradients = torch.autograd.grad(value, list(parameters.values()), seed, allow_unused=True, retain_graph=True)
+        for name, gradient in zip(parameters, gradients, strict=True):
+            if gradient is not None:
+                found[name][length] = found[name][length] + gradient
+
+    everything = dict(zip(wiring.inputs, known.inputs, strict=True))
+    for node, terms in wiring.sums.items():
+        everything[node] = sum(t.function(*(everything[read] for read in t.reads)) for t in terms).detach()
+    outputs = [t.function(*(everything[read] for read in t.reads)) for t in wiring.outputs]
+    add(known.objective(outputs).sum(), None, 0)
+    for node, terms in wiring.sums.items():
+        for path in known.at(node).paths:
+            for term in terms:
+                value = term.function(*(everything[read] for read in term.reads))
+                add(value, path.gradients[0], path.length + (term.block is not None))
+    return found
 
 
 VECTOR = ((7,),)

@@ -49,6 +49,7 @@ class PathLengthGradient(Analyzer, GradientAttribution):  # type: ignore[misc]  
         draws: int = 100,
         tap: Literal["input", "stem", "parameters"] | BlockLike = "input",
         per_sample: bool = False,
+        shared_paths: bool = False,
         keep_maps: bool = False,
         internal_batch_size: int | None = None,
         seed: int = 0,
@@ -71,10 +72,13 @@ class PathLengthGradient(Analyzer, GradientAttribution):  # type: ignore[misc]  
             max_length: longest length with a row of its own (on every axis); the rest goes into `tail_gradient_norm`.
             grade: what a branch adds to the length: `"blocks"`, `"layers"`, `"stages"`, `"branch_type"`, or a function
                 of a block that returns a number, or a number for each named axis.
-            draws: sampled paths for each length, the same ones for all samples; walks with random signs.
+            draws: sampled paths for each length and sample; walks with random signs.
             tap: where gradients are taken: the `"input"`, the `"stem"` (source of the first block), the source of a
                 block, or the `"parameters"` of each block and of the trunk.
             per_sample: at the parameters, whether to measure single samples as well.
+            shared_paths: whether all samples share the sampled paths of each length. By default each has its own, drawn
+                by its place among the samples and the seed, so that errors of the mean over samples are smaller; where
+                a sum of the network mixes the batch with another dimension, they share them all the same.
             keep_maps: whether to keep `G_k` itself, as `gradient`, and the inputs beside it.
             internal_batch_size: samples per walk; None chooses a number that suits the cache.
             seed: seed of paths and signs.
@@ -122,6 +126,7 @@ class PathLengthGradient(Analyzer, GradientAttribution):  # type: ignore[misc]  
                 tap=_tap(network, tap),
                 keep_maps=keep_maps,
                 seed=seed,
+                shared_paths=shared_paths,
             )
 
         return self.run_study(study, arguments)

@@ -20,10 +20,11 @@ from resnet_paths_plugin.analyzers.pass_sizes import chunk_size
 from resnet_paths_plugin.analyzers.scores import sizes_of
 from resnet_paths_plugin.analyzers.study import Chunk, Study, StudyResult
 from resnet_paths_plugin.argument_sizes import check_count, shown
+from resnet_paths_plugin.engine.own_paths import PathDraws, has_own_paths
 from resnet_paths_plugin.engine.path_graph import PathGraph
 from resnet_paths_plugin.engine.routing import Edge, Lengths
 from resnet_paths_plugin.errors import IncompleteGradientWarning, InputError
-from resnet_paths_plugin.execution import Arrays, RunOptions, StudyRun
+from resnet_paths_plugin.execution import Arrays, RunOptions, Samples, StudyRun
 from resnet_paths_plugin.execution.batches import Batch, check_target
 from resnet_paths_plugin.graph.blocks import ResidualBlock
 from resnet_paths_plugin.network.unraveled import UnraveledNetwork
@@ -55,6 +56,8 @@ class PathStudy(Study):
         tap: the block at whose source gradients are taken; None for the inputs.
         keep_maps: whether to keep the gradients themselves.
         seed: seed of paths and signs.
+        shared_paths: whether all samples share the sampled paths; they also do where a sum mixes the batch with
+            another dimension.
 
     Raises:
         InputError: if no path leads to the tap, or an option does not fit.
@@ -75,6 +78,7 @@ class PathStudy(Study):
         tap: ResidualBlock | None,
         keep_maps: bool,
         seed: int,
+        shared_paths: bool = False,
     ) -> None:
         super().__init__(
             network,
@@ -111,7 +115,11 @@ class PathStudy(Study):
         sampling, signing = np.random.default_rng(_whole("seed", seed)).spawn(2)
         self.paths: list[tuple[Lengths, frozenset[Edge]]] = []
         self.signs: list[dict[Edge, int]] = []
-        if "sampled" in self.estimators:
+        self.own_paths: PathDraws | None = None
+        if "sampled" in self.estimators and not shared_paths and has_own_paths(self.graph):
+            each = tuple(length for length in self.counts for _ in range(self.draws))
+            self.own_paths = PathDraws(each, self.grading.grades, seed)
+        elif "sampled" in self.estimators:
             self.paths = [
                 (length, path)
                 for length in self.counts
@@ -127,6 +135,15 @@ class PathStudy(Study):
             return  # the objective knows what to make of it
         if sizes is not None:
             check_target(batch, sizes)
+
+    def chunks(self, batches: Iterable[Batch], size: int) -> Iterator[Samples]:
+        """Cut batches into the samples of tasks; where each has paths of its own, with their numbers."""
+        first = 0
+        for samples in super().chunks(batches, size):
+            n = samples[0].size
+            numbers = Batch((torch.arange(first, first + n),), None, n)
+            yield samples if self.own_paths is None else (*samples, numbers)
+            first += n
 
     def samples_per_pass(self, run: RunOptions | None) -> int:
         """Return the number of samples of a walk."""
@@ -160,6 +177,7 @@ class PathStudy(Study):
             keep_maps=self.keep_maps,
             paths=tuple(self.paths),
             signs=tuple(self.signs),
+            own_paths=self.own_paths,
         )
 
     @cached_property

@@ -19,6 +19,7 @@ from resnet_paths_plugin.analyzers.gradients.objectives import (
 from resnet_paths_plugin.analyzers.gradients.walks import products, walk_of
 from resnet_paths_plugin.engine.backward import BackwardWalk
 from resnet_paths_plugin.engine.banks import Bank
+from resnet_paths_plugin.engine.own_paths import PathDraws
 from resnet_paths_plugin.engine.random_states import States, generator_states, replayed
 from resnet_paths_plugin.engine.routing import TAIL, AlongPaths, ByLength, Edge, Lengths, WithSigns
 from resnet_paths_plugin.execution import Arrays, Samples
@@ -53,6 +54,7 @@ class PathWork:
         keep_maps: whether to keep the gradients themselves.
         paths: the paths that were drawn, and their lengths.
         signs: the random signs that were drawn.
+        own_paths: paths to draw for each sample; None where all go along `paths`.
     """
 
     estimators: tuple[Estimator, ...]
@@ -67,6 +69,7 @@ class PathWork:
     keep_maps: bool
     paths: tuple[tuple[Lengths, frozenset[Edge]], ...]
     signs: tuple[dict[Edge, int], ...]
+    own_paths: PathDraws | None = None
 
     @classmethod
     def of_all_paths(
@@ -128,20 +131,26 @@ class _PathJob:
     def __call__(self, _: int, samples: Samples) -> Arrays:
         """Return what the estimators find for some samples."""
         chunk, *reference = samples
+        numbers = reference.pop(0).args[0].tolist() if self._work.own_paths is not None else range(chunk.size)
         kept: Arrays | None = self._network.check.take(self._work, (chunk.args, chunk.target))
         if kept is not None:
             return kept
         states = generator_states()
-        walked = self.walked(chunk)
+        walked = self.walked(chunk, numbers)
         ordinary = self._ordinary(chunk, reference, states) if walked.exact is not None else {}
         return self.estimates(walked, ordinary)
 
-    def walked(self, chunk: Batch) -> "_Walked":
-        """Return the forward pass of some samples, and where it is asked for the exact gradients by length."""
+    def walked(self, chunk: Batch, numbers: Sequence[int]) -> "_Walked":
+        """Return the forward pass of some samples, and where it is asked for the exact gradients by length.
+
+        Args:
+            chunk: the samples.
+            numbers: their numbers among all samples.
+        """
         walk, seeds = walk_of(self._network, self._graph, self._work.objective, chunk)
         lengths = ByLength(self._work.grades, self._work.limits, tail=True)
         exact = walk.gradients(seeds, lengths) if "exact" in self._work.estimators else None
-        return _Walked(chunk, walk, seeds, exact)
+        return _Walked(chunk, numbers, walk, seeds, exact)
 
     def estimates(self, walked: "_Walked", ordinary: dict[int, Tensor]) -> Arrays:
         """Return what the estimators find, the exact ones beside the ordinary gradient at each tap."""
@@ -149,7 +158,8 @@ class _PathJob:
         if walked.exact is not None:
             found |= self._exact(walked.chunk, walked.exact, ordinary)
         if "sampled" in self._work.estimators:
-            found |= self._sampled(walked.walk, walked.seeds, walked.chunk)
+            own = self._work.own_paths
+            found |= self._sampled_apart(walked, own) if own is not None else self._sampled(walked)
         if "signs" in self._work.estimators:
             found |= self._signed(walked.walk, walked.seeds, walked.chunk)
         return found
@@ -195,7 +205,8 @@ class _PathJob:
                 found["input"] = pytree.tree_leaves(chunk.args)[at].float().cpu().numpy()
         return found
 
-    def _sampled(self, walk: BackwardWalk, seeds: dict[int, Tensor], chunk: Batch) -> Arrays:
+    def _sampled(self, walked: "_Walked") -> Arrays:
+        walk, seeds, chunk = walked.walk, walked.seeds, walked.chunk
         norms: list[NDArray[Any]] = []
         for start in range(0, len(self._work.paths), PATHS_PER_WALK):
             part = self._work.paths[start : start + PATHS_PER_WALK]
@@ -205,6 +216,18 @@ class _PathJob:
             norms.append(np.ldexp(scaled, np.array(routing.exponents())[:, None]))
         # Only their mean over samples is asked for.
         return {"path_norm_total": np.concatenate(norms).sum(axis=-1)}
+
+    def _sampled_apart(self, walked: "_Walked", draws: PathDraws) -> Arrays:
+        """Return the norms of paths that each sample has of its own."""
+        totals: list[NDArray[Any]] = []
+        for start in draws.starts:
+            routing = draws.drawn(self._graph, start, walked.numbers)
+            squares = np.zeros(routing.ways[None].shape)
+            for tap, bank in walked.walk.gradients(walked.seeds, routing).items():
+                dim = 1 + (self._batch_dim(tap) or 0)
+                squares += routing.at_tap(tap, bank, _squares(bank.rows, dim, rows=True))
+            totals.append(np.ldexp(np.sqrt(squares), routing.exponents()).sum(axis=-1))
+        return {"path_norm_total": np.concatenate(totals)}
 
     def _signed(self, walk: BackwardWalk, seeds: dict[int, Tensor], chunk: Batch) -> Arrays:
         log_counts = self._work.log_counts[:, None]
@@ -335,12 +358,14 @@ class _Walked:
 
     Attributes:
         chunk: the samples.
+        numbers: their numbers among all samples.
         walk: the walk.
         seeds: the objective's gradient at the output.
         exact: the gradients by length at each tap, where they are asked for.
     """
 
     chunk: Batch
+    numbers: Sequence[int]
     walk: BackwardWalk
     seeds: dict[int, Tensor]
     exact: dict[int, Bank] | None
@@ -377,7 +402,7 @@ class PathsOfFirstSamples:
         """Walk the paths."""
         job = self.work.on(self.network)
         states = generator_states()
-        walked = job.walked(self.chunk)
+        walked = job.walked(self.chunk, range(self.chunk.size))
         outputs = tensors_of(self.network.graph.unflatten(walked.walk.outputs))
         if self.work.tap is None:
             ordinary, pairs = job.at_inputs(theirs), []
