@@ -11,7 +11,7 @@ from torch import Tensor
 
 from resnet_paths_plugin.engine.arrivals import Arrivals, Waiting
 from resnet_paths_plugin.engine.banks import Bank, Part, aligned, by_part, sorted_keys
-from resnet_paths_plugin.engine.calls import Slope
+from resnet_paths_plugin.engine.calls import Derivative, Slope
 from resnet_paths_plugin.engine.convolution import Convolution
 from resnet_paths_plugin.engine.linearised_pass import LinearisedPass, LinearisedSegment
 from resnet_paths_plugin.engine.path_graph import PathGraph
@@ -205,7 +205,7 @@ class BackwardWalk:
         for lane, parts in arrivals.at(at).items():
             operands, derivative = operators.at(at)
             if watch is not None and self.graph.reads_parameters(at):
-                whole = self._seen(at, operators, parts, watch)
+                whole = self._seen(at, operators, parts, derivative, watch)
             else:
                 whole = parts
             only = whole.get(None)
@@ -222,8 +222,17 @@ class BackwardWalk:
                         arrivals.add(operand, lane, Bank(keys, bank), part)
 
     @staticmethod
-    def _seen(at: int, operators: LinearisedSegment, parts: Mapping[Part, Bank], watch: Watch) -> dict[Part, Bank]:
-        """Show a watch the gradients at an operator's parameters; return those at its value, worked in."""
+    def _seen(
+        at: int, operators: LinearisedSegment, parts: Mapping[Part, Bank], derivative: Derivative, watch: Watch
+    ) -> Mapping[Part, Bank]:
+        """Show a watch the gradients at an operator's parameters; return those at its value, worked in.
+
+        Slopes of channels are left for a convolution, as its weight takes them.
+        """
+        if isinstance(derivative, Convolution):
+            bank = parts[None].settled_but(derivative.absorbs)
+            watch.at_parameters(at, bank.keys, operators.parameter_gradients(at, bank.rows, bank.slopes))
+            return {None: bank}
         keys, rows = aligned(parts)
         watch.at_parameters(at, keys, operators.parameter_gradients(at, rows))
         return {part: Bank(keys, one) for part, one in by_part(rows).items()}

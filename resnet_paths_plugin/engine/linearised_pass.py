@@ -3,7 +3,7 @@
 Derivatives are kept as long as there is room; the rest of the values is computed again when a walk comes by.
 """
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -15,7 +15,7 @@ from resnet_paths_plugin.engine.calls import Call, Derivative
 from resnet_paths_plugin.engine.derivatives import linearise
 from resnet_paths_plugin.engine.frozen_norms import frozen_norm, is_statistic
 from resnet_paths_plugin.engine.liveness import LivenessAnalysis
-from resnet_paths_plugin.engine.parameter_rules import parameter_pullback
+from resnet_paths_plugin.engine.parameter_rules import Pullback, parameter_pullback
 from resnet_paths_plugin.engine.path_graph import PathGraph
 from resnet_paths_plugin.engine.program import Program, Values
 from resnet_paths_plugin.engine.random_states import RandomStates
@@ -63,6 +63,7 @@ class LinearisedPass:
         self.on_cpu = all(value.device.type == "cpu" for value in inputs.values() if isinstance(value, Tensor))
         self._keep = frozenset(keep)
         self._linearised: dict[int, LinearisedSegment] = {}
+        self._reading: LinearisedSegment | None = None
         self._drawn = RandomStates(self.program)
         self._room = KEPT_BYTES if self.on_cpu else KEPT_BYTES_ON_DEVICE
         with torch.no_grad():
@@ -82,6 +83,13 @@ class LinearisedPass:
         """
         kept = self._linearised.get(which) if by_rules else None
         return kept or LinearisedSegment(self, self._values(which, self._starts), by_rules=by_rules)
+
+    def reads_parameters_of(self, segment: "LinearisedSegment") -> None:
+        """Note that a walk has come to a segment's parameters: what was laid out for those of the last is released."""
+        if self._reading is not segment:
+            if self._reading is not None:
+                self._reading.release_parameters()
+            self._reading = segment
 
     def drawn_at(self, at: int) -> AbstractContextManager[None]:
         """Return a context in which an operator draws what it drew at first."""
@@ -136,7 +144,7 @@ class LinearisedSegment:
         self.values = values
         self.by_rules = by_rules
         self._made: dict[int, tuple[tuple[int, ...], Derivative]] = {}
-        self._parameters: dict[int, Callable[[Any], list[Any]]] = {}
+        self._parameters: dict[int, Pullback] = {}
         self._read: dict[int, tuple[int, ...]] = {}
 
     def complete(self, positions: Sequence[int]) -> "LinearisedSegment":
@@ -167,13 +175,15 @@ class LinearisedSegment:
             self._made[at] = tuple(order[other] for other in operands), derivative
         return self._made[at]
 
-    def parameter_gradients(self, at: int, rows: Any) -> dict[int, Tensor]:
+    def parameter_gradients(self, at: int, rows: Any, slopes: tuple[Tensor, ...] = ()) -> dict[int, Tensor]:
         """Return the gradients at what an operator reads of parameters, by its position, `[R, *parameter]`.
 
         Args:
             at: the operator's position.
             rows: the gradients at its value, `[R, *value]`, or those of its parts.
+            slopes: what rows of a convolution are still to be multiplied by, each one factor per channel.
         """
+        self.whole.reads_parameters_of(self)
         if at not in self._parameters:
             order = self.whole.program.flow.order
             node = self.whole.program.nodes[at]
@@ -181,8 +191,12 @@ class LinearisedSegment:
             with self.whole.drawn_at(at):
                 self._parameters[at] = parameter_pullback(self._call(at, operands), by_rules=self.by_rules)
             self._read[at] = tuple(order[other] for other in operands)
-        found = self._parameters[at](rows)
+        found = self._parameters[at](rows, *slopes)
         return {place: bank for place, bank in zip(self._read[at], found, strict=True) if bank is not None}
+
+    def release_parameters(self) -> None:
+        """Forget what was prepared for gradients at parameters."""
+        self._parameters.clear()
 
     def _call(self, at: int, operands: Sequence[fx.Node]) -> Call:
         program = self.whole.program
