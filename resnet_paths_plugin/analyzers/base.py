@@ -92,9 +92,7 @@ class Analyzer(Attribution):  # type: ignore[misc]  # captum is untyped
             samples = study.chunks(_checked(study, batches), study_run.sizes["samples"])
             chunks = study_run.pieces(Stage(study.name, work), samples, batches.n_samples)
             return study_run.gather(
-                results_as_datasets(
-                    study, chunks, coords=study.block_coords, attrs=attrs, names=batches.sample_names
-                )
+                results_as_datasets(study, chunks, coords=study.block_coords, attrs=attrs, names=batches.sample_names)
             )
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from resnet_paths_plugin.engine.arrivals import Arrivals, Waiting
 from resnet_paths_plugin.engine.banks import Bank, Part, aligned, by_part, row_index, sorted_keys
-from resnet_paths_plugin.engine.calls import Slope
+from resnet_paths_plugin.engine.calls import Derivative, Slope
 from resnet_paths_plugin.engine.convolution import Convolution
 from resnet_paths_plugin.engine.linearised_pass import LinearisedPass, LinearisedSegment
 from resnet_paths_plugin.engine.own_paths import AlongOwnPaths
@@ -229,7 +229,8 @@ class BackwardWalk:
             return
         for lane, parts in arrivals.at(at).items():
             operands, derivative = operators.at(at)
-            whole = seen.at(at, parts) if seen is not None and self.graph.reads_parameters(at) else parts
+            reads = seen is not None and self.graph.reads_parameters(at)
+            whole = seen.at(at, parts, derivative) if seen is not None and reads else parts
             only = whole.get(None)
             if only is not None and isinstance(derivative, Slope):
                 arrivals.add(operands[0], lane, only.sloped(derivative.slope))
@@ -250,29 +251,42 @@ class _Seen:
     def __init__(self, operators: LinearisedSegment, watch: Watch) -> None:
         self._operators, self._watch = operators, watch
         self._sums: dict[int, dict[Part, Tensor]] = {}
+        self._slopes: dict[int, tuple[Tensor, ...]] = {}
 
-    def at(self, at: int, parts: Mapping[Part, Bank]) -> dict[Part, Bank]:
-        """Show the gradients at an operator's parameters, or keep their sum; return those at its value, worked in."""
+    def at(self, at: int, parts: Mapping[Part, Bank], derivative: Derivative) -> Mapping[Part, Bank]:
+        """Show the gradients at an operator's parameters, or keep their sum; return those at its value, worked in.
+
+        Slopes of channels are left for a convolution, as its weight takes them.
+        """
+        if isinstance(derivative, Convolution):
+            bank = parts[None].settled_but(derivative.absorbs)
+            self._slopes[at] = bank.slopes
+            self._show(at, bank.keys, bank.rows)
+            return {None: bank}
         keys, rows = aligned(parts)
-        if self._watch.summed is None:
-            self._watch.at_parameters(at, keys, self._operators.parameter_gradients(at, rows))
-        else:
-            chosen = [place for place, key in enumerate(keys) if key in self._watch.summed]
-            if chosen:
-                self._add(at, {part: one[row_index(chosen, one)] for part, one in by_part(rows).items()})
+        self._show(at, keys, rows)
         return {part: Bank(keys, one) for part, one in by_part(rows).items()}
 
-    def _add(self, at: int, rows: Mapping[Part, Tensor]) -> None:
-        sums = self._sums.setdefault(at, {})
-        for part, one in rows.items():
-            total = one.sum(0, keepdim=True)
+    def _show(self, at: int, keys: Sequence[Key], rows: Any) -> None:
+        summed = self._watch.summed
+        if summed is None:
+            self._pass_on(at, keys, rows)
+            return
+        chosen = [place for place, key in enumerate(keys) if key in summed]
+        sums = self._sums.setdefault(at, {}) if chosen else {}
+        for part, one in by_part(rows).items() if chosen else ():
+            total = one[row_index(chosen, one)].sum(0, keepdim=True)
             sums[part] = sums[part] + total if part in sums else total
+
+    def _pass_on(self, at: int, keys: Sequence[Key], rows: Any) -> None:
+        found = self._operators.parameter_gradients(at, rows, self._slopes.get(at, ()))
+        self._watch.at_parameters(at, keys, found)
 
     def finish(self) -> None:
         """Show the gradients of the sums that were kept, when all rows have passed."""
         for at, sums in self._sums.items():
-            rows: Any = sums.get(None, sums)
-            self._watch.at_parameters(at, SUM, self._operators.parameter_gradients(at, rows))
+            self._pass_on(at, SUM, sums.get(None, sums))
+        self._operators.release_parameters()
 
 
 def bank_dtype(dtype: torch.dtype) -> torch.dtype:

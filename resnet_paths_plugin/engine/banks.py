@@ -1,6 +1,6 @@
 """Banks: gradient rows at one value, by key; how they are joined, added and put together, each row written once."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from itertools import groupby
@@ -50,12 +50,16 @@ class Bank:
         """Return the bank behind one more operator that treats each element alone; uses the bank up."""
         return replace(self, slopes=(*self.slopes, slope))
 
+    def settled_but(self, left: Callable[[Tensor], bool]) -> "Bank":
+        """Return the bank with its slopes worked in but for some; uses the bank up."""
+        kept = tuple(slope for slope in self.slopes if left(slope))
+        others = tuple(slope for slope in self.slopes if not left(slope))
+        return replace(replace(self, slopes=others).settled(), slopes=kept)
+
     def through(self, convolution: Convolution) -> "Bank":
         """Return the bank of a convolution's source; uses the bank up."""
-        factors = tuple(slope for slope in self.slopes if convolution.absorbs(slope))
-        others = tuple(slope for slope in self.slopes if not convolution.absorbs(slope))
-        rows = replace(self, slopes=others).settled().rows
-        return Bank(self.keys, convolution.pull_with(rows, factors), owned=True)
+        bank = self.settled_but(convolution.absorbs)
+        return Bank(self.keys, convolution.pull_with(bank.rows, bank.slopes), owned=True)
 
     def take(self, keys: Iterable[Key]) -> "Bank | None":
         """Return the rows that have one of the keys, or None."""

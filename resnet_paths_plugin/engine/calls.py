@@ -100,4 +100,4 @@ def _in_dtype(value: Any, dtype: torch.dtype) -> Any:
     def convert(leaf: Any) -> Any:
         return leaf.detach().to(dtype) if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
 
-    return pytree.tree_map(convert, value)
+    return convert(value) if isinstance(value, Tensor) else pytree.tree_map(convert, value)

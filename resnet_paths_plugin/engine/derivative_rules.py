@@ -5,13 +5,14 @@ A rule returns None for a call that it does not serve; each is autograd's deriva
 
 import operator
 from collections.abc import Callable, Iterable, Sequence
-from functools import reduce
+from functools import partial, reduce
 from operator import add
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
+from resnet_paths_plugin.engine.attention import attention
 from resnet_paths_plugin.engine.calls import Call, Derivative, Rows, Rule, Slope, leaf_of
 from resnet_paths_plugin.engine.convolution import Convolution, convolution_options, image_layout
 from resnet_paths_plugin.graph import operators as ops
@@ -56,7 +57,15 @@ def _linear(call: Call) -> Derivative | None:
     weight = call.args[1]
     if weight.ndim != 2 or not call.only_operand():
         return None
-    return _of_one(lambda bank: bank @ weight, lambda bank: bank @ weight.mT)
+    return _of_one(lambda bank: _product(bank, weight), lambda bank: _product(bank, weight.mT))
+
+
+def _product(bank: Rows, matrix: Tensor) -> Rows:
+    """Return `bank @ matrix` as one product of two matrices, with the vectors in the order in which they lie."""
+    order = sorted(range(bank.ndim - 1), key=lambda dim: -bank.stride()[dim])
+    ordered = bank.permute(*order, -1)
+    found = (ordered.reshape(-1, bank.shape[-1]) @ matrix).view(*ordered.shape[:-1], -1)
+    return found.permute(*(order.index(dim) for dim in range(bank.ndim - 1)), -1)
 
 
 def _batch_norm(call: Call) -> Derivative | None:
@@ -266,6 +275,14 @@ def _layer_norm(call: Call) -> Derivative | None:
     dims = tuple(range(-len(shape), 0))
     variance, mean = torch.var_mean(source, dim=dims, correction=0, keepdim=True)
     inverse = torch.rsqrt(variance + epsilon)
+
+    def weighted(rows: Rows) -> Rows:
+        scaled: Rows = rows if weight is None else rows * weight
+        return scaled
+
+    if source.device.type == "cpu":
+        backward = partial(_layer_norm_backward, source, shape, mean, inverse)
+        return _of_one(lambda bank: backward(bank, weight), lambda bank: weighted(backward(bank, None)))
     normal = (source - mean) * inverse
 
     def through(rows: Rows) -> Rows:
@@ -273,11 +290,18 @@ def _layer_norm(call: Call) -> Derivative | None:
         scaled: Rows = centred * inverse
         return scaled
 
-    def weighted(rows: Rows) -> Rows:
-        scaled: Rows = rows if weight is None else rows * weight
-        return scaled
-
     return _of_one(lambda bank: through(weighted(bank)), lambda bank: weighted(through(bank)))
+
+
+def _layer_norm_backward(
+    source: Tensor, shape: Sequence[int], mean: Tensor, inverse: Tensor, bank: Rows, weight: Tensor | None
+) -> Rows:
+    """Return torch's own backward of each row, which passes over it but once; the Jacobian is symmetric but for it."""
+    rows = bank.new_empty(bank.shape)
+    for row, found in zip(bank, rows, strict=True):
+        options = (source, shape, mean, inverse, weight, None, [True, False, False])
+        found.copy_(aten.native_layer_norm_backward(row, *options)[0])
+    return rows
 
 
 def _softmax(call: Call) -> Derivative | None:
@@ -290,7 +314,12 @@ def _softmax(call: Call) -> Derivative | None:
     backward = aten._softmax_backward_data  # noqa: SLF001 - an operator's name
 
     def through(bank: Rows) -> Rows:  # the Jacobian is symmetric
-        rows: Rows = backward(bank, weights.expand_as(bank), dim, bank.dtype)
+        if bank.device.type != "cpu":
+            rows: Rows = backward(bank, weights.expand_as(bank), dim, bank.dtype)
+            return rows
+        rows = bank.new_empty(bank.shape)
+        for row, found in zip(bank, rows, strict=True):  # without a copy of the weights for each
+            backward.out(row, weights, dim, bank.dtype, grad_input=found)
         return rows
 
     return _of_one(through, through)
@@ -314,6 +343,7 @@ RULES: dict[Any, Callable[[Call], Derivative | None]] = {
     aten.cat.default: _concatenation,
     aten.layer_norm.default: _layer_norm,
     aten.softmax.int: _softmax,
+    aten.scaled_dot_product_attention.default: attention,
     operator.getitem: _getitem,
     **dict.fromkeys(ops.POINTWISE, _elementwise),
     aten.relu.default: _relu,

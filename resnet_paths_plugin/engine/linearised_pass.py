@@ -15,7 +15,7 @@ from resnet_paths_plugin.engine.calls import Call, Derivative
 from resnet_paths_plugin.engine.derivatives import linearise
 from resnet_paths_plugin.engine.frozen_norms import frozen_norm, is_statistic
 from resnet_paths_plugin.engine.liveness import LivenessAnalysis
-from resnet_paths_plugin.engine.parameter_rules import parameter_pullback
+from resnet_paths_plugin.engine.parameter_rules import Pullback, parameter_pullback
 from resnet_paths_plugin.engine.path_graph import PathGraph
 from resnet_paths_plugin.engine.program import Program, Values
 from resnet_paths_plugin.engine.random_states import RandomStates
@@ -147,7 +147,7 @@ class LinearisedSegment:
         self.values = values
         self.by_rules = by_rules
         self._made: dict[int, tuple[tuple[int, ...], Derivative]] = {}
-        self._parameters: dict[int, Callable[[Any], list[Any]]] = {}
+        self._parameters: dict[int, Pullback] = {}
         self._read: dict[int, tuple[int, ...]] = {}
 
     def complete(self, positions: Sequence[int]) -> "LinearisedSegment":
@@ -178,12 +178,13 @@ class LinearisedSegment:
             self._made[at] = tuple(order[other] for other in operands), derivative
         return self._made[at]
 
-    def parameter_gradients(self, at: int, rows: Any) -> dict[int, Tensor]:
+    def parameter_gradients(self, at: int, rows: Any, slopes: tuple[Tensor, ...] = ()) -> dict[int, Tensor]:
         """Return the gradients at what an operator reads of parameters, by its position, `[R, *parameter]`.
 
         Args:
             at: the operator's position.
             rows: the gradients at its value, `[R, *value]`, or those of its parts.
+            slopes: what rows of a convolution are still to be multiplied by, each one factor per channel.
         """
         if at not in self._parameters:
             order = self.program.flow.order
@@ -192,8 +193,12 @@ class LinearisedSegment:
             with self.drawn_at(at):
                 self._parameters[at] = parameter_pullback(self._call(at, operands), by_rules=self.by_rules)
             self._read[at] = tuple(order[other] for other in operands)
-        found = self._parameters[at](rows)
+        found = self._parameters[at](rows, *slopes)
         return {place: bank for place, bank in zip(self._read[at], found, strict=True) if bank is not None}
+
+    def release_parameters(self) -> None:
+        """Forget what was laid out for gradients at parameters, when a walk has left the segment."""
+        self._parameters.clear()
 
     def _call(self, at: int, operands: Sequence[fx.Node]) -> Call:
         program = self.program

@@ -44,8 +44,8 @@ def draw_length_map(ax: Axes, ds: xr.Dataset, values: FloatArray, label: str, *,
         if np.isfinite(stage[at]) and stage[at] != stage[at + 1]:
             ax.axvline(at + 0.5, color=style.GREY, linewidth=0.8, linestyle=":")
     bar = drawn_figure(ax).colorbar(image, ax=ax, fraction=0.05, pad=0.02)
-    bar.set_label(style.wrapped(label), fontsize=style.LEGEND_SIZE)
-    bar.ax.tick_params(labelsize=style.LEGEND_SIZE)
+    bar.set_label(style.wrapped(label), fontsize=style.legend_size())
+    bar.ax.tick_params(labelsize=style.legend_size())
     ax.set_ylabel("path length")
 
 

@@ -2,11 +2,8 @@
 
 import copy
 import itertools
-from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,37 +13,13 @@ from captum.attr import LayerFeatureAblation
 import resnet_paths_plugin as rpp
 from resnet_paths_plugin.engine.backward import BackwardWalk
 from resnet_paths_plugin.engine.routing import ByLength
+from tests.benchmarks import ways_through_blocks
+from tests.benchmarks.study import Ratio, Study
 from tests.benchmarks.subjects import pictures, resnet, trained
 
 LOOP_BATCH = 256
 DEPTHS = (6, 12, 24)
 OPTIMIZE = ("channels_last", "fold_batch_norm")
-
-
-@dataclass(frozen=True)
-class Ratio:
-    """A line of the table: what is divided by what, of the ways' seconds, and what it can be at best."""
-
-    of: str
-    value: Callable[[dict[str, float]], float]
-    bound: str
-
-
-@dataclass(frozen=True)
-class Study:
-    """Several ways to one result.
-
-    Attributes:
-        what: the study, its network and its samples.
-        ways: the ways by name; `ours` is among them.
-        ratios: the lines of the table.
-        check: raises if the ways' results differ.
-    """
-
-    what: str
-    ways: dict[str, Callable[[], Any]]
-    ratios: tuple[Ratio, ...]
-    check: Callable[[dict[str, Any]], None] = lambda _: None
 
 
 def lesion_sweep(options):
@@ -429,4 +402,6 @@ STUDIES = {
     "lesions-vit": lambda options: large_lesions(options, "vit_b_16", 2),
     "paths-resnet50": lambda options: large_paths(options, "resnet50"),
     "paths-vit": lambda options: large_paths(options, "vit_b_16"),
+    "ways-through-blocks": ways_through_blocks.walks,
+    "studies-of-ways": ways_through_blocks.studies,
 }

@@ -182,6 +182,25 @@ def test_two_dimensional_convolution(channels, out, options, bias):
     check(aten.conv2d.default, Data(2, channels, 9, 8), weight, constant(out) if bias else None, *options)
 
 
+@pytest.mark.parametrize("size", [(12, 13), (11, 14)])
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding"),
+    [
+        ((1, 1), 1, 0), ((1, 1), 2, 0), ((1, 1), 3, 0), ((1, 1), 2, 1), ((1, 1), (2, 1), 0), ((2, 2), 2, 0),
+        ((4, 4), 4, 0), ((4, 4), 4, 2), ((7, 7), 2, 3), ((7, 7), 4, 3), ((5, 7), (2, 3), (0, 3)), ((7, 1), (2, 1), 0),
+        ((8, 8), 4, 2), ((2, 2), 2, 1), ((3, 3), 3, 1), ((7, 7), 2, 9), ((6, 6), 5, 1),
+    ],
+)  # fmt: skip
+def test_points_patches_and_stems(kernel, stride, padding, size):
+    stride, padding = ([given] * 2 if isinstance(given, int) else list(given) for given in (stride, padding))
+    check(aten.conv2d.default, Data(2, 3, *size), constant(4, 3, *kernel), None, stride, padding)
+    args = Data(2, 3, *size), constant(4, 3, *kernel), None, stride, padding
+    call, data = call_of(aten.conv2d.default, args, {})
+    bank, slope = torch.randn(ROWS, *call.value.shape, dtype=torch.float64), constant(4, 1, 1)
+    (expected,) = by_autograd(aten.conv2d.default, args, {}, data, bank * slope)
+    torch.testing.assert_close(linearise(call).pull_with(bank, (slope,)), expected, rtol=1e-12, atol=1e-12)
+
+
 def test_convolutions_of_one_and_three_dimensions():
     check(aten.conv1d.default, Data(2, 4, 9), constant(6, 2, 3), None, [2], [1], [1], 2)
     check(aten.conv3d.default, Data(2, 2, 5, 4, 5), constant(3, 2, 3, 2, 3), constant(3), [2, 1, 1], [1, 0, 1])
@@ -219,7 +238,21 @@ def test_convolutions_without_a_rule_go_through_autograd():
 def test_linear():
     check(aten.linear.default, Data(2, 4), constant(5, 4), constant(5))
     check(aten.linear.default, Data(2, 3, 4), constant(5, 4))
+    check(aten.linear.default, Data(4), constant(5, 4))
     check(aten.linear.default, Data(2, 3, 4), Data(5, 4), rule=False)
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (1, 0, 2), (2, 1, 0)])
+def test_linear_of_rows_in_another_layout(order):
+    call, _ = call_of(aten.linear.default, (Data(2, 3, 4), constant(5, 4)), {})
+    laid = [1 + at for at in order]
+    for of, shape in (("pull", (2, 3, 5)), ("push", (2, 3, 4))):
+        sizes = [shape[at] for at in order]
+        bank = torch.randn(ROWS, *sizes, dtype=torch.float64).permute(0, *(1 + laid.index(1 + at) for at in range(3)))
+        assert bank.shape[1:] == shape
+        derivative = linearise(call)
+        ours = derivative.pull(bank)[0] if of == "pull" else derivative.push([bank])
+        torch.testing.assert_close(ours, bank @ (call.args[1] if of == "pull" else call.args[1].mT))
 
 
 def test_linear_with_a_vector_for_weight():
@@ -467,13 +500,45 @@ def test_operators_without_a_rule_go_through_autograd(target, args):
     check(target, Data(2, 5, 4, 4), *args, rule=False)
 
 
-def test_operators_of_several_operands_go_through_autograd():
+@pytest.mark.parametrize("batch", [(2,), (2, 2), (2, 1, 3)])
+def test_attention(batch):
+    attend = aten.scaled_dot_product_attention.default
+    q, k, v = Data(*batch, 5, 3), Data(*batch, 4, 3), Data(*batch, 4, 2)
+    check(attend, q, k, v)
+    check(attend, q, k, v, constant(5, 4))
+    check(attend, q, k, v, torch.ones(5, 4, dtype=torch.bool).tril(), 0.0, False, scale=0.3)
+    check(attend, q, k, v, None, 0.0, True)
+    for parts in ([q, k.value, v.value], [q.value, k, v.value], [q.value, k.value, v], [q.value, k, v]):
+        check(attend, *parts)
+
+
+def test_attention_of_a_value_to_itself():
+    q, k = Data(2, 2, 5, 3), Data(2, 2, 5, 3)
+    check(aten.scaled_dot_product_attention.default, q, q, k, constant(5, 5))
+    check(aten.scaled_dot_product_attention.default, q, q, q)
+
+
+def test_attention_that_sees_nothing_passes_nothing_on():
+    q, k, v = (Data(1, 2, 3, 4) for _ in range(3))
+    mask = torch.tensor([[True, False, True], [False, False, False], [True, True, True]])
+    call, _ = call_of(aten.scaled_dot_product_attention.default, (q, k, v, mask), {})
+    bank = torch.randn(ROWS, 1, 2, 3, 4, dtype=torch.float64)
+    found = linearise(call).pull(bank)
+    assert all(bool(one.isfinite().all()) for one in found)
+    assert not found[0][..., 1, :].any()
+
+
+def test_attention_of_other_forms_goes_through_autograd():
+    attend = aten.scaled_dot_product_attention.default
     q, k, v = (Data(2, 2, 5, 3) for _ in range(3))
-    check(aten.scaled_dot_product_attention.default, q, k, v, rule=False)
-    check(aten.scaled_dot_product_attention.default, q, q, k, constant(5, 5), rule=False)
-    mask = torch.ones(5, 5, dtype=torch.bool).tril()
-    check(aten.scaled_dot_product_attention.default, q, k, v, mask, 0.0, False, scale=0.3, rule=False)
-    check(aten.scaled_dot_product_attention.default, q, k, v, None, 0.0, True, rule=False)
+    check(attend, q, k, v, Data(5, 5), rule=False)
+    check(attend, q, Data(1, 2, 5, 3), Data(1, 2, 5, 3), rule=False)
+    check(attend, Data(2, 4, 5, 3), k, v, enable_gqa=True, rule=False)
+    check(attend, Data(5, 3), Data(5, 3), Data(5, 3), rule=False)
+
+
+def test_operators_of_several_operands_go_through_autograd():
+    q, k = Data(2, 2, 5, 3), Data(2, 2, 5, 3)
     check(aten.stack.default, [q, k, q], 1, rule=False)
     check(aten.where.self, constant(2, 2, 5, 3) > 0, q, k, rule=False)
     check(aten.prelu.default, Data(2, 3, 4), constant(3), rule=False)
@@ -537,6 +602,6 @@ def test_every_rule_is_tested_here():
         aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.linear.default, aten.batch_norm.default,
         aten._native_batch_norm_legit_no_training.default, aten.permute.default, aten.transpose.int, aten.add.Tensor,
         aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor, aten.matmul.default, aten.bmm.default, aten.cat.default,
-        aten.layer_norm.default, aten.softmax.int, operator.getitem,
+        aten.layer_norm.default, aten.softmax.int, aten.scaled_dot_product_attention.default, operator.getitem,
     }  # fmt: skip
     assert set(RULES) - ops.POINTWISE - ops.RESHAPING - ops.COPYING == tested
