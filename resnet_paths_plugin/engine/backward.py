@@ -52,6 +52,10 @@ class Watch:
             banks: the gradients by the position of what is read, `[R, *value]`, summed over the batch.
         """
 
+    def is_finite(self) -> bool:
+        """Whether all that was seen is, as far as anything was kept."""
+        return True
+
     def clear(self) -> None:
         """Forget what was seen, as the walk begins anew."""
 
@@ -96,7 +100,8 @@ class BackwardWalk:
         infinity is NaN then. This waits for the device.
         """
         found = self.run(seeds, routing, watch=watch)
-        if all(bool(bank.rows.isfinite().all()) for bank in found.values()):
+        finite = all(bool(bank.rows.isfinite().all()) for bank in found.values())
+        if finite and (watch is None or watch.is_finite()):
             return found
         if routing.shifts is not None:
             routing.shifts.clear()
@@ -128,6 +133,7 @@ class BackwardWalk:
             start = tuple(routing.start())
             for at, seed in seeds.items():
                 rows = seed.to(self.dtype).expand(len(start), *seed.shape)
+                self._show(watch, at, at, Bank(start, rows))  # a parameter may be an output as it is
                 self._send(arrivals, Bank(start, rows), [e for e in self.graph.outputs if e.term == at], routing)
             sums = self.program.sums
             for which in reversed(range(len(self.program.segments))):
@@ -135,6 +141,15 @@ class BackwardWalk:
                 if which:
                     self._close(sums[which - 1], arrivals, routing, watch)
             return {tap: arrived[None][None].settled() for tap in self.graph.taps if (arrived := arrivals.at(tap))}
+
+    def _show(self, watch: Watch | None, at: int, place: int, bank: Bank) -> None:
+        """Show a watch the gradients at a parameter that a sum, or the output, reads as it is."""
+        if watch is None or place not in self.graph.parameters:
+            return
+        if watch.summed is None:
+            watch.at_parameters(at, bank.keys, {place: bank.rows})
+        elif (chosen := bank.take(watch.summed)) is not None:
+            watch.at_parameters(at, SUM, {place: chosen.rows.sum(0, keepdim=True)})
 
     def _close(self, total: Sum, arrivals: Arrivals, routing: Routing | AlongOwnPaths, watch: Watch | None) -> None:
         """Pass the bank of a sum on to its terms."""
@@ -157,11 +172,7 @@ class BackwardWalk:
             found = Bank(bank.keys, scaled)
             if watch is not None and term.block is not None:
                 watch.at_branch(term.block, found)
-            if watch is not None and term.value in self.graph.parameters:
-                if watch.summed is None:
-                    watch.at_parameters(total.root, found.keys, {term.value: scaled})
-                elif (chosen := found.take(watch.summed)) is not None:
-                    watch.at_parameters(total.root, SUM, {term.value: chosen.rows.sum(0, keepdim=True)})
+            self._show(watch, total.root, term.value, found)
             self._send(arrivals, found, ways, routing)
 
     def _of_term(self, rows: Tensor, term: int, root: int) -> Tensor:

@@ -19,6 +19,7 @@ from resnet_paths_plugin.engine.liveness import LivenessAnalysis
 from resnet_paths_plugin.engine.program import Sum, mask_of, positions_of
 from resnet_paths_plugin.engine.routing import ByLength, Edge, Key
 from resnet_paths_plugin.engine.schedule import Schedule
+from resnet_paths_plugin.graph import operators as ops
 
 Banks = dict[int, dict[Part, Bank]]
 """Tangents at values by their position, and by part of the value."""
@@ -59,8 +60,8 @@ class ForwardWalk:
             for which, total in enumerate(self.program.sums):
                 self._segment(which, banks, by_rules=by_rules)
                 self._close(total, banks, lengths, at_branch)
-                for at in [at for at in banks if not self._alive[which] >> at & 1]:
-                    del banks[at]
+                for at in [at for at in banks if at <= total.root and not self._alive[which] >> at & 1]:
+                    del banks[at]  # a tap inside the graph waits for its segment
 
     @cached_property
     def _alive(self) -> tuple[int, ...]:
@@ -110,6 +111,9 @@ class ForwardWalk:
                 banks[operand] = {part: bank.settled() for part, bank in banks[operand].items()}
         keys, rows = _of_operands([banks.get(operand) for operand in operands])
         pushed = derivative.push(rows)
+        if not operators.by_rules and len(operands) == 1 and self.program.nodes[at].target in ops.ELEMENTWISE:
+            # Autograd's backward pass stops where a slope is infinite and nothing came: 0 times infinity is NaN.
+            pushed = torch.where((rows[0] == 0) & pushed.isnan(), 0.0, pushed)
         found = {part: one for part, one in by_part(pushed).items() if one is not None}
         if found:
             banks[at] = {part: Bank(keys, one, owned=self._is_fresh(one, rows)) for part, one in found.items()}

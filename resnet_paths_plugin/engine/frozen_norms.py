@@ -5,7 +5,7 @@ convention of direct logit attribution (Elhage et al. 2021, "A Mathematical Fram
 """
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -14,45 +14,103 @@ from torch import Tensor, fx
 from resnet_paths_plugin.engine.calls import Call, Derivative, Rows, Rule
 from resnet_paths_plugin.graph.operators import aten
 
-_ROOTS = frozenset({aten.rsqrt.default, aten.sqrt.default})
+_PRODUCTS = frozenset({aten.mul.Tensor, aten.div.Tensor})
 _VARIANCES = frozenset({aten.var.correction, aten.var.dim, aten.std.correction, aten.std.dim})
-_SQUARES = frozenset({aten.square.default})
-_STEPS = frozenset({
-    aten.add.Tensor, aten.clamp.default, aten.clamp_min.default, aten.to.dtype, aten._to_copy.default,  # noqa: SLF001
-})  # fmt: skip
 _PARTS_OF_VARIANCES = frozenset({aten.var_mean.correction, aten.var_mean.dim})
+_NORMS = frozenset({aten.linalg_vector_norm.default, aten.norm.ScalarOpt_dim})
+_SUMS = frozenset({aten.mean.dim, aten.sum.dim_IntList})
+_STEPS = frozenset({
+    aten.rsqrt.default, aten.sqrt.default, aten.reciprocal.default, aten.pow.Tensor_Scalar, aten.add.Tensor,
+    aten.mul.Tensor, aten.div.Tensor, aten.clamp.default, aten.clamp_min.default, aten.maximum.default,
+    aten.expand.default, aten.expand_as.default, aten.unsqueeze.default, aten.view.default, aten.reshape.default,
+    aten.to.dtype, aten._to_copy.default,  # noqa: SLF001 - an operator's name
+})  # fmt: skip
+"""What may stand between the sum of squares and the division by its root."""
+_CENTRINGS = frozenset({aten.sub.Tensor, aten.mul.Tensor, aten.to.dtype, aten._to_copy.default})  # noqa: SLF001
+_TWO = 2
 
 
-def is_statistic(node: fx.Node) -> bool:
-    """Whether a value is the root of a variance or a mean square, as norms that are written out divide by."""
-    power = node.target is aten.pow.Tensor_Scalar and bool(node.args[1] == -0.5 or node.args[1] == 0.5)
-    if node.target not in _ROOTS and not power:
-        return bool(node.target in {aten.std.correction, aten.std.dim})
-    operand = node.args[0]
-    while isinstance(operand, fx.Node) and operand.target in _STEPS:
-        operand = operand.args[0]
-    if not isinstance(operand, fx.Node):
-        return False
-    if operand.target in _VARIANCES:
-        return True
-    if operand.target is operator.getitem:
-        source = operand.args[0]
-        return isinstance(source, fx.Node) and source.target in _PARTS_OF_VARIANCES and bool(operand.args[1] == 0)
-    return operand.target is aten.mean.dim and _is_square(operand.args[0])
+def frozen_operands(node: fx.Node, data: Collection[fx.Node]) -> tuple[fx.Node, ...]:
+    """Return the operands of a product, or quotient, that are the scale of a norm written out: constants then.
+
+    That is the root of the variance or mean square of what the other operand is, or is centred from:
+    `x * rsqrt(mean(x^2) + eps)`, `(x - mean) / sqrt(var + eps)`, `x / norm(x)`. What else a root is multiplied with, it
+    is no scale of.
+
+    Args:
+        node: an operator.
+        data: the values that are computed from the inputs.
+    """
+    arguments = [argument for argument in node.args[:_TWO] if isinstance(argument, fx.Node)]
+    if node.target not in _PRODUCTS or len(arguments) < _TWO:
+        return ()
+    one, other = arguments
+    pairs = [(other, one)] if node.target is aten.div.Tensor else [(other, one), (one, other)]
+    return tuple(
+        scale
+        for scale, normed in pairs
+        if (source := _source_of_scale(scale, data)) is not None and _is_centred(normed, source)
+    )
 
 
-def _is_square(value: Any) -> bool:
+def frozen_norms(nodes: Iterable[fx.Node], data: Collection[fx.Node]) -> int:
+    """Return how many norms have a scale that can be held constant."""
+    return sum(node.target in _RULES or bool(frozen_operands(node, data)) for node in nodes)
+
+
+def _source_of_scale(scale: fx.Node, data: Collection[fx.Node]) -> fx.Node | None:
+    """Return what a scale is the root of the mean square, or the variance, of."""
+    node = scale
+    while node.target in _STEPS:
+        shaped = node.target is aten.expand_as.default  # reads the other one's shape
+        moving = [other for other in node.all_input_nodes[: 1 if shaped else None] if other in data]
+        if len(moving) != 1 or (node.target is aten.mul.Tensor and node.args[0] is node.args[1]):
+            return None
+        (node,) = moving
+    if node.target in _SUMS:
+        return _squared(node.args[0])
+    reduced = node.args[0] if node.args and isinstance(node.args[0], fx.Node) else None
+    if node.target is operator.getitem and reduced is not None and reduced.target in _PARTS_OF_VARIANCES:
+        source = reduced.args[0] if node.args[1] == 0 else None
+        return source if isinstance(source, fx.Node) else None
+    is_norm = node.target in _NORMS and (len(node.args) < _TWO or bool(node.args[1] == _TWO))
+    return reduced if node.target in _VARIANCES or is_norm else None
+
+
+def _squared(value: Any) -> fx.Node | None:
+    """Return what a value is the square of."""
     if not isinstance(value, fx.Node):
-        return False
-    power = value.target is aten.pow.Tensor_Scalar and bool(value.args[1] == 2)
+        return None
+    power = value.target is aten.pow.Tensor_Scalar and bool(value.args[1] == _TWO)
     product = value.target is aten.mul.Tensor and value.args[0] is value.args[1]
-    return power or product or value.target in _SQUARES
+    source = value.args[0] if power or product or value.target is aten.square.default else None
+    return source if isinstance(source, fx.Node) else None
+
+
+def _is_centred(value: Any, source: fx.Node) -> bool:
+    """Whether a value is a source, or is made of it by subtracting its mean, scaling and converting."""
+    seen = {source, *_through_conversions(source)}
+    while isinstance(value, fx.Node):
+        if value in seen:
+            return True
+        if value.target not in _CENTRINGS:
+            return False
+        value = value.args[0]
+    return False
+
+
+def _through_conversions(node: fx.Node) -> Iterator[fx.Node]:
+    """Yield what a value was converted, or centred, from."""
+    while node.target in _CENTRINGS and isinstance(node.args[0], fx.Node):
+        node = node.args[0]
+        yield node
 
 
 def frozen_norm(call: Call) -> Derivative | None:
     """Return the derivative of a layer or RMS norm whose scale is held constant; None for other operators."""
     rule = _RULES.get(call.node.target)
-    return rule(call) if rule is not None and call.node.args[0] in call.operands else None
+    # One whose weight depends on the data is differentiated as it is.
+    return rule(call) if rule is not None and call.operands == (call.node.args[0],) else None
 
 
 def _centred(rows: Rows, dims: tuple[int, ...]) -> Rows:

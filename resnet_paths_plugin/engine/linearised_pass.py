@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from resnet_paths_plugin.engine.calls import Call, Derivative
 from resnet_paths_plugin.engine.derivatives import linearise
-from resnet_paths_plugin.engine.frozen_norms import frozen_norm, is_statistic
+from resnet_paths_plugin.engine.frozen_norms import frozen_norm, frozen_operands
 from resnet_paths_plugin.engine.liveness import LivenessAnalysis
 from resnet_paths_plugin.engine.parameter_rules import Pullback, parameter_pullback
 from resnet_paths_plugin.engine.path_graph import PathGraph
@@ -171,7 +171,8 @@ class LinearisedSegment:
             ]
 
             frozen = self.freeze_norms
-            operands = [] if frozen and is_statistic(node) else operands
+            constant = frozen_operands(node, program.flow.data) if frozen else ()
+            operands = [other for other in operands if other not in constant]
             with self.drawn_at(at):
                 call = self._call(at, operands)
                 derivative = (frozen_norm(call) if frozen else None) or linearise(call, by_rules=self.by_rules)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from resnet_paths_plugin.engine.backward import Watch
-from resnet_paths_plugin.engine.banks import Bank, by_part, merged
+from resnet_paths_plugin.engine.banks import Bank, Part, aligned, by_part, merged
 from resnet_paths_plugin.engine.calls import Call
 from resnet_paths_plugin.engine.derivatives import linearise
 from resnet_paths_plugin.engine.program import Program, Values
@@ -26,7 +26,7 @@ class ParameterFlow:
 
     Attributes:
         program: the program.
-        parameters: position of each floating-point parameter, by the parameter's path in the model.
+        parameters: position of each real or complex parameter, by the parameter's path in the model.
         derived: positions of the parameters and of what is computed from them and no input.
         parts: names of what reads parameters: the blocks, then the stem, skips, the trunk and the head.
 
@@ -42,19 +42,44 @@ class ParameterFlow:
         self.parameters = {
             path: order[node]
             for node, path in program.graph.tensors.items()
-            if isinstance(held[node], nn.Parameter) and held[node].is_floating_point()
+            if isinstance(held[node], nn.Parameter) and (held[node].is_floating_point() or held[node].is_complex())
             if only is None or path in only
         }
-        derived = set(self.parameters.values())
+        read = {at: frozenset([path]) for path, at in self.parameters.items()}
         for at in program.prepared:
             node = program.nodes[at]
-            if has_gradient(node) and any(order[other] in derived for other in node.all_input_nodes):
-                derived.add(at)
-        self.derived = frozenset(derived)
+            found = frozenset().union(*(read.get(order[other], frozenset()) for other in node.all_input_nodes))
+            if found and has_gradient(node):
+                read[at] = found
+        self._read = read
+        self.derived = frozenset(read)
         blocks = tuple(block.name for block in program.blocks)
         others = dict.fromkeys(part for part in self._part_of.values() if part not in blocks)
-        skips = [part for part in others if part not in {STEM, TRUNK, HEAD}]
-        self.parts = (*blocks, *(name for name in (STEM, *skips, TRUNK, HEAD) if name in others))
+        trunk = (self._named(STEM), self._named(TRUNK), self._named(HEAD))
+        skips = [part for part in others if part not in trunk]
+        self.parts = (*blocks, *(name for name in (trunk[0], *skips, *trunk[1:]) if name in others))
+
+    def parameters_of(self, part: str) -> tuple[str, ...]:
+        """Return the paths of the parameters that a part reads, also by way of what is computed from them."""
+        read = {path for at, name in self._part_of.items() if name == part for path in self._paths_read_at(at)}
+        return tuple(path for path in self.parameters if path in read)
+
+    def _paths_read_at(self, at: int) -> frozenset[str]:
+        return frozenset().union(*(self._read.get(place, frozenset()) for place in self._read_at(at)))
+
+    def _read_at(self, at: int) -> list[int]:
+        """Return the positions of what an operator, a sum or an output reads."""
+        program = self.program
+        if at in self.derived:  # an output of the model
+            return [at]
+        total = program.sum_at.get(at)
+        if total is not None:
+            return [term.value for term in total.terms]
+        return [program.flow.order[other] for other in program.nodes[at].all_input_nodes]
+
+    def _named(self, part: str) -> str:
+        """Return the name of a part of the trunk: in brackets where a block has it."""
+        return f"({part})" if any(block.name == part for block in self.program.blocks) else part
 
     def part_of(self, at: int) -> str:
         """Return the name of the block, or of the part of the trunk, that an operator or a sum belongs to."""
@@ -85,22 +110,24 @@ class ParameterFlow:
         for branch in sorted(program.branches, key=lambda branch: len(branch.region)):
             for at in branch.region:
                 found.setdefault(at, program.blocks[branch.index].name)
-        sums = [total.root for total in program.sums]
         for branch, block in zip(program.branches, program.blocks, strict=True):
             source, skip = program.nodes[branch.source], program.nodes[self._skip(branch.index)]
             for node in program.flow.between(source, skip):
-                found.setdefault(order[node], f"{block.name} (skip)")
+                found.setdefault(order[node], self._named(f"{block.name} (skip)"))
+        sums = [total.root for total in program.sums]
+        outputs = {at for at in program.outputs if at in self.derived}
         reading = [
             at
-            for at in (*program.dynamic, *sums)
-            if any(order[other] in self.derived for other in program.nodes[at].all_input_nodes)
+            for at in (*program.dynamic, *outputs)
+            if (at not in program.in_sums or at in program.sum_at)
+            and any(place in self.derived for place in self._read_at(at))
         ]
         flow, nodes = program.flow, program.nodes
         for at in reading:
             if at not in found:
                 after = any(root != at and flow.is_ancestor(nodes[root], of=nodes[at]) for root in sums)
                 before = any(root == at or flow.is_ancestor(nodes[at], of=nodes[root]) for root in sums)
-                found[at] = TRUNK if after and before else STEM if before else HEAD
+                found[at] = self._named(TRUNK if after and before else STEM if before else HEAD)
         return {at: found[at] for at in reading}
 
     def _skip(self, index: int) -> int:
@@ -128,6 +155,11 @@ class ParameterBanks(Watch):
             shape = self._static[place].shape  # a sum may have broadcast it
             part.setdefault(place, []).append(Bank(tuple(keys), rows.sum_to_size(rows.shape[0], *shape)))
 
+    def is_finite(self) -> bool:
+        """Whether all gradients are."""
+        arrived = (bank for places in self._arrived.values() for banks in places.values() for bank in banks)
+        return all(bool(bank.rows.isfinite().all()) for bank in arrived)
+
     def clear(self) -> None:
         """Forget what has arrived."""
         self._arrived = {}
@@ -137,26 +169,26 @@ class ParameterBanks(Watch):
         found: dict[str, dict[str, Bank]] = {}
         with torch.no_grad():
             for part, arrived in self._arrived.items():
-                banks = {at: merged(some) for at, some in arrived.items()}
+                banks: dict[int, dict[Part, list[Bank]]] = {at: {None: list(some)} for at, some in arrived.items()}
                 self._through_prepared(banks)
-                found[part] = {path: banks[at] for path, at in self._flow.parameters.items() if at in banks}
+                found[part] = {
+                    path: merged(banks[at][None]) for path, at in self._flow.parameters.items() if at in banks
+                }
         return found
 
-    def _through_prepared(self, banks: dict[int, Bank]) -> None:
-        """Carry gradients at what is computed from parameters on to these."""
+    def _through_prepared(self, banks: dict[int, dict[Part, list[Bank]]]) -> None:
+        """Carry gradients at what is computed from parameters, or at parts of it, on to these."""
         program = self._flow.program
         order = program.flow.order
         leaves = set(self._flow.parameters.values())
         for at in sorted(self._flow.derived - leaves, reverse=True):
             if at not in banks:
                 continue
-            bank = banks.pop(at)
+            keys, rows = aligned({part: merged(some) for part, some in banks.pop(at).items()})
             node = program.nodes[at]
             operands = [other for other in node.all_input_nodes if order[other] in self._flow.derived]
             call = Call(node, lambda other: self._static[order[other]], self._static[at], operands, self._dtype)
-            for operand, rows in zip(operands, linearise(call).pull(bank.rows), strict=True):
-                for one in by_part(rows).values():
+            for operand, pulled in zip(operands, linearise(call).pull(rows), strict=True):
+                for part, one in by_part(pulled).items():
                     if one is not None:
-                        place = order[operand]
-                        pulled = Bank(bank.keys, one)
-                        banks[place] = merged([banks[place], pulled]) if place in banks else pulled
+                        banks.setdefault(order[operand], {}).setdefault(part, []).append(Bank(keys, one))

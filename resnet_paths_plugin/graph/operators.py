@@ -96,6 +96,10 @@ POINTWISE = _overloads(
     "relu", "relu6", "leaky_relu", "elu", "celu", "selu", "gelu", "silu", "mish", "hardswish", "hardsigmoid",
     "hardtanh", "sigmoid", "tanh", "softplus", "clamp", "clamp_min",
 )  # fmt: skip
+ELEMENTWISE = POINTWISE | _overloads(
+    "sqrt", "rsqrt", "log", "log2", "log10", "log1p", "exp", "pow", "reciprocal", "abs", "asin", "acos", "atanh",
+    "erfinv",
+)  # fmt: skip
 ACTIVATIONS = POINTWISE | _overloads("prelu")
 _SLICES = _overloads("slice", "narrow", "select", "index_select")
 SPLITS = _overloads(

@@ -85,6 +85,7 @@ def plot_contributions(ds: xr.Dataset, ax: Axes | None = None) -> Axes:
 
 def describe_contributions(ds: xr.Dataset) -> str:
     """Contributions: the largest direct parts with their intervals, and how they share the objective."""
+    ds = refreshed(ds)
     direct, names = means(ds["direct"]), [str(name) for name in ds["block"].values]
     found = _intervals(ds)
 
@@ -95,9 +96,11 @@ def describe_contributions(ds: xr.Dataset) -> str:
         return f"{names[at]} ({number(direct[at])}, 95 % interval {number(low)} to {number(high)})"
 
     most = [one(at) for at in effects.worst(np.abs(direct), NAMED)]
+    if not most:
+        return f"No block contributes to the objective ({_objective(ds)}) directly{counted(ds)}."
     told = f"The largest direct contributions to the objective ({_objective(ds)}) are those of {listed(most)}"
     told += f", means over {counted(ds).strip(' ()') or 'no samples'}"
-    if "stem" in ds and "remainder" in ds:
+    if "stem" in ds and "remainder" in ds and np.isfinite(direct).all():
         parts = [float(means(ds[name])) for name in ("stem", "remainder")]
         total = parts[0] + parts[1] + float(direct.sum())
         told += (

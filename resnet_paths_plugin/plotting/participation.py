@@ -77,10 +77,13 @@ def plot_participation(ds: xr.Dataset, axes: Iterable[Axes] | None = None) -> ND
 
 def describe_participation(ds: xr.Dataset) -> str:
     """Participation: what the blocks carry together, which carry most, and the identity."""
+    ds = refreshed(ds)
     sums = _sums(ds)
     names = [str(name) for name in ds["block"].values]
     whole = float(means(ds["directional_derivative"]).sum()) if "directional_derivative" in ds else float(sums.sum())
     most = [f"{names[at]} ({number(sums[at])})" for at in effects.worst(np.abs(sums), NAMED)]
+    if not most:
+        return f"Nothing goes through any block{counted(ds)}."
     told = (
         f"Along the direction the gradients of all lengths add up to {number(whole)} on average{counted(ds)}; shared "
         f"out among the blocks that each path goes through, the largest parts are those of {listed(most)}"

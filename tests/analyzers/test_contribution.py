@@ -159,7 +159,34 @@ class TinyLanguageModel(nn.Module):
         return self.unembedding(self.norm(self.stream(tokens)[0])[:, -1])
 
 
-@pytest.mark.parametrize("norm", [RootMeanSquare, BuiltInRootMeanSquare, LayerNorm, WrittenLayerNorm])
+class Normalised(RootMeanSquare):
+    def forward(self, x):
+        return self.weight * torch.nn.functional.normalize(x, dim=-1) * x.shape[-1] ** 0.5
+
+
+class DividedByItsNorm(RootMeanSquare):
+    def forward(self, x):
+        return x / x.norm(dim=-1, keepdim=True) * x.shape[-1] ** 0.5 * self.weight
+
+
+class SummedSquares(RootMeanSquare):
+    def forward(self, x):
+        return self.weight * (x * torch.rsqrt(x.pow(2).sum(-1, keepdim=True) / x.shape[-1] + 1e-6))
+
+
+class Floored(RootMeanSquare):
+    def forward(self, x):
+        square = x.pow(2).mean(-1, keepdim=True)
+        return self.weight * (x * torch.rsqrt(torch.maximum(square, torch.full_like(square, 1e-6))))
+
+
+NORMS = [
+    RootMeanSquare, BuiltInRootMeanSquare, LayerNorm, WrittenLayerNorm, Normalised, DividedByItsNorm, SummedSquares,
+    Floored,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("norm", NORMS)
 def test_behind_norms_with_constant_scales_direct_parts_are_direct_logit_attribution(norm):
     torch.manual_seed(0)
     model = TinyLanguageModel(norm).double()
@@ -167,12 +194,13 @@ def test_behind_norms_with_constant_scales_direct_parts_are_direct_logit_attribu
     before = state_of(model)
     ds = rpp.BlockContribution(model).attribute(tokens, 3)
     assert_same_state(before, state_of(model))
-    assert ds.attrs["norms"] == "scale held constant"
+    assert ds.attrs["norms"] == "scales of 4 held constant"
     with torch.no_grad():
         x, parts = model.stream(tokens)
         last, centres = x[:, -1], "Layer" in norm.__name__
         mean = last.mean(-1, keepdim=True) if centres else 0
-        scale = ((last - mean).square().mean(-1, keepdim=True) + (1e-5 if centres else 1e-6)).rsqrt()
+        epsilon = 1e-5 if centres else 0 if norm in {Normalised, DividedByItsNorm, Floored} else 1e-6
+        scale = ((last - mean).square().mean(-1, keepdim=True) + epsilon).rsqrt()
         row = model.unembedding.weight[3] * model.norm.weight
 
         def logit(part):
@@ -195,6 +223,28 @@ def test_with_differentiated_norms_the_parts_behind_a_final_norm_cancel():
     frozen = rpp.BlockContribution(model).attribute(torch.randint(0, 11, (4, 7)), 3)
     assert abs(ds.stem + ds.direct.sum("block")).max() < 1e-5
     assert abs(frozen.stem + frozen.direct.sum("block")).max() > 1e-2
+
+
+def test_a_spread_that_is_a_feature_is_no_norm():
+    """Statistics pooling: mean and standard deviation of the tokens, side by side."""
+
+    class Pooling(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding, self.head = nn.Embedding(9, 4), nn.Linear(8, 3)
+            self.branches = nn.ModuleList(nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 4)) for _ in range(2))
+
+        def forward(self, tokens):
+            x = self.embedding(tokens)
+            for branch in self.branches:
+                x = x + branch(x)
+            return self.head(torch.cat([x.mean(1), x.std(1)], 1))
+
+    torch.manual_seed(0)
+    model, tokens = Pooling().double(), torch.randint(0, 9, (4, 6))
+    frozen, plain = (rpp.BlockContribution(model).attribute(tokens, 1, freeze_norms=flag) for flag in (True, False))
+    assert frozen.attrs["norms"] == "scales of 0 held constant"
+    np.testing.assert_allclose(frozen.direct, plain.direct)
 
 
 # Maps
@@ -238,6 +288,7 @@ def test_blocks_without_positions_have_no_maps():
     [
         ({"versus": 1.5}, "an index or a tuple"),
         ({"versus": 1, "objective": "cross_entropy"}, "goes with objective='score'"),
+        ({"versus": 5}, "target 5 is out of range"),
         ({"max_length": -1}, "max_length must be a whole number from 0"),
         ({"max_length": True}, "max_length must be a whole number from 0"),
     ],

@@ -98,6 +98,9 @@ def test_between_two_sums_of_a_chain_it_equals_the_paths_between_them(name):
         values[node] = sum(t.function(*(values[read] for read in t.reads)) for t in terms).detach()
     assert_equals(ds, at_early.paths, [values[early]])
     middle = names[-2]
+    # From a sum that is not the first one.
+    later = attribute(name, between=(blocks[names[1]], blocks[late]))
+    assert_equals(later, known.at(names[1]).paths, [values[names[1]]])
     inner = attribute(name, between=(blocks[early], blocks[middle]))
     outside = [block for node, block in blocks.items() if node in {early, late}]
     assert (inner.participation.sel(block=outside) == 0).all()
@@ -154,6 +157,84 @@ def test_the_model_is_left_as_it_was():
     assert (ds.completeness_error < 1e-12).all()
 
 
+def test_the_gradient_is_the_ordinary_one_where_lengths_are_cut():
+    ds, whole = (attribute("transformer", direction="gradient", **more) for more in ({"max_length": 2}, {}))
+    np.testing.assert_allclose(ds.participation, whole.participation[:, :3], rtol=1e-9, atol=1e-12)
+
+
+class Conditioned(nn.Module):
+    """An input with one number for each sample, such as a time."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.branch, self.head = nn.Linear(4, 5), nn.Linear(5, 5), nn.Linear(5, 3)
+
+    def forward(self, x, time):
+        x = self.stem(x) + time[:, None]
+        return self.head(x + torch.tanh(self.branch(x)))
+
+
+def test_an_input_of_one_number_for_each_sample_has_gradients_too():
+    torch.manual_seed(0)
+    model, inputs = Conditioned().double(), (torch.randn(4, 4).double(), torch.randn(4).double())
+    ds = rpp.PathParticipation(model).attribute(inputs, 1)
+    assert (ds.completeness_error < 1e-12).all()
+    lengths = rpp.PathLengthGradient(model).attribute(inputs, 1)
+    np.testing.assert_allclose(lengths.gradient_share.sum("path_length"), 1, rtol=1e-12)
+
+
+def test_tangents_that_meet_slopes_of_zero_times_infinity_are_left_to_autograd():
+    class Rooted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.f, self.norm, self.head = (
+                nn.Linear(4, 5), nn.Linear(5, 5), nn.LayerNorm(5), nn.Linear(5, 3),
+            )  # fmt: skip
+
+        def forward(self, x):
+            x = self.stem(x)
+            x = x + self.norm(torch.sqrt(torch.relu(self.f(x))))
+            return self.head(x + torch.tanh(self.f(x)))
+
+    torch.manual_seed(0)
+    model, x = Rooted().double(), torch.randn(3, 4).double()
+    gradient = torch.autograd.grad(model(x.requires_grad_())[:, 1].sum(), x)[0]
+    ds = rpp.PathParticipation(model).attribute(x.detach(), 1)
+    assert gradient.isfinite().all()
+    assert ds.participation.notnull().all()
+    assert (ds.completeness_error < 1e-12).all()
+
+
+class Towers(nn.Module):
+    """Two towers of different depth, of token ids or of numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.left, self.right = nn.Linear(3, 5), nn.Embedding(7, 5)
+        self.a = nn.ModuleList([nn.Linear(5, 5)])
+        self.b = nn.ModuleList(nn.Linear(5, 5) for _ in range(3))
+        self.head = nn.Linear(5, 4)
+
+    def forward(self, x, tokens):
+        x, y = self.left(x), self.right(tokens).mean(1)
+        for f in self.a:
+            x = x + torch.tanh(f(x))
+        for f in self.b:
+            y = y + torch.tanh(f(y))
+        return self.head(x * y)
+
+
+def test_a_tower_of_token_ids_may_be_deeper_than_that_of_numbers():
+    torch.manual_seed(0)
+    model, inputs = Towers().double(), (torch.randn(4, 3).double(), torch.randint(0, 7, (4, 2)))
+    parameters = rpp.PathLengthGradient(model).attribute(inputs, 1, tap="parameters")
+    assert (parameters.completeness_error < 1e-12).all()
+    assert rpp.BlockContribution(model).attribute(inputs, 1).sizes["block"] == 4
+    names = [str(name) for name in parameters.block.values if str(name).startswith("b.")]
+    ds = rpp.PathParticipation(model).attribute(inputs, 1, between=(names[0], names[-1]))
+    assert (ds.completeness_error < 1e-12).all()
+
+
 def test_token_ids_have_directions_between_sums_only():
     torch.manual_seed(0)
 
@@ -184,6 +265,9 @@ def test_token_ids_have_directions_between_sums_only():
         ({"direction": "gradient", "baselines": 0}, "go with direction='input'"),
         ({"baselines": (0, 0)}, "2 entries for 1 inputs"),
         ({"baselines": "zero"}, "a number or a tensor"),
+        ({"baselines": torch.zeros(2, 3, 6, 6)}, "the same for all samples"),
+        ({"baselines": torch.zeros(1, 5)}, "does not broadcast"),
+        ({"n_steps": 1, "method": "riemann_trapezoid"}, "does not work with n_steps=1"),
         ({"n_steps": 0}, "n_steps"),
         ({"n_steps": 3, "method": "none"}, "chooses no points"),
         ({"between": "blocks.0"}, "takes two blocks"),

@@ -1,7 +1,7 @@
 """BlockContribution: what each block's branch adds to the objective, through how many later branches."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,10 +15,13 @@ from resnet_paths_plugin.analyzers.base import Analyzer
 from resnet_paths_plugin.analyzers.gradients.contribution_tasks import ContributionWork, map_shape
 from resnet_paths_plugin.analyzers.gradients.objectives import Objective
 from resnet_paths_plugin.analyzers.gradients.walk_study import WalkStudy
+from resnet_paths_plugin.analyzers.outputs import outputs_of
+from resnet_paths_plugin.analyzers.scores import sizes_of
 from resnet_paths_plugin.analyzers.study import Chunk, StudyResult
+from resnet_paths_plugin.engine.frozen_norms import frozen_norms
 from resnet_paths_plugin.errors import InputError
 from resnet_paths_plugin.execution import RunOptions, StudyRun
-from resnet_paths_plugin.execution.batches import Batches, Target
+from resnet_paths_plugin.execution.batches import Batch, Batches, Target, check_target
 from resnet_paths_plugin.network.unraveled import UnraveledNetwork
 from resnet_paths_plugin.results.provenance import PAPER
 from resnet_paths_plugin.results.variables import Entry
@@ -147,14 +150,30 @@ class ContributionStudy(WalkStudy):
         )
 
     @property
+    def _norms(self) -> str:
+        if not self.freeze_norms:
+            return "differentiated"
+        count = frozen_norms(self.network.graph.graph.nodes, self.network.program.flow.data)
+        return f"scales of {count} held constant"
+
+    @property
     def attrs(self) -> Mapping[str, object]:
         """What was held constant, and the papers."""
-        return {"references": REFERENCES, "norms": "scale held constant" if self.freeze_norms else "differentiated"}
+        return {"references": REFERENCES, "norms": self._norms}
 
     @property
     def manifest(self) -> Mapping[str, object]:
         """All that a walk depends on."""
         return vars(self._work)
+
+    def check(self, batch: Batch) -> None:
+        """Check the target, and the other one that it is compared with, against the outputs."""
+        super().check(batch)
+        sizes = sizes_of(outputs_of(self.network))
+        if isinstance(self.objective, ScoreDifference) and sizes is not None:
+            if batch.target is None:
+                raise InputError("versus is subtracted from the target's score: pass a target")
+            check_target(replace(batch, target=self.objective.versus), sizes)
 
     def work(self, run: StudyRun) -> ContributionWork:  # noqa: ARG002 - nothing runs before
         """Return what walks over samples."""

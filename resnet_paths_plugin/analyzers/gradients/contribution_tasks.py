@@ -110,8 +110,14 @@ class _Contributions(Watch):
         n = len(self._network.blocks)
         self._found = np.zeros((n, self._work.n_lengths, self._size))
         self._rest = np.zeros((n, self._size))
+        self._unknown: set[int] = set()
         shape = self._work.map_shape
         self._maps = None if shape is None else np.zeros((n, self._size, *shape), dtype=np.float32)
+
+    def is_finite(self) -> bool:
+        """Whether all that can be known is."""
+        known = [block for block in range(len(self._found)) if block not in self._unknown]
+        return bool(np.isfinite(self._found[known]).all() and np.isfinite(self._rest[known]).all())
 
     def at_branch(self, block: int, bank: Bank) -> None:
         """Add what a block's branch contributes."""
@@ -120,6 +126,9 @@ class _Contributions(Watch):
         dim = program.batch_dim(branch.value)
         if dim is None:
             self._found[block] = self._rest[block] = np.nan
+            self._unknown.add(block)
+            if self._maps is not None:
+                self._maps[block] = np.nan
             return
         value = self._values[branch.value].to(bank.rows)
         found = products(bank.rows, value[None], dim)[:, :, 0].numpy()

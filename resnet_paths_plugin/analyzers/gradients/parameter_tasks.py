@@ -11,8 +11,10 @@ from torch import Tensor
 
 from resnet_paths_plugin.analyzers.gradients.objectives import Objective, per_sample
 from resnet_paths_plugin.analyzers.gradients.walks import walk_of
+from resnet_paths_plugin.engine.backward import bank_dtype
 from resnet_paths_plugin.engine.banks import Bank
 from resnet_paths_plugin.engine.parameter_flow import ParameterBanks, ParameterFlow
+from resnet_paths_plugin.engine.random_states import generator_states, replayed
 from resnet_paths_plugin.engine.routing import TAIL, ByLength, Lengths
 from resnet_paths_plugin.execution import Arrays, Samples
 from resnet_paths_plugin.execution.batches import Batch
@@ -73,6 +75,7 @@ class _ParameterJob:
         ordinary: dict[str, Tensor] = {}
         singles: list[dict[str, dict[str, Bank]]] = []
         for some in self._walked_together(chunk):
+            states = generator_states()
             found = self._gradients(some)
             if self._work.per_sample:
                 singles.append(found)
@@ -80,7 +83,9 @@ class _ParameterJob:
                 for path, bank in banks.items():
                     known = total.setdefault(part, {})
                     known[path] = _sum(known[path], bank) if path in known else bank
-            for path, gradient in self._ordinary(some).items():
+            with replayed(states):  # a model that draws at random draws the same
+                own = self._ordinary(some)
+            for path, gradient in own.items():
                 ordinary[path] = ordinary[path] + gradient if path in ordinary else gradient
         return self._arrays(total, ordinary) | self._of_singles(singles)
 
@@ -89,7 +94,7 @@ class _ParameterJob:
         return iter(chunk.chunks(self._network.samples_per_run(chunk.size, size)))
 
     def _gradients(self, chunk: Batch) -> dict[str, dict[str, Bank]]:
-        walk, seeds = walk_of(self._network, self._graph, self._work.objective, chunk)
+        walk, seeds = walk_of(self._network, self._graph, self._work.objective, chunk, anywhere=True)
         watch = ParameterBanks(self._flow, walk.forward_pass.static, walk.dtype)
         walk.gradients(seeds, ByLength(self._work.grades, self._work.limits), watch)
         return watch.gradients()
@@ -105,7 +110,10 @@ class _ParameterJob:
             values = dict(inputs)
             for at in program.dynamic:
                 values[at] = program.operators[at](static, values)
-            outputs = [values.get(at, static.get(at)) if at is not None else None for at in program.outputs]
+            outputs = [
+                constant if at is None else values[at] if at in values else static[at]
+                for at, constant in zip(program.outputs, program.graph.outputs, strict=True)
+            ]
             total = per_sample(self._work.objective, network.graph.unflatten(outputs), chunk).sum()
         found = torch.autograd.grad(total, [*leaves.values()], allow_unused=True)
         by_place = dict(zip(leaves, found, strict=True))
@@ -120,21 +128,15 @@ class _ParameterJob:
         found: dict[str, NDArray[Any]] = {}
         for number, part in enumerate(self._flow.parts):
             banks = total.get(part, {})
-            keys, rows = _joined(banks)
-            found[f"{ROWS} {number}"], found[f"{KEYS} {number}"] = rows, keys
+            found[f"{KEYS} {number}"], found[f"{ROWS} {number}"] = self._joined(part, banks)
             # What other parts that read the same parameters have found is theirs.
-            own = [
-                ordinary[path].flatten().to(bank.rows.dtype)
-                - sum(
-                    (
-                        others[path].rows.sum(0).flatten()
-                        for other, others in total.items()
-                        if other != part and path in others
-                    ),
-                    torch.zeros(bank.rows[0].numel(), dtype=bank.rows.dtype, device=bank.rows.device),
-                )
-                for path, bank in banks.items()
-            ]
+            own = []
+            for path in self._flow.parameters_of(part):
+                gradient = ordinary[path]
+                for other, others in total.items():
+                    if other != part and path in others:
+                        gradient = gradient - others[path].rows.sum(0).to(gradient)
+                own.append(_real(gradient).flatten())
             found[f"{ORDINARY} {number}"] = torch.cat(own).cpu().numpy() if own else np.zeros(0)
         return found
 
@@ -143,10 +145,27 @@ class _ParameterJob:
         if not singles:
             return found
         for number, part in enumerate(self._flow.parts):
-            each = [measured(*_joined(one.get(part, {})), self._work.n_lengths) for one in singles]
+            each = [measured(*self._joined(part, one.get(part, {})), self._work.n_lengths) for one in singles]
             found[f"{NORMS} {number}"] = np.stack([norms for norms, *_ in each], axis=-1)
             found[f"{SHARES} {number}"] = np.stack([shares for _, shares, _ in each], axis=-1)
         return found
+
+    def _joined(self, part: str, banks: Mapping[str, Bank]) -> tuple[NDArray[np.int64], NDArray[np.floating]]:
+        """Return the lengths and the rows of all parameters of a part, one after another, zeros where none arrived."""
+        keys = sorted({-1 if key == TAIL else int(key[0]) for bank in banks.values() for key in bank.keys})
+        places = {key: at for at, key in enumerate(keys)}
+        held = self._network.program.parameters()
+        parts = []
+        for path in self._flow.parameters_of(part):
+            size = _real(held[self._flow.parameters[path]]).numel()
+            rows = torch.zeros((len(keys), size), dtype=bank_dtype(self._network.dtype), device=self._network.device)
+            if path in banks:
+                bank = banks[path]
+                at = torch.tensor([places[-1 if key == TAIL else int(key[0])] for key in bank.keys], device=rows.device)
+                rows.index_add_(0, at, _real(bank.rows).reshape(len(bank.keys), -1).to(rows))
+            parts.append(rows)
+        whole = torch.cat(parts, dim=1).cpu().numpy() if parts else np.zeros((len(keys), 0))
+        return np.array(keys, dtype=np.int64), whole
 
 
 def _sum(one: Bank, other: Bank) -> Bank:
@@ -157,17 +176,9 @@ def _sum(one: Bank, other: Bank) -> Bank:
     return Bank(keys, rows)
 
 
-def _joined(banks: Mapping[str, Bank]) -> tuple[NDArray[np.int64], NDArray[np.floating]]:
-    """Return the lengths and the rows of several parameters, one after another."""
-    keys = sorted({-1 if key == TAIL else int(key[0]) for bank in banks.values() for key in bank.keys})
-    places = {key: at for at, key in enumerate(keys)}
-    parts = []
-    for bank in banks.values():
-        rows = bank.rows.new_zeros((len(keys), bank.rows[0].numel()))
-        at = torch.tensor([places[-1 if key == TAIL else int(key[0])] for key in bank.keys], device=rows.device)
-        parts.append(rows.index_add_(0, at, bank.rows.reshape(len(bank.keys), -1)))
-    whole = torch.cat(parts, dim=1).cpu().numpy() if parts else np.zeros((0, 0))
-    return np.array(keys, dtype=np.int64), whole
+def _real(values: Tensor) -> Tensor:
+    """Return complex numbers as pairs of real ones."""
+    return torch.view_as_real(values) if values.is_complex() else values
 
 
 def measured(keys: NDArray[np.int64], rows: NDArray[np.floating], n_lengths: int) -> tuple[Array, Array, float]:

@@ -1,9 +1,11 @@
 """ParameterStudy: the gradient of each block's parameters by the length of the paths along which it flows."""
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
+import torch
 
 from resnet_paths_plugin.analyzers.gradients.grades import Grading
 from resnet_paths_plugin.analyzers.gradients.objectives import Objective
@@ -17,10 +19,11 @@ from resnet_paths_plugin.analyzers.gradients.parameter_tasks import (
     ParameterWork,
     measured,
 )
+from resnet_paths_plugin.analyzers.gradients.study import SHORT_FLOATS_ERROR
 from resnet_paths_plugin.analyzers.gradients.walk_study import WalkStudy
 from resnet_paths_plugin.analyzers.study import Chunk, StudyResult
 from resnet_paths_plugin.engine.parameter_flow import ParameterFlow
-from resnet_paths_plugin.errors import InputError
+from resnet_paths_plugin.errors import IncompleteGradientWarning, InputError
 from resnet_paths_plugin.execution import RunOptions, StudyRun
 from resnet_paths_plugin.network.unraveled import UnraveledNetwork
 from resnet_paths_plugin.results.block_coords import part_coords
@@ -75,6 +78,11 @@ class ParameterStudy(WalkStudy):
         self.flow = ParameterFlow(network.program)
         if not self.flow.parameters:
             raise InputError(f"{network.name} has no floating-point parameters: take tap='input' or a block")
+        if per_sample and network.frozen_batch not in {None, 1}:
+            raise InputError(
+                f"per_sample walks one sample at a time, and {network.name} was captured for batches of "
+                f"{network.frozen_batch} only: unravel it with a batch of one, or leave per_sample out"
+            )
         if len(grading.axes) > 1:
             raise InputError("tap='parameters' counts lengths on one axis: take a grade that has one")
         self._work = ParameterWork(
@@ -108,11 +116,30 @@ class ParameterStudy(WalkStudy):
         """Yield one result of all samples, and those of each chunk's single samples."""
         sums = [_Sum() for _ in self.flow.parts]
         n_samples = 0
+        warned = False
         for samples, (found,) in chunks:
             n_samples += samples[0].size
             for number, total in enumerate(sums):
                 total.add(*(found[f"{name} {number}"] for name in (KEYS, ROWS, ORDINARY)))
+            warned = warned or self._warn_of_what_is_missing(sums)
             yield StudyResult(self._variables(sums, found) | {"n_samples": ((), n_samples)}, self.length_coord)
+
+    def _warn_of_what_is_missing(self, sums: "list[_Sum]") -> bool:
+        """Warn where the lengths add up to something else than autograd's gradient; say whether it did."""
+        errors = np.array([total.error for total in sums])
+        limit = max(10 * torch.finfo(self.network.dtype).eps ** 0.5, 1e-5)
+        limit = max(limit, SHORT_FLOATS_ERROR if self.network.graph.has_short_floats else 0.0)
+        if (errors <= limit).all():
+            return False
+        part = self.flow.parts[int(np.nan_to_num(errors, nan=np.inf).argmax())]
+        warnings.warn(
+            f"the gradients of the parameters of {part!r} of {self.network.name} add up to autograd's only within "
+            f"{errors.max():.1e} of it, relatively: they may be NaN or infinite, or steep or saturated so that "
+            "rounding shows (try model.double()). `completeness_error` has each part's",
+            IncompleteGradientWarning,
+            stacklevel=2,
+        )
+        return True
 
     def _variables(self, sums: "list[_Sum]", found: Mapping[str, Array]) -> dict[str, Entry]:
         each = [measured(total.keys, total.rows, len(self.lengths)) for total in sums]
@@ -126,7 +153,8 @@ class ParameterStudy(WalkStudy):
         if self.cut:
             variables["tail_parameter_gradient_norm"] = (("block",), [tail for *_, tail in each])
         else:
-            variables["mean_path_length"] = (("block",), shares @ np.arange(len(self.lengths)))
+            mean = np.where(norms.any(axis=1), shares @ np.arange(len(self.lengths)), np.nan)
+            variables["mean_path_length"] = (("block",), mean)
         if f"{NORMS} 0" in found:
             for name, array in (("norm", NORMS), ("share", SHARES)):
                 values = np.stack([found[f"{array} {number}"] for number in range(len(sums))])

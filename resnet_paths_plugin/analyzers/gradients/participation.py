@@ -1,13 +1,14 @@
 """PathParticipation: which blocks the paths of each length go through, exactly."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import xarray as xr
 from captum.attr import GradientAttribution
 from captum.log import log_usage
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from resnet_paths_plugin.analyzers.arguments import positive
 from resnet_paths_plugin.analyzers.base import Analyzer
@@ -77,8 +78,8 @@ class PathParticipation(Analyzer, GradientAttribution):  # type: ignore[misc]  #
             additional_forward_args: further arguments of the model, after the inputs.
             objective: `"score"`, `"cross_entropy"`, or `function(outputs, target) -> [B]`.
             direction: `"input"`, the value at the tap, or `"gradient"`, the ordinary gradient there.
-            baselines: the direction is the input minus a baseline: a number, or a tensor that broadcasts to the input;
-                a tuple of them for several inputs.
+            baselines: the direction is the input minus a baseline, the same for all samples: a number, or a tensor that
+                broadcasts to one sample, `[1, *]`; a tuple of them for several inputs.
             n_steps: averages the gradients along the line from the baseline (0 by default) to the input, as integrated
                 gradients do: this splits the change of the objective by block and length.
             method: how points on the line are chosen, as in Captum's `IntegratedGradients`.
@@ -107,7 +108,7 @@ class PathParticipation(Analyzer, GradientAttribution):  # type: ignore[misc]  #
                 objective=objective,
                 n_inputs=batches.n_inputs,
                 direction=direction,
-                baselines=baselines,
+                baselines=_baselines(baselines, batches) if baselines is not None or n_steps else None,
                 n_steps=positive("n_steps", n_steps),
                 method=method,
                 between=between,
@@ -145,8 +146,7 @@ class ParticipationStudy(WalkStudy):
         )
         if direction not in {"input", "gradient"}:
             raise InputError(f"direction must be 'input' or 'gradient', not {direction!r}")
-        on_line = baselines is not None or n_steps is not None
-        if on_line and (direction != "input" or between is not None):
+        if baselines is not None and (direction != "input" or between is not None):
             raise InputError("baselines and n_steps go with direction='input', and not with between")
         if not self.takes_floats and between is None:
             raise InputError(
@@ -159,8 +159,8 @@ class ParticipationStudy(WalkStudy):
             n_lengths=len(self.lengths),
             cut=self.cut,
             direction=direction,
-            baselines=_baselines(baselines, n_inputs) if on_line else None,
-            steps=((1.0, 1.0),) if n_steps is None else line(n_steps, method),
+            baselines=baselines,
+            steps=line(n_steps or 1, method) if n_steps is not None else ((1.0, 1.0),),
             between=None if between is None else _between(network, between),
         )
 
@@ -199,14 +199,26 @@ class ParticipationStudy(WalkStudy):
             )
 
 
-def _baselines(given: Any, n_inputs: int) -> tuple[Any, ...]:
+def _baselines(given: Any, batches: Batches) -> tuple[Any, ...]:
     """Return a baseline for each input."""
-    each = (0,) * n_inputs if given is None else given if isinstance(given, tuple) else (given,)
-    if len(each) != n_inputs:
-        raise InputError(f"baselines has {len(each)} entries for {n_inputs} inputs")
-    if not all(isinstance(one, int | float | Tensor) and not isinstance(one, bool) for one in each):
-        raise InputError(f"a baseline is a number or a tensor, not {given!r}")
+    inputs = pytree.tree_leaves(batches.first.args)[: batches.n_inputs]
+    each = (0,) * len(inputs) if given is None else given if isinstance(given, tuple) else (given,)
+    if len(each) != len(inputs):
+        raise InputError(f"baselines has {len(each)} entries for {len(inputs)} inputs")
+    for one, value in zip(each, inputs, strict=True):
+        if isinstance(one, bool) or not isinstance(one, int | float | Tensor):
+            raise InputError(f"a baseline is a number or a tensor, not {one!r}")
+        if isinstance(one, Tensor) and isinstance(value, Tensor) and not _broadcasts(one.shape, (1, *value.shape[1:])):
+            raise InputError(
+                f"a baseline is the same for all samples: it has shape {tuple(one.shape)}, which does not broadcast to "
+                f"one sample of the input, {(1, *value.shape[1:])}"
+            )
     return each
+
+
+def _broadcasts(shape: Sequence[int], whole: Sequence[int]) -> bool:
+    sizes = list(zip(reversed(shape), reversed(whole), strict=False))
+    return len(shape) <= len(whole) and all(size in {1, full} for size, full in sizes)
 
 
 def _between(network: UnraveledNetwork, between: object) -> tuple[int, int]:

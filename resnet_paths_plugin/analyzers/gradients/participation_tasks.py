@@ -16,7 +16,8 @@ from resnet_paths_plugin.engine.backward import BackwardWalk, Watch
 from resnet_paths_plugin.engine.banks import Bank
 from resnet_paths_plugin.engine.forward_walk import ForwardWalk
 from resnet_paths_plugin.engine.path_graph import PathGraph
-from resnet_paths_plugin.engine.routing import ByLength
+from resnet_paths_plugin.engine.random_states import generator_states, replayed
+from resnet_paths_plugin.engine.routing import TAIL, ByLength
 from resnet_paths_plugin.errors import InputError
 from resnet_paths_plugin.execution import Arrays, Samples
 from resnet_paths_plugin.execution.batches import Batch
@@ -64,7 +65,10 @@ class _ParticipationJob:
     def __init__(self, work: ParticipationWork, network: UnraveledNetwork) -> None:
         self._work, self._network = work, network
         limits = (work.n_lengths - 1,) if work.cut else None
-        self._lengths = ByLength([(1,)] * len(network.blocks), limits, tail=False)
+        grades = [(1,)] * len(network.blocks)
+        self._lengths = ByLength(grades, limits, tail=False)
+        # The ordinary gradient is that of longer paths, too.
+        self._back = ByLength(grades, limits, tail=work.direction == "gradient")
 
     def __call__(self, _: int, samples: Samples) -> Arrays:
         """Return the participation of all blocks for some samples, `[n, K + 1, B]`, and `<G_k, u>`, `[K + 1, B]`."""
@@ -87,20 +91,23 @@ class _ParticipationJob:
         moved, directions = self._on_line(chunk, point)
         graph, walk, seeds = self._walk(moved)
         watch = _Gradients()
-        banks = walk.gradients(seeds, self._lengths, watch)
+        banks = walk.gradients(seeds, self._back, watch)
         chosen = {tap: self._direction(tap, walk, banks, directions) for tap in graph.taps}
+        given = {tap: u for tap, u in chosen.items() if u is not None}
+        forward = ForwardWalk(walk.forward_pass, walk.bank_bytes)
         counted = _Counted(self._network, watch.banks, self._work.n_lengths, chunk.size)
-        by_rules = watch.by_rules
-        ForwardWalk(walk.forward_pass, walk.bank_bytes).run(
-            {tap: u for tap, u in chosen.items() if u is not None}, self._lengths, counted.at_branch, by_rules=by_rules
-        )
+        forward.run(given, self._lengths, counted.at_branch, by_rules=watch.by_rules)
+        if watch.by_rules and not counted.is_finite:  # slopes of 0 times tangents that are infinite
+            counted = _Counted(self._network, watch.banks, self._work.n_lengths, chunk.size)
+            forward.run(given, self._lengths, counted.at_branch, by_rules=False)
         along = np.zeros((self._work.n_lengths, chunk.size))
         for tap, bank in banks.items():
             u, dim = chosen[tap], self._network.program.batch_dim(tap)
             if u is not None:
                 found = products(bank.rows, u[None].to(bank.rows), dim or 0)[:, :, 0].numpy()
                 for key, row in zip(bank.keys, found.T, strict=True):
-                    along[int(key[0])] += row
+                    if key != TAIL:
+                        along[int(key[0])] += row
         return counted.found, along
 
     def _on_line(self, chunk: Batch, point: float) -> tuple[Batch, dict[int, Tensor]]:
@@ -127,10 +134,12 @@ class _ParticipationJob:
             return graph, walk, seeds
         early, late = (network.program.sums[network.program.branches[at].sum].root for at in work.between)
         behind = network.path_graph_to([late])
+        states = generator_states()
         first, seeds = walk_of(network, behind, work.objective, chunk)
         banks = first.gradients(seeds, ByLength([(0,)] * len(network.blocks)))
         graph = network.path_graph_to([early], ends=[late])
-        walk, _ = walk_of(network, graph, work.objective, chunk, keep=[early], seeded=False)
+        with replayed(states):  # a model that draws at random draws the same
+            walk, _ = walk_of(network, graph, work.objective, chunk, keep=[early], seeded=False)
         return graph, walk, {late: banks[late].rows[0]} if late in banks else {}
 
     def _direction(
@@ -153,6 +162,10 @@ class _Gradients(Watch):
         self.banks: dict[int, Bank] = {}
         self.by_rules = True
 
+    def is_finite(self) -> bool:
+        """Whether all of them are."""
+        return all(bool(bank.rows.isfinite().all()) for bank in self.banks.values())
+
     def clear(self) -> None:
         """Forget them."""
         self.banks, self.by_rules = {}, False
@@ -172,18 +185,28 @@ class _Counted:
     def __init__(self, network: UnraveledNetwork, banks: dict[int, Bank], n_lengths: int, size: int) -> None:
         self._program, self._banks = network.program, banks
         self.found = np.zeros((len(network.blocks), n_lengths, size))
+        self._unknown: set[int] = set()
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether all that can be known is."""
+        known = [block for block in range(len(self.found)) if block not in self._unknown]
+        return bool(np.isfinite(self.found[known]).all())
 
     def at_branch(self, block: int, tangents: Bank) -> None:
-        """Count what goes through a block; its gradients are released."""
-        gradients = self._banks.pop(block, None)
+        """Count what goes through a block."""
+        gradients = self._banks.get(block)
         if gradients is None:
             return
         dim = self._program.batch_dim(self._program.branches[block].value)
         if dim is None:
             self.found[block] = np.nan
+            self._unknown.add(block)
             return
         found = products(gradients.rows, tangents.rows.to(gradients.rows), dim).numpy()
         for place, behind in enumerate(gradients.keys):
+            if behind == TAIL:
+                continue
             for other, before in enumerate(tangents.keys):
                 length = int(behind[0]) + int(before[0]) + 1
                 if length < self.found.shape[1]:
@@ -201,5 +224,8 @@ def line(n_steps: int, method: str) -> tuple[tuple[float, float], ...]:
         step_sizes, alphas = approximation_parameters(method)
     except ValueError as error:
         raise InputError(f"method {method!r} chooses no points: {error}") from error
-    weights, points = step_sizes(n_steps), alphas(n_steps)
+    try:
+        weights, points = step_sizes(n_steps), alphas(n_steps)
+    except AssertionError as error:
+        raise InputError(f"method {method!r} does not work with n_steps={n_steps}: {error}") from error
     return tuple(zip(points, weights, strict=True))

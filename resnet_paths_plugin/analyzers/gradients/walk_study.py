@@ -53,7 +53,9 @@ class WalkStudy(Study):
         super().__init__(network, title=title, summary=summary)
         network.require_paths()
         self.objective, self.n_inputs = objective, n_inputs
-        graph = network.path_graph(None if self.takes_floats else network.blocks[0], n_inputs)
+        # Over all inputs, integers too, as a block may be reached from some of them only.
+        program = network.program
+        graph = network.path_graph_to([at for at in program.inputs if program.nodes[at] in program.flow.data])
         counts = graph.counts(grades or [(1,)] * len(network.blocks))
         longest = max((length[0] for length in counts), default=0)
         if max_length is not None and (

@@ -25,6 +25,7 @@ def walk_of(
     keep: Collection[int] = (),
     freeze_norms: bool = False,
     seeded: bool = True,
+    anywhere: bool = False,
 ) -> tuple[BackwardWalk, Seeds]:
     """Return a forward pass of some samples that can be walked back, and where the walk starts.
 
@@ -36,6 +37,7 @@ def walk_of(
         keep: positions of values of the forward pass to keep.
         freeze_norms: whether the scales of layer and RMS norms are constants for gradients.
         seeded: whether the walk starts at the outputs.
+        anywhere: whether gradients that reach no node serve as well, as those of outputs that are parameters.
 
     Raises:
         InputError: if the objective does not depend on the outputs.
@@ -49,7 +51,7 @@ def walk_of(
         return walk, {}
     leaves = output_gradients(objective, network.graph.unflatten(walk.outputs), chunk, dtype)
     seeds = program.at_outputs(leaves)
-    if not any(graph.read_by(at) for at in seeds):
+    if not anywhere and not any(graph.read_by(at) for at in seeds):
         raise InputError("no gradient reaches the tap: the objective does not depend on it")
     return walk, seeds
 
@@ -76,4 +78,5 @@ def by_sample(rows: Tensor, batch_dim: int, *, like: Tensor) -> Tensor:
     """
     rest = [dim for dim in range(1, rows.ndim) if dim != 1 + batch_dim]
     rest.sort(key=lambda dim: -like.stride()[dim])
-    return rows.permute(1 + batch_dim, 0, *rest).flatten(2)
+    ordered = rows.permute(1 + batch_dim, 0, *rest)
+    return ordered.flatten(2) if rest else ordered.unsqueeze(-1)
