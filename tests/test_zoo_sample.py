@@ -18,18 +18,24 @@ WITHOUT_BLOCKS = {f"test_efficientnet{norm}" for norm in ("", "_evos", "_gn", "_
 BATCH = 2
 
 
-def test_the_zoo_is_not_empty():
-    assert len(MODELS) >= 18
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_outputs_are_equal_and_every_lesion_runs_and_shows(name):
-    model = randomised(timm.create_model(name)).eval()
+@pytest.fixture(scope="module", params=MODELS)
+def captured(request):
+    """A model's name, the model, a batch of images and the network: each model is captured once for all tests."""
+    torch.manual_seed(0)
+    model = randomised(timm.create_model(request.param)).eval()
     size = model.default_cfg["input_size"]
     if not model.default_cfg.get("fixed_input_size"):
         size = (size[0], 96, 96)
     x = torch.randn(BATCH, *size)
-    net = rpp.unravel(model, x)
+    return request.param, model, x, rpp.unravel(model, x)
+
+
+def test_the_zoo_is_not_empty():
+    assert len(MODELS) >= 18
+
+
+def test_outputs_are_equal_and_every_lesion_runs_and_shows(captured):
+    _, model, x, net = captured
     with torch.no_grad():
         intact = model(x)
         assert torch.isfinite(intact).all()
@@ -43,11 +49,8 @@ def test_outputs_are_equal_and_every_lesion_runs_and_shows(name):
         assert not torch.allclose(outputs[block.index], intact, rtol=1e-6, atol=0), block.name
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_blocks_are_plausible(name):
-    with torch.device("meta"):
-        model = timm.create_model(name)
-        net = rpp.unravel(model)
+def test_blocks_are_plausible(captured):
+    name, model, _, net = captured
     modules = dict(model.named_modules())
     if name in WITHOUT_BLOCKS:
         assert not any(getattr(module, "has_skip", False) for module in modules.values())

@@ -24,7 +24,7 @@ from resnet_paths_plugin.errors import CaptureMismatchError, InputError, Unknown
 pytestmark = pytest.mark.slow
 
 RUNNING = [name for name, case in CASES.items() if case.blocks]
-MODELS = ["test_vit", "test_efficientnet"]
+MODELS = ["test_vit", "test_convnext2"]
 FULL = [
     "torchvision/resnet50", "torchvision/vit_b_16", "torchvision/mobilenet_v3_large", "torchvision/swin_t",
     "timm/convnext_tiny", "timm/resnetv2_50", "timm/seresnet50", "timm/vit_small_patch16_18x2_224",
