@@ -53,6 +53,19 @@ def test_any_measure_may_be_the_effect(effect):
         np.testing.assert_array_equal(each, rise.transpose("lesion", "sample"))
 
 
+def test_the_effect_on_a_sample_is_one_where_the_deletion_alone_makes_it_wrong():
+    truth = lesions().copy(deep=True)
+    for name in ("correct", "intact_correct"):
+        truth[name][:] = True
+    wrong = {"lesion": 1, "sample": 2}
+    truth["correct"][wrong] = False
+    result = study(lesions=truth, effect="error")
+    expected = np.zeros((3, 7))
+    expected[1, 2] = 1
+    np.testing.assert_array_equal(result["lesion_effect_by_sample"], expected)
+    np.testing.assert_allclose(result["lesion_effect"], expected.mean(axis=1))
+
+
 def longer():
     """A network of six blocks, its images and the lesions of single blocks with made-up losses."""
     torch.manual_seed(0)
