@@ -125,7 +125,7 @@ class ParameterBanks(Watch):
         """Add the gradients at what an operator reads of parameters."""
         part = self._arrived.setdefault(self._flow.part_of(at), {})
         for place, rows in banks.items():
-            shape = self._flow.program.nodes[place].meta["val"].shape
+            shape = self._static[place].shape  # a sum may have broadcast it
             part.setdefault(place, []).append(Bank(tuple(keys), rows.sum_to_size(rows.shape[0], *shape)))
 
     def clear(self) -> None:
