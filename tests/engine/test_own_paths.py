@@ -128,7 +128,7 @@ def test_paths_depend_on_the_seed_and_on_the_samples_number_alone():
 
 
 class Halting(nn.Module):
-    """Two blocks after a sum whose skip passes no gradient on."""
+    """Three blocks; the skip of the second passes no gradient on."""
 
     def __init__(self):
         super().__init__()
@@ -139,7 +139,7 @@ class Halting(nn.Module):
         x = self.stem(x)
         first, second, third = self.blocks
         x = x + first(x)
-        y = torch.where(x.detach() > -9, x.detach(), x.detach()) + second(x)
+        y = x.detach() + second(x)
         return self.head(y + third(y))
 
 
@@ -147,13 +147,14 @@ def test_paths_that_meet_a_way_without_gradient_are_zero_and_the_others_are_not(
     torch.manual_seed(0)
     model, x = Halting().double(), torch.randn(3, 4, dtype=torch.float64)
     net = rpp.unravel(model, x, verify=False)
-    assert len(net.blocks) >= 2
-    found = rpp.PathLengthGradient(net).attribute(x, 0, estimator=("exact", "sampled"), draws=40)
+    assert net.path_counts() == [1, 3, 3, 1]
+    found = rpp.PathLengthGradient(net).attribute(x, 0, estimator=("exact", "sampled"), draws=200)
     exact = found.gradient_norm.mean("sample").values
     sampled = found.total_path_gradient.values
     assert np.isfinite(sampled).all()
     assert ((sampled > 0) == (exact > 0)).all()
-    assert (sampled >= 0.5 * exact).all()
+    assert exact[0] == 0
+    assert (sampled >= 0.7 * exact).all()
 
 
 class Folded(nn.Module):

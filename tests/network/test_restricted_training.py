@@ -363,6 +363,32 @@ def test_parameters_that_are_tied_or_computed_from_others_get_the_whole_gradient
         torch.testing.assert_close(total[name], one.grad, rtol=1e-11, atol=1e-13)
 
 
+def test_a_parameter_that_is_expanded_to_the_batch_gets_the_whole_gradient():
+    class WithToken(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.token = nn.Parameter(torch.randn(1, 1, 4))
+            self.blocks = nn.ModuleList(nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 4)) for _ in range(2))
+
+        def forward(self, x):
+            x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1)
+            for block in self.blocks:
+                x = x + block(x).tanh()
+            return x.mean(1)
+
+    torch.manual_seed(0)
+    model, x = WithToken().double(), torch.randn(3, 2, 4, dtype=torch.float64)
+    net, labels = rpp.unravel(model, x[:2]), LABELS[:3]  # other numbers of samples
+    total = 0
+    for length in range(3):
+        model.zero_grad()
+        functional.cross_entropy(net.restricted(length, parameters=True)(x), labels).backward()
+        total = total + model.token.grad
+    model.zero_grad()
+    functional.cross_entropy(model(x), labels).backward()
+    torch.testing.assert_close(total, model.token.grad, rtol=1e-11, atol=1e-13)
+
+
 # What is refused
 
 
