@@ -4,6 +4,7 @@ Exact gradients by length, graded ones, single paths and random signs are four r
 way (the gradients at a block's branch, at parameters) is shown to a watch.
 """
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 
 import torch
@@ -17,6 +18,7 @@ from resnet_paths_plugin.engine.linearised_pass import LinearisedPass, Linearise
 from resnet_paths_plugin.engine.path_graph import PathGraph
 from resnet_paths_plugin.engine.program import Program, Sum, Values
 from resnet_paths_plugin.engine.routing import Edge, Key, Routing
+from resnet_paths_plugin.engine.selection import Selection
 
 BANK_BYTES = 4 * 2**20
 """Size of the part of a bank that goes through a segment at a time on a CPU; larger ones leave the cache."""
@@ -215,11 +217,20 @@ class BackwardWalk:
             if only is not None and isinstance(derivative, Convolution):
                 arrivals.add(operands[0], lane, only.through(derivative))
                 continue
+            if only is not None and isinstance(derivative, Selection):
+                arrivals.add(operands[0], lane, only, derivative.place)
+                continue
             keys, rows = aligned(whole)
-            for operand, found in zip(operands, derivative.pull(rows), strict=True):
-                for part, bank in by_part(found).items():
-                    if bank is not None:
-                        arrivals.add(operand, lane, Bank(keys, bank), part)
+            pulled = [
+                (operand, part, bank)
+                for operand, found in zip(operands, derivative.pull(rows), strict=True)
+                for part, bank in by_part(found).items()
+                if bank is not None
+            ]
+            readers = Counter(map(_memory, [*by_part(rows).values(), *(bank for _, _, bank in pulled)]))
+            for operand, part, bank in pulled:
+                fresh = readers[_memory(bank)] == 1 and 0 not in bank.stride()
+                arrivals.add(operand, lane, Bank(keys, bank, owned=fresh), part)
 
     @staticmethod
     def _seen(
@@ -236,6 +247,11 @@ class BackwardWalk:
         keys, rows = aligned(parts)
         watch.at_parameters(at, keys, operators.parameter_gradients(at, rows))
         return {part: Bank(keys, one) for part, one in by_part(rows).items()}
+
+
+def _memory(rows: Tensor) -> int:
+    """Return what tensors that share memory have in common."""
+    return rows.untyped_storage().data_ptr()
 
 
 def bank_dtype(dtype: torch.dtype) -> torch.dtype:
