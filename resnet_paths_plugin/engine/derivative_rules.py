@@ -298,13 +298,14 @@ def _max_pool(call: Call) -> Derivative | None:
     backward = aten.max_pool2d_with_indices_backward.grad_input
 
     def pull(bank: Rows) -> Rows:
-        shape = (bank.shape[0] * source.shape[0], *source.shape[1:])
-        room = torch.empty(shape, dtype=bank.dtype, memory_format=torch.channels_last)
-        rows = room.view(bank.shape[0], *source.shape)
-        for row, found in zip(bank, rows, strict=True):
-            seed = row.contiguous(memory_format=torch.channels_last)
-            backward(seed, source, *options, indices, grad_input=found)
-        return rows
+        size = source.shape[0]
+        flat = bank.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        shape = (flat.shape[0], *source.shape[1:])
+        found = torch.empty(shape, dtype=bank.dtype, memory_format=torch.channels_last)
+        # Slices of the first dimension, as torch misreads the layout of a view with a batch of one.
+        for seed, room in zip(torch.split(flat, size), torch.split(found, size), strict=True):
+            backward(seed, source, *options, indices, grad_input=room)
+        return found.view(bank.shape[0], *source.shape)
 
     def push(bank: Rows) -> Rows:
         places = indices.flatten(2).expand(bank.shape[0], -1, -1, -1)

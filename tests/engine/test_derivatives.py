@@ -226,6 +226,15 @@ def test_slopes_of_channels_are_worked_into_a_convolutions_weight(options):
     assert torch.equal(bank, before)
 
 
+def test_a_weight_that_is_large_beside_a_row_takes_no_slopes():
+    slope = constant(64, 1, 1)
+    for size, absorbs in ((2, False), (24, True)):
+        call, _ = call_of(
+            aten.conv2d.default, (Data(1, 64, size, size), constant(64, 64, 3, 3), None, [1, 1], [1, 1]), {}
+        )
+        assert linearise(call).absorbs(slope) == absorbs
+
+
 def test_convolutions_without_a_rule_go_through_autograd():
     weight = constant(4, 3, 3, 3)
     check(aten.conv2d.padding, Data(2, 3, 6, 6), weight, None, [1, 1], "same", rule=False)
