@@ -253,17 +253,20 @@ def test_linear():
     check(aten.linear.default, Data(2, 3, 4), Data(5, 4), rule=False)
 
 
-@pytest.mark.parametrize("order", [(0, 1, 2), (1, 0, 2), (2, 1, 0)])
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (0, 2, 1, 3), (1, 2, 0, 3), (3, 0, 2, 1)])
 def test_linear_of_rows_in_another_layout(order):
-    call, _ = call_of(aten.linear.default, (Data(2, 3, 4), constant(5, 4)), {})
-    laid = [1 + at for at in order]
-    for of, shape in (("pull", (2, 3, 5)), ("push", (2, 3, 4))):
-        sizes = [shape[at] for at in order]
-        bank = torch.randn(ROWS, *sizes, dtype=torch.float64).permute(0, *(1 + laid.index(1 + at) for at in range(3)))
-        assert bank.shape[1:] == shape
-        derivative = linearise(call)
-        ours = derivative.pull(bank)[0] if of == "pull" else derivative.push([bank])
-        torch.testing.assert_close(ours, bank @ (call.args[1] if of == "pull" else call.args[1].mT))
+    """The dimensions lie in memory in that order, the outermost first."""
+    weight = constant(5, 4)
+    call, _ = call_of(aten.linear.default, (Data(2, 3, 4), weight), {})
+    derivative = linearise(call)
+    for vector, matrix, through in (
+        (5, weight, lambda rows: derivative.pull(rows)[0]),
+        (4, weight.mT, lambda rows: derivative.push([rows])),
+    ):
+        shape = (ROWS, 2, 3, vector)
+        laid = torch.randn([shape[dim] for dim in order], dtype=torch.float64)
+        bank = laid.permute([order.index(dim) for dim in range(4)])
+        torch.testing.assert_close(through(bank), bank @ matrix, rtol=1e-12, atol=1e-12)
 
 
 def test_linear_with_a_vector_for_weight():
