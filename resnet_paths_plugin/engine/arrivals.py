@@ -1,9 +1,10 @@
 """Arrivals: banks that wait at values until the walk takes them further."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from resnet_paths_plugin.engine.banks import Bank, Part, merged
 from resnet_paths_plugin.engine.path_graph import PathGraph
+from resnet_paths_plugin.engine.selection import Place, together
 
 Lane = int | None
 """The one node for which rows are meant, or None for all."""
@@ -16,10 +17,13 @@ class Arrivals:
 
     def __init__(self, graph: PathGraph) -> None:
         self.graph = graph
-        self._waiting: dict[int, dict[Lane, dict[Part, list[Bank]]]] = {}
+        self._waiting: dict[int, dict[Lane, dict[Part | Place, list[Bank]]]] = {}
 
-    def add(self, at: int, lane: Lane, bank: Bank, part: Part = None) -> None:
-        """Let a bank arrive; one meant for a node that is not reached from here is dropped."""
+    def add(self, at: int, lane: Lane, bank: Bank, part: Part | Place = None) -> None:
+        """Let a bank arrive, of a part of a list or of one place of a tensor.
+
+        One meant for a node that is not reached from here is dropped.
+        """
         if lane is not None and lane not in self.graph.read_by(at):
             return
         if self.graph.nodes >> at & 1:
@@ -28,10 +32,7 @@ class Arrivals:
 
     def at(self, at: int) -> dict[Lane, dict[Part, Bank]]:
         """Take what waits at a value."""
-        return {
-            lane: {part: merged(banks) for part, banks in parts.items()}
-            for lane, parts in self._waiting.pop(at, {}).items()
-        }
+        return {lane: _whole(parts) for lane, parts in self._waiting.pop(at, {}).items()}
 
     def leave(self, positions: Sequence[int] | None = None) -> list[Waiting]:
         """Take what waits at some positions, nodes excepted, or everywhere."""
@@ -44,3 +45,13 @@ class Arrivals:
             for lane, parts in self.at(at).items()
             for part, bank in parts.items()
         ]
+
+
+def _whole(arrived: Mapping[Part | Place, Sequence[Bank]]) -> dict[Part, Bank]:
+    """Add what has arrived at each part; what has arrived at places of a tensor becomes one bank of it."""
+    banks: dict[Part, Bank] = {part: merged(some) for part, some in arrived.items() if not isinstance(part, Place)}
+    places = {place: merged(some) for place, some in arrived.items() if isinstance(place, Place)}
+    if places:
+        whole = together(places)
+        banks[None] = merged([banks[None], whole]) if None in banks else whole
+    return banks

@@ -4,6 +4,7 @@ Exact gradients by length, graded ones, single paths and random signs are four r
 way (the gradients at a block's branch, at parameters) is shown to a watch.
 """
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from resnet_paths_plugin.engine.own_paths import AlongOwnPaths
 from resnet_paths_plugin.engine.path_graph import PathGraph
 from resnet_paths_plugin.engine.program import Program, Sum, Values
 from resnet_paths_plugin.engine.routing import Edge, Key, Routing
+from resnet_paths_plugin.engine.selection import Selection
 
 BANK_BYTES = 4 * 2**20
 """Size of the part of a bank that goes through a segment at a time on a CPU; larger ones leave the cache."""
@@ -249,11 +251,20 @@ class BackwardWalk:
             if only is not None and isinstance(derivative, Convolution):
                 arrivals.add(operands[0], lane, only.through(derivative))
                 continue
+            if only is not None and isinstance(derivative, Selection):
+                arrivals.add(operands[0], lane, only, derivative.place)
+                continue
             keys, rows = aligned(whole)
-            for operand, found in zip(operands, derivative.pull(rows), strict=True):
-                for part, bank in by_part(found).items():
-                    if bank is not None:
-                        arrivals.add(operand, lane, Bank(keys, bank), part)
+            pulled = [
+                (operand, part, bank)
+                for operand, found in zip(operands, derivative.pull(rows), strict=True)
+                for part, bank in by_part(found).items()
+                if bank is not None
+            ]
+            readers = Counter(map(_memory, [*by_part(rows).values(), *(bank for _, _, bank in pulled)]))
+            for operand, part, bank in pulled:
+                fresh = readers[_memory(bank)] == 1 and 0 not in bank.stride()
+                arrivals.add(operand, lane, Bank(keys, bank, owned=fresh), part)
 
 
 class _Seen:
@@ -298,6 +309,11 @@ class _Seen:
         for at, sums in self._sums.items():
             self._pass_on(at, SUM, sums.get(None, sums))
         self._operators.release_parameters()
+
+
+def _memory(rows: Tensor) -> int:
+    """Return what tensors that share memory have in common."""
+    return rows.untyped_storage().data_ptr()
 
 
 def bank_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -124,7 +124,7 @@ def _add_to(total: Bank, bank: Bank) -> None:
     place = {key: at for at, key in enumerate(total.keys)}
     here = row_index([place[key] for key in bank.keys], total.rows)
     if isinstance(here, slice):
-        total.rows[here] += bank.rows
+        total.rows[here].add_(bank.rows)
     else:
         total.rows.index_add_(0, here, bank.rows)
 

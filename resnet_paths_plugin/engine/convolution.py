@@ -16,6 +16,10 @@ _MOST_EXCESS = 1.5
 """Products that `Phases` may take for each that is needed; beyond it the transposed convolution is faster."""
 
 
+_ROWS = 4
+"""How many rows a weight may be as large as, to be multiplied in their place."""
+
+
 class Convolution:
     """Carries gradients from a convolution's value, `[R, B, *value]`, to its source, `[R, B, *source]`; tangents on.
 
@@ -57,11 +61,21 @@ class Convolution:
         if on_cpu and weight.ndim == 4 and max(stride) > 1 and set(dilation) == {1} and not self._pointwise:
             phases = Phases(source, weight, stride, padding)
             self._phases = phases if phases.excess <= _MOST_EXCESS else None
+        positions = [
+            (size + 2 * zeros - step * (points - 1) - 1) // along + 1
+            for size, zeros, step, points, along in zip(
+                source[2:], padding, dilation, weight.shape[2:], stride, strict=True
+            )
+        ]
+        self._small = weight.numel() <= _ROWS * source[0] * weight.shape[0] * math.prod(positions)
         self._ready: tuple[tuple[Tensor, ...], Tensor] | None = None
 
     def absorbs(self, slope: Tensor) -> bool:
-        """Whether a slope of the value is one factor per channel, which the weight can be multiplied by instead."""
-        return slope.shape == (self._weight.shape[0], *[1] * len(self._dims))
+        """Whether a slope of the value is one factor per channel, which the weight is multiplied by instead.
+
+        A weight that is large beside a row, as those of coarse images are, is left as it is.
+        """
+        return self._small and slope.shape == (self._weight.shape[0], *[1] * len(self._dims))
 
     def pull(self, bank: Tensor) -> list[Tensor]:
         """Return the gradients at the one operand."""

@@ -15,6 +15,7 @@ from torch import Tensor, fx
 from resnet_paths_plugin.engine.attention import attention
 from resnet_paths_plugin.engine.calls import Call, Derivative, Rows, Rule, Slope, leaf_of
 from resnet_paths_plugin.engine.convolution import Convolution, convolution_options, image_layout
+from resnet_paths_plugin.engine.selection import selection
 from resnet_paths_plugin.graph import operators as ops
 from resnet_paths_plugin.graph.operators import aten
 
@@ -266,6 +267,10 @@ def _getitem(call: Call) -> Derivative | None:
     return Rule(lambda bank: [{part: bank}], lambda banks: None if banks[0] is None else banks[0].get(part))
 
 
+def _select(call: Call) -> Derivative | None:
+    return selection(call) if call.only_operand() and isinstance(call.args[2], int) else None
+
+
 def _layer_norm(call: Call) -> Derivative | None:
     source, shape = call.args[:2]
     weight = call.args[2] if len(call.args) > 2 else None
@@ -302,6 +307,34 @@ def _layer_norm_backward(
         options = (source, shape, mean, inverse, weight, None, [True, False, False])
         found.copy_(aten.native_layer_norm_backward(row, *options)[0])
     return rows
+
+
+def _max_pool(call: Call) -> Derivative | None:
+    """Torch's own backward of each row, in the layout of convolutions."""
+    source, *options = call.args
+    if source.ndim != 4 or source.device.type != "cpu":
+        return None
+    defaults: list[Any] = [None, [], 0, 1, False]
+    options += defaults[len(options) :]
+    indices = aten.max_pool2d_with_indices(source, *options)[1].contiguous(memory_format=torch.channels_last)
+    source = source.contiguous(memory_format=torch.channels_last)
+    backward = aten.max_pool2d_with_indices_backward.grad_input
+
+    def pull(bank: Rows) -> Rows:
+        size = source.shape[0]
+        flat = bank.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        shape = (flat.shape[0], *source.shape[1:])
+        found = torch.empty(shape, dtype=bank.dtype, memory_format=torch.channels_last)
+        # Slices of the first dimension, as torch misreads the layout of a view with a batch of one.
+        for seed, room in zip(torch.split(flat, size), torch.split(found, size), strict=True):
+            backward(seed, source, *options, indices, grad_input=room)
+        return found.view(bank.shape[0], *source.shape)
+
+    def push(bank: Rows) -> Rows:
+        places = indices.flatten(2).expand(bank.shape[0], -1, -1, -1)
+        return bank.flatten(3).gather(-1, places).view(bank.shape[0], *indices.shape)
+
+    return _of_one(pull, push)
 
 
 def _softmax(call: Call) -> Derivative | None:
@@ -342,6 +375,8 @@ RULES: dict[Any, Callable[[Call], Derivative | None]] = {
     aten.bmm.default: _matmul,
     aten.cat.default: _concatenation,
     aten.layer_norm.default: _layer_norm,
+    aten.select.int: _select,
+    aten.max_pool2d.default: _max_pool,
     aten.softmax.int: _softmax,
     aten.scaled_dot_product_attention.default: attention,
     operator.getitem: _getitem,

@@ -163,6 +163,38 @@ def forward_pass(options):
     )
 
 
+def attention_forward(_, size=2):
+    """The unraveled ViT's forward pass against the model's own, by the same operators and by torch's fused ones."""
+    model, images = _large("vit_b_16", size)
+    net = rpp.unravel(model, images)
+
+    @torch.no_grad()
+    def unfused():
+        fused = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)
+        try:
+            return model(images)
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fused)
+
+    def check(results):
+        assert torch.equal(results["ours"], results["unfused"])
+
+    return Study(
+        f"forward pass, vit_b_16, {size} images",
+        {
+            "ours": torch.no_grad(lambda: net.intact(images)),
+            "unfused": unfused,
+            "fused": torch.no_grad(lambda: model(images)),
+        },
+        (
+            Ratio("ours / the model's, unfused", lambda t: t["ours"] / t["unfused"], "1.1"),
+            Ratio("ours / the model's, fused", lambda t: t["ours"] / t["fused"], ""),
+        ),
+        check,
+    )
+
+
 def path_gradients(options, size=8, model=None, images=None, name="ResNet-56"):
     """All lengths exactly, against one forward and backward pass, gated passes and the paper's sampling."""
     model = trained(options.weights) if model is None else model
@@ -388,6 +420,7 @@ def _growing(what, noun, ways, bound):
 
 STUDIES = {
     "forward": forward_pass,
+    "forward-vit": attention_forward,
     "lesions": lesion_sweep,
     "coalitions": coalitions,
     "lesions-by-captum": lesions_by_captum,

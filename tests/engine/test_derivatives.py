@@ -12,9 +12,11 @@ from torch import fx
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from resnet_paths_plugin.engine.banks import Bank
 from resnet_paths_plugin.engine.calls import Call
 from resnet_paths_plugin.engine.derivative_rules import RULES
 from resnet_paths_plugin.engine.derivatives import linearise
+from resnet_paths_plugin.engine.selection import Place, together
 from resnet_paths_plugin.graph import operators as ops
 
 aten = torch.ops.aten
@@ -224,6 +226,15 @@ def test_slopes_of_channels_are_worked_into_a_convolutions_weight(options):
     assert torch.equal(bank, before)
 
 
+def test_a_weight_that_is_large_beside_a_row_takes_no_slopes():
+    slope = constant(64, 1, 1)
+    for size, absorbs in ((2, False), (24, True)):
+        call, _ = call_of(
+            aten.conv2d.default, (Data(1, 64, size, size), constant(64, 64, 3, 3), None, [1, 1], [1, 1]), {}
+        )
+        assert linearise(call).absorbs(slope) == absorbs
+
+
 def test_convolutions_without_a_rule_go_through_autograd():
     weight = constant(4, 3, 3, 3)
     check(aten.conv2d.padding, Data(2, 3, 6, 6), weight, None, [1, 1], "same", rule=False)
@@ -242,17 +253,20 @@ def test_linear():
     check(aten.linear.default, Data(2, 3, 4), Data(5, 4), rule=False)
 
 
-@pytest.mark.parametrize("order", [(0, 1, 2), (1, 0, 2), (2, 1, 0)])
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (0, 2, 1, 3), (1, 2, 0, 3), (3, 0, 2, 1)])
 def test_linear_of_rows_in_another_layout(order):
-    call, _ = call_of(aten.linear.default, (Data(2, 3, 4), constant(5, 4)), {})
-    laid = [1 + at for at in order]
-    for of, shape in (("pull", (2, 3, 5)), ("push", (2, 3, 4))):
-        sizes = [shape[at] for at in order]
-        bank = torch.randn(ROWS, *sizes, dtype=torch.float64).permute(0, *(1 + laid.index(1 + at) for at in range(3)))
-        assert bank.shape[1:] == shape
-        derivative = linearise(call)
-        ours = derivative.pull(bank)[0] if of == "pull" else derivative.push([bank])
-        torch.testing.assert_close(ours, bank @ (call.args[1] if of == "pull" else call.args[1].mT))
+    """The dimensions lie in memory in that order, the outermost first."""
+    weight = constant(5, 4)
+    call, _ = call_of(aten.linear.default, (Data(2, 3, 4), weight), {})
+    derivative = linearise(call)
+    for vector, matrix, through in (
+        (5, weight, lambda rows: derivative.pull(rows)[0]),
+        (4, weight.mT, lambda rows: derivative.push([rows])),
+    ):
+        shape = (ROWS, 2, 3, vector)
+        laid = torch.randn([shape[dim] for dim in order], dtype=torch.float64)
+        bank = laid.permute([order.index(dim) for dim in range(4)])
+        torch.testing.assert_close(through(bank), bank @ matrix, rtol=1e-12, atol=1e-12)
 
 
 def test_linear_with_a_vector_for_weight():
@@ -423,6 +437,27 @@ def test_shapes():
     check(aten.dropout.default, Data(2, 3), 0.5, False)
 
 
+def test_one_place_along_a_dimension():
+    check(aten.select.int, Data(2, 5, 4), 2, -1)
+    check(aten.select.int, Data(2, 5, 4), -2, 3)
+    check(aten.select.int, Data(3), 0, 1)
+
+
+def test_gradients_at_places_of_one_value_are_put_together():
+    """Places with rows of other lengths, places along two dimensions, none of them complete."""
+    torch.manual_seed(0)
+    whole = torch.zeros(3, 2, 4, 5, dtype=torch.float64)
+    parts = {}
+    for place, keys in {(1, 0): (0, 1, 2), (1, 3): (1, 2), (0, 1): (0, 2), (2, 4): (1,)}.items():
+        dim, index = place
+        rows = torch.randn(len(keys), *(size for at, size in enumerate((2, 4, 5)) if at != dim), dtype=torch.float64)
+        parts[Place(dim, index, (2, 4, 5)[dim])] = Bank(tuple((key,) for key in keys), rows)
+        whole.select(1 + dim, index)[list(keys)] += rows
+    found = together(parts)
+    assert found.keys == ((0,), (1,), (2,))
+    torch.testing.assert_close(found.rows, whole, rtol=0, atol=1e-15)
+
+
 def test_shape_taken_from_another_value():
     check(aten.view_as.default, Data(2, 6), Data(2, 3, 2), rule=False)
     check(aten.reshape_as.default, Data(2, 6), Data(2, 3, 2), rule=False)
@@ -460,6 +495,21 @@ def test_values_that_are_several_tensors(target, args):
     check_tangents(call, data, target, (data[0], *args), {})
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        ([3, 3], [2, 2], [1, 1]), ([2, 2],), ([3, 2], [1, 2]), ([3, 3], [2, 2], [0, 1], [1, 1], True),
+        ([2, 2], [1, 1], [0, 0], [2, 1]), ([3], [2], [1]),
+    ],
+)  # fmt: skip
+def test_max_pooling(options):
+    check(aten.max_pool2d.default, Data(2, 5, 6, 7), *options)
+    rectified = Data(2, 5, 6, 7)
+    rectified.value.relu_()  # zeros side by side: the first one counts
+    check(aten.max_pool2d.default, rectified, *options)
+    check(aten.max_pool2d.default, Data(5, 6, 7), *options, rule=False)
+
+
 def test_one_part_of_several_tensors():
     graph = fx.Graph()
     source = graph.placeholder("x")
@@ -480,11 +530,9 @@ def test_one_part_of_several_tensors():
         (aten.mean.dim, ([2, 3],)),
         (aten.sum.dim_IntList, ([1], True)),
         (aten.slice.Tensor, (1, 1, 5, 2)),
-        (aten.select.int, (2, -1)),
         (aten.expand.default, ([2, 5, 4, 4],)),
         (aten.pad.default, ([1, 0, 2, 1],)),
         (aten.roll.default, ([1, -1], [2, 3])),
-        (aten.max_pool2d.default, ([3, 3], [2, 2], [1, 1])),
         (aten.avg_pool2d.default, ([3, 3], [2, 2], [1, 1], False, False)),
         (aten.adaptive_avg_pool2d.default, ([1, 1],)),
         (aten.upsample_bilinear2d.default, ([7, 6], False)),
@@ -602,6 +650,7 @@ def test_every_rule_is_tested_here():
         aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.linear.default, aten.batch_norm.default,
         aten._native_batch_norm_legit_no_training.default, aten.permute.default, aten.transpose.int, aten.add.Tensor,
         aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor, aten.matmul.default, aten.bmm.default, aten.cat.default,
-        aten.layer_norm.default, aten.softmax.int, aten.scaled_dot_product_attention.default, operator.getitem,
+        aten.layer_norm.default, aten.select.int, aten.max_pool2d.default, aten.softmax.int, operator.getitem,
+        aten.scaled_dot_product_attention.default,
     }  # fmt: skip
     assert set(RULES) - ops.POINTWISE - ops.RESHAPING - ops.COPYING == tested
