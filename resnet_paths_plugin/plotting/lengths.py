@@ -156,6 +156,11 @@ def describe_path_lengths(ds: xr.Dataset) -> str:
                 f"95 % of the gradient ({estimator}, summed over lengths) is in lengths {low:g} to {high:g}{share}"
                 f"{_ranges(ds) if measure == 'gradient_norm' else ''}"
             )
+    along = _effective_range(ds, "gradient_share")
+    if along is not None:
+        sentence.append(
+            f"as shares of the gradient itself, which sum to 1 (m_k), 95 % are in lengths {along[0]:g} to {along[1]:g}"
+        )
     drawn = of_sampled_paths(ds)
     if drawn is not None and drawn.heaviest > 0:
         sentence.append(

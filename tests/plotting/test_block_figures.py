@@ -9,6 +9,7 @@ import resnet_paths_plugin as rpp
 from resnet_paths_plugin import plotting
 from resnet_paths_plugin.errors import InputError
 from resnet_paths_plugin.plotting.contributions import Contributions
+from resnet_paths_plugin.plotting.lengths import PathLengths
 from resnet_paths_plugin.plotting.parameter_lengths import ParameterLengths
 from resnet_paths_plugin.plotting.participation import Participation
 from resnet_paths_plugin.results import datasets
@@ -143,6 +144,22 @@ def test_the_map_of_parameters_holds_shares_of_norms_under_the_mean_length():
     assert f"paths of length {first} on average" in told
     assert f"along {last};" in told
     assert f"network of {N} blocks" in told
+
+
+def test_the_sentence_about_lengths_names_both_ranges():
+    """Of the norms, which sum to more than the gradient's, and of the shares of it."""
+    ds = synthetic.path_lengths(N)
+    length = np.arange(N + 1)
+    share = np.where((length > 0) & (length < 4), 1 / 3, 0.0)
+    variables = {name: (ds[name].dims, ds[name].values) for name in ds.data_vars}
+    variables["gradient_share"] = (("path_length", "sample"), np.repeat(share[:, None], ds.sizes["sample"], axis=1))
+    for end, value in (("low", 1), ("high", 3)):
+        variables[f"effective_length_{end}"] = ("measure", [*ds[f"effective_length_{end}"].values, value])
+    coords = {"measure": ("measure", [*ds.measure.values, "gradient_share"]), **block_coords(synthetic.blocks(N))}
+    made = datasets.build(variables, coords=coords, attrs=synthetic.attrs("Lengths", argument_grade="blocks"))
+    told = PathLengths().sentence(made)
+    assert "95 % of the gradient (exact, summed over lengths)" in told
+    assert "as shares of the gradient itself, which sum to 1 (m_k), 95 % are in lengths 1 to 3" in told
 
 
 def test_own_axes_are_taken_and_counted():
