@@ -16,7 +16,16 @@ COMMON = ["self", "inputs", "target", "additional_forward_args"]
 
 @pytest.mark.parametrize(
     "name",
-    ["BlockInfluence", "BlockLesion", "BlockReordering", "BlockSchedules", "BlockSelection", "PathLengthGradient"],
+    [
+        "BlockContribution",
+        "BlockInfluence",
+        "BlockLesion",
+        "BlockReordering",
+        "BlockSchedules",
+        "BlockSelection",
+        "PathLengthGradient",
+        "PathParticipation",
+    ],
 )
 def test_attribute_only_says_how_its_study_is_made(name):
     analyzer = plugins.analyzers()[name]
@@ -33,6 +42,7 @@ def test_attribute_only_says_how_its_study_is_made(name):
 @pytest.mark.parametrize(
     "name",
     [
+        "BlockContribution",
         "BlockInfluence",
         "BlockInteraction",
         "BlockLesion",
@@ -40,6 +50,7 @@ def test_attribute_only_says_how_its_study_is_made(name):
         "BlockSchedules",
         "BlockSelection",
         "PathLengthGradient",
+        "PathParticipation",
     ],
 )
 def test_analyzers_are_captums_with_arguments_in_its_order(name):

@@ -21,8 +21,8 @@ from resnet_paths_plugin.results.block_coords import block_coords
 pytestmark = pytest.mark.slow
 
 OWN = {
-    "BlockInfluence", "BlockInteraction", "BlockLesion", "BlockReordering", "BlockSchedules", "BlockSelection",
-    "BlockShapley", "PathLengthGradient",
+    "BlockContribution", "BlockInfluence", "BlockInteraction", "BlockLesion", "BlockReordering", "BlockSchedules",
+    "BlockSelection", "BlockShapley", "PathLengthGradient", "PathParticipation",
 }  # fmt: skip
 MODEL = ("resnet_paths_plugin/digits_resnet110", "--pretrained")
 BLOCKS = [f"layer{stage}.{place}" for stage in (1, 2, 3) for place in range(18)]
@@ -172,7 +172,7 @@ def test_a_strangers_analyzer_cannot_take_the_name_of_ours(offer):
 
 def test_an_unknown_analyzer_is_refused_with_the_nearest():
     told = refused("BlockLesions")
-    assert "there is no analyzer 'BlockLesions': did you mean 'BlockLesion'? Known here are BlockInfluence, " in told
+    assert "there is no analyzer 'BlockLesions': did you mean 'BlockLesion'? Known here are BlockContribution, " in told
 
 
 def test_an_analyzer_that_needs_more_than_inputs_is_refused_before_the_run():

@@ -200,3 +200,20 @@ def test_shared_numbers_of_trained_networks():
     assert (ds.completeness_error < 1e-12).all()
     deep = measured(56)
     np.testing.assert_allclose(deep.mean_path_length[[0, 9, 18, 24]], [5.294, 4.253, 2.881, 2.018], atol=5e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"estimator": "sampled"}, "estimator='exact' only"),
+        ({"keep_maps": True}, "keeps no maps"),
+        ({"grade": "branch_type"}, "on one axis"),
+        ({"max_length": -1}, "max_length must be"),
+        ({"tap": "input", "per_sample": True}, "per_sample goes with tap='parameters'"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(options, message):
+    known = twin("transformer")
+    analyzer = rpp.PathLengthGradient(network("transformer"))
+    with pytest.raises(InputError, match=message):
+        analyzer.attribute(known.inputs[0], TARGET, **{"tap": "parameters", **options})

@@ -111,47 +111,28 @@ class PathLengthGradient(Analyzer, GradientAttribution):  # type: ignore[misc]  
         chosen, n_draws = _estimators(estimator), positive("draws", draws) or 1
 
         def study(network: UnraveledNetwork, batches: Batches) -> PathStudy | ParameterStudy:
+            asked: dict[str, Any] = {"objective": objective, "max_length": max_length, "n_inputs": batches.n_inputs}
+            asked["grading"] = grading_of(network, grade)
             if tap == "parameters":
-                return _at_parameters(network, batches, objective, grade, max_length, per_sample, chosen, keep_maps)
-            if per_sample:
-                raise InputError("per_sample goes with tap='parameters': other taps have every sample's anyway")
+                _check_for_parameters(chosen, keep_maps=keep_maps)
+                return ParameterStudy(network, per_sample=per_sample, **asked)
             return PathStudy(
                 network,
-                n_inputs=batches.n_inputs,
                 estimators=chosen,
-                objective=objective,
-                grading=grading_of(network, grade),
-                max_length=max_length,
                 draws=n_draws,
-                tap=_tap(network, tap),
+                tap=_tap(network, tap, per_sample=per_sample),
                 keep_maps=keep_maps,
                 seed=seed,
                 shared_paths=shared_paths,
+                **asked,
             )
 
         return self.run_study(study, arguments)
 
 
-def _at_parameters(
-    network: UnraveledNetwork,
-    batches: Batches,
-    objective: Objective,
-    grade: Grade,
-    max_length: int | None,
-    per_sample: bool,
-    estimators: tuple[Estimator, ...],
-    keep_maps: bool,
-) -> ParameterStudy:
+def _check_for_parameters(estimators: tuple[Estimator, ...], *, keep_maps: bool) -> None:
     if estimators != ("exact",) or keep_maps:
         raise InputError("tap='parameters' has estimator='exact' only, and keeps no maps")
-    return ParameterStudy(
-        network,
-        objective=objective,
-        n_inputs=batches.n_inputs,
-        grading=grading_of(network, grade),
-        max_length=max_length,
-        per_sample=per_sample,
-    )
 
 
 def _estimators(estimator: Estimator | Sequence[Estimator]) -> tuple[Estimator, ...]:
@@ -162,7 +143,11 @@ def _estimators(estimator: Estimator | Sequence[Estimator]) -> tuple[Estimator, 
     return chosen
 
 
-def _tap(network: UnraveledNetwork, tap: Literal["input", "stem", "parameters"] | BlockLike) -> ResidualBlock | None:
+def _tap(
+    network: UnraveledNetwork, tap: Literal["input", "stem", "parameters"] | BlockLike, *, per_sample: bool
+) -> ResidualBlock | None:
+    if per_sample:
+        raise InputError("per_sample goes with tap='parameters': other taps have every sample's anyway")
     if tap == "input":
         return None
     return network.blocks[0] if tap == "stem" else network.block(tap)
