@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 import resnet_paths_plugin as rpp
+from resnet_paths_plugin.errors import InputError
 
 TARGET = 2
 ONE_OUTPUT = sorted(name for name, made in TWINS.items() if len(made) == 2)

@@ -116,16 +116,9 @@ class PathLengthGradient(Analyzer, GradientAttribution):  # type: ignore[misc]  
             if tap == "parameters":
                 _check_for_parameters(chosen, keep_maps=keep_maps)
                 return ParameterStudy(network, per_sample=per_sample, **asked)
-            return PathStudy(
-                network,
-                estimators=chosen,
-                draws=n_draws,
-                tap=_tap(network, tap, per_sample=per_sample),
-                keep_maps=keep_maps,
-                seed=seed,
-                shared_paths=shared_paths,
-                **asked,
-            )
+            asked |= {"draws": n_draws, "seed": seed, "shared_paths": shared_paths}
+            own_tap = _tap(network, tap, per_sample=per_sample)
+            return PathStudy(network, estimators=chosen, tap=own_tap, keep_maps=keep_maps, **asked)
 
         return self.run_study(study, arguments)
 
