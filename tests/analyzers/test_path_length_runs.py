@@ -17,6 +17,11 @@ from resnet_paths_plugin.errors import InputError, NoResidualBlocksError, Unknow
 pytestmark = pytest.mark.slow
 
 
+@pytest.fixture(scope="module")
+def images():
+    return CASES["pre-activation"].inputs(7, torch.float64)[0], torch.tensor([0, 1, 2, 3, 4, 0, 1])
+
+
 EVERY = {"estimator": ["exact", "sampled", "signs"], "draws": 6, "keep_maps": True, "max_length": 2}
 
 
