@@ -57,7 +57,7 @@ def test_where_both_gradients_vanish_nothing_is_missing():
 
 def test_the_effective_range_is_the_shortest_interval_with_95_percent():
     ds = attribute("transformer", estimator=["exact", "sampled"], draws=5)
-    assert list(ds["measure"].values) == ["gradient_norm", "total_path_gradient"]
+    assert list(ds["measure"].values) == ["gradient_norm", "gradient_share", "total_path_gradient"]
     for name in ds["measure"].values:
         mean = ds[name].mean("sample").values if "sample" in ds[name].dims else ds[name].values
         intervals = [
