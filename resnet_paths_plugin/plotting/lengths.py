@@ -4,6 +4,7 @@ Draws the Dataset of `PathLengthGradient`, with whichever estimators it was run.
 """
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -32,6 +33,8 @@ from resnet_paths_plugin.plotting.survival import (
 from resnet_paths_plugin.plotting.wording import share_of
 from resnet_paths_plugin.results.derived import refreshed
 
+FARTHEST = 1e6
+"""How far from the mean an interval is drawn, as a factor."""
 LINE: dict[str, Any] = {"markersize": 3.5, "linewidth": 1.2}
 EXACT = {**LINE, "color": style.BLUE, "marker": "o", "linestyle": "-"}
 SAMPLED = {**LINE, "color": style.VERMILLION, "marker": "s", "linestyle": "--", "markerfacecolor": "white"}
@@ -205,7 +208,10 @@ def _draw_single_paths(ax: Axes, lengths: NDArray[Any], ds: xr.Dataset, log_coun
     if "path_gradient_norm" in ds:
         mean, paths_drawn = _positive(ds["path_gradient_norm"].values), of_sampled_paths(ds)
         if paths_drawn is not None:
-            _fill(ax, lengths, paths_drawn.norm, SAMPLED)
+            # Of very few draws it may span hundreds of decades.
+            band = paths_drawn.norm
+            near = replace(band, low=np.maximum(band.low, mean / FARTHEST), high=np.minimum(band.high, mean * FARTHEST))
+            _fill(ax, lengths, near, SAMPLED)
             ax.plot(lengths, mean, label="sampled: mean, 95 % interval", **SAMPLED)
         else:  # of a file that keeps no draws
             error = np.zeros_like(mean)

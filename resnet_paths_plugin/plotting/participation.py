@@ -18,6 +18,8 @@ from resnet_paths_plugin.plotting.wording import NAMED, listed, number
 from resnet_paths_plugin.results.derived import refreshed
 
 _PANELS = 2
+NOTABLE = 1e-3
+"""Share of what the largest length carries from which on a length is told of."""
 
 
 class Participation(Figure):
@@ -89,8 +91,12 @@ def describe_participation(ds: xr.Dataset) -> str:
         f"out among the blocks that each path goes through, the largest parts are those of {listed(most)}"
     )
     if "completeness_error" in ds:
-        worst = float(ds["completeness_error"].max())
-        told += f". For each length k the parts add up to k times its gradient within {worst:.0e} of their size"
+        size = xr.DataArray(abs(ds["participation"])).sum("block")
+        worst = float(ds["completeness_error"].where(size > NOTABLE * size.max("path_length"), 0.0).max())
+        told += (
+            f". For each length k that carries more than {NOTABLE:.1%} of the largest, the parts add up to k times its "
+            f"gradient within {worst:.0e} of their size"
+        )
     return told + "."
 
 

@@ -14,8 +14,8 @@ Numbers = NDArray[np.float64]
 _NEEDED = ("path_gradient_norm_draws", "log10_path_count")
 _FEWEST = 2
 """Draws above 0 that an interval takes."""
-_LARGEST_LOG = 700.0
-"""Logarithm of a mean that is still a float; few draws allow any."""
+_LARGEST_LOG = 600.0
+"""Logarithm of a mean that is still a float, with room for the margin of a figure; few draws allow any."""
 _LENGTH, _DRAW = "path_length", "draw"
 
 

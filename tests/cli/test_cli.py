@@ -25,6 +25,8 @@ from resnet_paths_plugin.cli.studies import STUDIES, Study
 
 place, no_pictures = command_lines.place, command_lines.no_pictures  # fixtures
 
+pytestmark = pytest.mark.filterwarnings("ignore:.* has random weights, others")
+
 
 @pytest.fixture(scope="module")
 def analyzed():
