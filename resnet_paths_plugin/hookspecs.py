@@ -35,6 +35,7 @@ __all__ = [
     "resnet_paths_describe_model",
     "resnet_paths_detect_blocks",
     "resnet_paths_figures",
+    "resnet_paths_list_models",
     "resnet_paths_load_model",
     "resnet_paths_measures",
     "resnet_paths_review_blocks",

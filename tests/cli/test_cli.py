@@ -230,13 +230,19 @@ def test_the_embedded_network_needs_no_arguments(tmp_path, monkeypatch):
         "influence: 6 images",
         "path_lengths: 2 images, 55 path lengths, 2 paths drawn of each length",
         "path_maps: 2 images, 8 path lengths",
+        "parameter_lengths: 2 images, 55 path lengths",
+        "contributions: 2 images, 54 path lengths",
+        "participation: 2 images, 55 path lengths",
         # 54, 53, 52 and 51 sets of one block more each, and those of the ranking by influence
         "selection: 3 images searched on, 3 images held out, 214 sets measured by the search, 12 random sets",
     ):
         assert line in result.output.splitlines()
     assert files_of(tmp_path) == [
+        "digits_resnet110-contributions.png",
         "digits_resnet110-influence-proxies.png",
         "digits_resnet110-influence.png",
+        "digits_resnet110-parameter-lengths.png",
+        "digits_resnet110-participation.png",
         "digits_resnet110-path-lengths-survival.png",
         "digits_resnet110-path-lengths.png",
         "digits_resnet110-path-maps.png",
