@@ -2,7 +2,7 @@
 
 `help(rpp.hookspecs.resnet_paths_describe_model)` says when that hook is called and what it returns. The others are
 `resnet_paths_load_model`, `resnet_paths_capture`, `resnet_paths_detect_blocks`, `resnet_paths_review_blocks`,
-`resnet_paths_analyzers`, `resnet_paths_figures` and `resnet_paths_measures`.
+`resnet_paths_analyzers`, `resnet_paths_figures`, `resnet_paths_list_models` and `resnet_paths_measures`.
 
 Examples:
     >>> import dataclasses
@@ -23,6 +23,7 @@ from resnet_paths_plugin.plugins.hookspecs import (
     resnet_paths_describe_model,
     resnet_paths_detect_blocks,
     resnet_paths_figures,
+    resnet_paths_list_models,
     resnet_paths_load_model,
     resnet_paths_measures,
     resnet_paths_review_blocks,

@@ -107,7 +107,9 @@ class SurveyFolder:
             for name in dict.fromkeys((*recorded, *self._settings))
             if recorded.get(name) != self._settings.get(name)
         ]
-        if differences:
+        if differences and not self._done and not self._holds_results():
+            self._write()  # nothing depends on the settings yet
+        elif differences:
             raise CheckpointError(
                 f"the survey {self.path} was made with other settings: {'; '.join(differences)}. Give the same to go "
                 "on with it, name another --output, or remove the folder to start over"
@@ -132,6 +134,10 @@ class SurveyFolder:
             f"{self.path / MANIFEST} is damaged, or of another making ({reason}): remove the folder to start over, or "
             "name another --output"
         )
+
+    def _holds_results(self) -> bool:
+        """Whether some model's studies were begun."""
+        return any(one.name != MANIFEST and not one.name.startswith(".resnet-paths-") for one in self.path.iterdir())
 
     def _check_empty(self) -> None:
         held = next((one.name for one in self.path.iterdir() if not one.name.startswith(".resnet-paths-")), None)

@@ -15,6 +15,8 @@ from resnet_paths_plugin.statistics.bootstrap import Interval, bootstrapped
 from resnet_paths_plugin.statistics.measured import SAMPLE, draws_of, with_samples
 
 PATH_LENGTH = "path_length"
+NO_ROOM = 1e-9
+"""Difference from the error of guessing that is rounding: there no effect can be normalised."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,7 @@ def _with_normalised(found: xr.Dataset, ds: xr.Dataset) -> xr.Dataset:
     if chance is None or "error_effect" not in found or "intact_error" not in found:
         return found
     room = chance - found["intact_error"]
-    room = room.where(room > 0)
+    room = room.where(room > NO_ROOM)
     names = ("normalised_effect", "normalised_effect_low", "normalised_effect_high")
     value, low, high = (found[name.replace("normalised", "error")] / room for name in names)
     value.attrs = QUANTITIES["normalised_effect"].attributes

@@ -7,6 +7,7 @@ import xarray as xr
 
 from resnet_paths_plugin import paths
 from resnet_paths_plugin.comparison.profiles import (
+    NO_ROOM,
     PATH_LENGTH,
     Intervals,
     chance_error,
@@ -130,7 +131,7 @@ def _notable(profile: xr.Dataset, measure: str, notable: float) -> dict[str, xr.
 
 def _normalised(found: Mapping[str, xr.DataArray], room: float, level: float) -> dict[str, xr.DataArray]:
     name = "mean_normalised_effect"
-    ends = [found[f"mean_lesion_effect{end}"] / (room if room > 0 else np.nan) for end in ("", "_low", "_high")]
+    ends = [found[f"mean_lesion_effect{end}"] / (room if room > NO_ROOM else np.nan) for end in ("", "_low", "_high")]
     ends[0].attrs = QUANTITIES[name].attributes
     return Interval(*ends).variables(name, level)
 

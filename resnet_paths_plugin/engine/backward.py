@@ -278,9 +278,10 @@ class _Seen:
     def at(self, at: int, parts: Mapping[Part, Bank], derivative: Derivative) -> Mapping[Part, Bank]:
         """Show the gradients at an operator's parameters, or keep their sum; return those at its value, worked in.
 
-        Slopes of channels are left for a convolution, as its weight takes them.
+        Slopes of channels are left for a convolution, as its weight takes them; not where rows are added up, of which
+        some may come without.
         """
-        if isinstance(derivative, Convolution):
+        if isinstance(derivative, Convolution) and self._watch.summed is None:
             bank = parts[None].settled_but(derivative.absorbs)
             self._slopes[at] = bank.slopes
             self._show(at, bank.keys, bank.rows)

@@ -129,7 +129,7 @@ class Convolution:
 
     def _at_points(self, flat: Tensor, matrix: Tensor) -> Tensor:
         """Return the gradients `[R * B, *source]`, the channels last, of a kernel of one point; 0 where none is met."""
-        met = (flat.reshape(-1, flat.shape[-1]) @ matrix).view(*flat.shape[:-1], -1)
+        met = (flat.reshape(-1, flat.shape[-1]) @ matrix).view(*flat.shape[:-1], matrix.shape[-1])
         if set(self._stride) == {1}:
             return met
         (down, across), sizes = self._stride, self._source[2:]

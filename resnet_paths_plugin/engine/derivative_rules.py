@@ -49,7 +49,7 @@ def _of_one(pull: Callable[[Rows], Rows], push: Callable[[Rows], Rows]) -> Rule:
 
 def _convolution(call: Call) -> Convolution | None:
     options = convolution_options(call)
-    if not call.only_operand() or options is None:
+    if not call.only_operand() or options is None or not call.args[0].numel():
         return None
     return Convolution(call.args[0].shape, call.args[1], *options)
 

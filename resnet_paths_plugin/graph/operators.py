@@ -159,7 +159,8 @@ def has_gradient(node: fx.Node) -> bool:
 def moves_statistics(node: fx.Node) -> bool:
     """Whether the node is a norm that moves running statistics, its arguments 3 and 4, each time it runs."""
     norms = {aten.batch_norm.default, aten.instance_norm.default}
-    return node.target in norms and bool(node.args[5]) and isinstance(node.args[3], fx.Node)
+    given = node.args[3:6] if len(node.args) > 5 else (None, None, False)
+    return node.target in norms and bool(given[2]) and isinstance(given[0], fx.Node)
 
 
 def holds_tensor(node: fx.Node) -> bool:

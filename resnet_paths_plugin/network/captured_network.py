@@ -305,6 +305,16 @@ class CapturedNetwork(NetworkView):
         taps = inputs if tap is None else (self.program.branches[tap.index].source,)
         return self.path_graph_to([at for at in taps if self.program.nodes[at] in self.program.flow.data])
 
+    def longest_path(self, grades: Sequence[tuple[int, ...]] | None = None) -> int:
+        """Return the length of the longest path to any input, integers included, over which no gradient is taken.
+
+        Args:
+            grades: for each block, what its branch adds to the length; None for 1.
+        """
+        nodes, data = self.program.nodes, self.program.flow.data
+        graph = self.path_graph_to([at for at in self.program.inputs if nodes[at] in data])
+        return max((length[0] for length in graph.counts(grades or [(1,)] * len(self.blocks))), default=0)
+
     def path_graph_to(
         self, taps: Sequence[int], *, parameters: Collection[int] = (), ends: Sequence[int] | None = None
     ) -> PathGraph:

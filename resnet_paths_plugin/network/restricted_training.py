@@ -17,7 +17,7 @@ from resnet_paths_plugin.engine.path_graph import PathGraph
 from resnet_paths_plugin.engine.program import Program
 from resnet_paths_plugin.engine.schedule import Schedule
 from resnet_paths_plugin.errors import UnsupportedMethodError
-from resnet_paths_plugin.graph.operators import has_gradient
+from resnet_paths_plugin.graph.operators import has_gradient, moves_statistics
 from resnet_paths_plugin.graph.structure import Structure
 from resnet_paths_plugin.network.captured_network import CapturedNetwork
 from resnet_paths_plugin.network.chosen_lengths import ChosenLengths
@@ -52,7 +52,7 @@ class RestrictedTrainingNetwork(NetworkView):
         super().__init__(network.model)
         network.require_paths()
         # A path to a parameter may end before one to an input has taken all of its branches.
-        known = range(len(network.path_counts()))
+        known = range(network.longest_path() + 1)
         self._network = (network,)
         self._check = check
         self._chosen = ChosenLengths(network.name, len(network.blocks), lengths, known)
@@ -128,6 +128,21 @@ class _Runs:
         found = ((path, held[node]) for node, path in self.program.graph.tensors.items())
         return {path: one for path, one in found if isinstance(one, nn.Parameter) and one.is_floating_point()}
 
+    def versions(self) -> dict[str, tuple[Tensor, int]]:
+        """Return the model's tensors that the graph reads, by path, each with the count of its changes.
+
+        Statistics that norms move themselves, and do not read, are left out.
+        """
+        moved = {
+            buffer for node in self.program.graph.graph.nodes if moves_statistics(node) for buffer in node.args[3:5]
+        } | set(self.program.graph.counters.values())
+        held = self.program.graph.live_tensors()
+        return {
+            path: (held[node], held[node]._version)  # noqa: SLF001 - autograd's own counter
+            for node, path in self.program.graph.tensors.items()
+            if node not in moved and isinstance(held[node], Tensor) and not held[node].is_inference()
+        }
+
     def by_autograd(self, leaves: Sequence[Any]) -> Any:
         """Return the output for the leaves of the arguments, through which gradients go as autograd takes them."""
         parameters = self.program.parameters()
@@ -149,8 +164,8 @@ class _Runs:
         if trained not in self._graphs:
             flow = ParameterFlow(self.program, trained)
             nodes = self.program.nodes
-            taps = [at for at in self.program.inputs if has_gradient(nodes[at])] or list(self.program.inputs)
-            carried = [at for at in taps if nodes[at] in self.program.flow.data]
+            # Integers too: what reads them has parameters, such as an embedding.
+            carried = [at for at in self.program.inputs if nodes[at] in self.program.flow.data]
             self._graphs[trained] = flow, PathGraph(self.program, carried, parameters=flow.derived)
         return self._graphs[trained]
 
@@ -195,11 +210,26 @@ class _Given:
         self._runs, self._chosen, self._dtype = runs, chosen, dtype
         self.n_leaves, self.trained, self.whole = n_leaves, trained, whole
         self._walks: list[BackwardWalk] = []
+        self._versions: dict[str, tuple[Tensor, int]] = {}
 
     def outputs(self, leaves: Sequence[Any]) -> list[Any]:
         """Run forward; return the leaves of the output."""
         self._walks.append(self._runs.walk(leaves, self.trained, self._dtype))
+        self._versions = self._runs.versions()
         return self._walks[0].outputs
+
+    def _check_versions(self) -> None:
+        """Refuse a backward pass after what it reads was changed in place, as autograd does.
+
+        Raises:
+            RuntimeError: if a tensor of the model was changed since the forward pass.
+        """
+        for path, (tensor, version) in self._versions.items():
+            if tensor._version != version:  # noqa: SLF001 - autograd's own counter
+                raise RuntimeError(
+                    f"{path!r} was changed in place between the forward pass and its backward pass, which reads it: "
+                    "run the backward pass first, or the forward pass again"
+                )
 
     def release(self) -> None:
         """Release the forward pass, as autograd does with what it has saved."""
@@ -208,14 +238,18 @@ class _Given:
     def gradients(self, seeds: Sequence[Any], leaves: Sequence[Any], parameters: Sequence[Tensor]) -> list[Any]:
         """Return the gradients at the leaves of the arguments, then at the parameters; None where there is none."""
         program, walk, chosen = self._runs.program, self._walks[0], self._chosen
+        self._check_versions()
         flow, graph = self._runs.graph(self.trained)
         totals = _Totals(flow, walk, chosen.all_keys if self.whole else chosen.keys)
         routing = chosen.whole if self.whole else chosen.routing
         banks = walk.gradients(program.at_outputs(dict(enumerate(seeds))), routing, totals)
         at_inputs = dict(zip(program.inputs, leaves, strict=True))
         # Zeros, not nothing, where only paths of other lengths lead: the output does depend on that input.
-        found: dict[int, Tensor] = {tap: torch.zeros_like(at_inputs[tap]) for tap in graph.taps}
+        taps = [tap for tap in graph.taps if has_gradient(program.nodes[tap])]
+        found: dict[int, Tensor] = {tap: torch.zeros_like(at_inputs[tap]) for tap in taps}
         for tap, bank in banks.items():
+            if tap not in found:
+                continue
             found[tap] = bank.rows.sum(0) if self.whole else chosen.total(bank, found[tap])
         at_parameters = totals.by_path()
         used = set(flow.used)

@@ -167,12 +167,18 @@ def describe_path_lengths(ds: xr.Dataset) -> str:
     drawn = of_sampled_paths(ds)
     if drawn is not None and drawn.heaviest > 0:
         sentence.append(
-            f"of the total of the paths that were drawn, {drawn.n_draws} of each length, a single one, of length "
-            f"{drawn.heaviest_length}, holds {share_of(drawn.heaviest)}"
+            f"of the total of the paths that were drawn, {drawn.n_draws} of each length{_for_each(ds)}, a single draw, "
+            f"of length {drawn.heaviest_length}, holds {share_of(drawn.heaviest)}"
         )
     if not sentence:
         return "This study holds neither counts of paths nor an effective range."
     return "; ".join(sentence) + "."
+
+
+def _for_each(ds: xr.Dataset) -> str:
+    """Whether each sample has paths of its own, in which case a draw is one of each."""
+    own = str(ds.attrs.get("argument_shared_paths", "True")) == "False" and ds.sizes.get("sample", 1) > 1
+    return " and sample" if own else ""
 
 
 def _ranges(ds: xr.Dataset) -> str:

@@ -500,3 +500,84 @@ def test_threads_share_a_view_in_eval_mode():
     for ours, theirs in zip(found, expected, strict=True):
         for one, other in zip(ours, theirs, strict=True):
             assert torch.equal(one, other)
+
+
+class Read(nn.Module):
+    """A convolution whose value a norm reads beside the sum: some of its rows come with a slope of channels."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, padding=1)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(4) for _ in range(3))
+        self.branches = nn.ModuleList(nn.Conv2d(4, 4, 3, padding=1) for _ in range(3))
+        self.head = nn.Linear(4, 5)
+        for norm in self.norms:
+            nn.init.uniform_(norm.weight, 0.5, 2)
+            norm.running_var.uniform_(0.5, 2)
+
+    def forward(self, x):
+        x = self.stem(x)
+        for norm, branch in zip(self.norms, self.branches, strict=True):
+            x = x + branch(norm(x).relu())
+        return self.head(x.mean((2, 3)))
+
+
+def test_rows_that_pass_in_parts_have_the_gradients_of_those_that_pass_at_once(monkeypatch):
+    torch.manual_seed(0)
+    model, x = Read().double().eval(), torch.randn(4, 3, 6, 6, dtype=torch.float64)
+    view = rpp.unravel(model, x).restricted([1, 3], parameters=True)
+
+    def gradients():
+        model.zero_grad()
+        view(x)[:, 1].sum().backward()
+        return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+    whole = gradients()
+    monkeypatch.setattr(BANK, 1)
+    for name, gradient in gradients().items():
+        torch.testing.assert_close(gradient, whole[name], rtol=1e-10, atol=1e-12, msg=name)
+
+
+class WithMask(nn.Module):
+    """Token ids and numbers: an embedding that no number reaches."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(9, 4), nn.Linear(4, 3)
+        self.branches = nn.ModuleList(nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 4)) for _ in range(3))
+
+    def forward(self, tokens, mask):
+        x = self.embedding(tokens)
+        for branch in self.branches:
+            x = x + branch(x)
+        return self.head((x * mask[:, :, None]).mean(1))
+
+
+def test_parameters_that_only_integers_lead_to_are_trained_too():
+    torch.manual_seed(0)
+    model = WithMask().double()
+    args = torch.randint(0, 9, (4, 6)), torch.rand(4, 6, dtype=torch.float64)
+    net = rpp.unravel(model, args)
+    ordinary = torch.autograd.grad(model(*args)[:, 1].sum(), model.embedding.weight)[0]
+    parts = []
+    for lengths in ([0], [1], [2], [3]):
+        model.zero_grad()
+        net.restricted(lengths, parameters=True)(*args)[:, 1].sum().backward()
+        parts.append(model.embedding.weight.grad.clone())
+    assert all(float(part.norm()) > 0 for part in parts)
+    torch.testing.assert_close(sum(parts), ordinary, rtol=1e-10, atol=1e-12)
+    with pytest.raises(rpp.errors.InputError, match="length 0 to 3"):
+        net.restricted([4], parameters=True)
+
+
+def test_what_the_backward_pass_reads_may_not_change_before_it():
+    torch.manual_seed(0)
+    model, x = Read().double().eval(), torch.randn(2, 3, 6, 6, dtype=torch.float64)
+    model.branches[1].weight.requires_grad_(False)
+    view = rpp.unravel(model, x).restricted([1], parameters=True)
+    for tensor in (model.branches[1].weight, model.norms[0].running_mean):
+        loss = view(x).sum()
+        with torch.no_grad():
+            tensor.add_(1)
+        with pytest.raises(RuntimeError, match="changed in place between the forward pass and its backward pass"):
+            loss.backward()

@@ -37,7 +37,7 @@ def test_every_variable_of_the_design_is_known_with_its_dtype_and_units():
         | dtype("tail_parameter_gradient_norm", "f8")
         | dtype("contribution_map", "f4")
         | dtype("n_parameters", "i8")
-        | dtype("family proxy training", "U")
+        | dtype("family proxy training sample_name", "U")
         | dtype("explained_variance searched_effect held_out_effect held_out_effect_stderr held_out_error", "f8")
         | dtype("random_searched_effect random_held_out_effect random_held_out_effect_stderr", "f8")
         | dtype("random_held_out_error latency random_latency search_cost step_effect", "f8")

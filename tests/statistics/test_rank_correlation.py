@@ -115,7 +115,7 @@ def test_the_figure_and_the_sentence_of_reorderings_quote_it():
     ax = rpp.plotting.plot_reorderings(ds)
     texts = [text.get_text() for text in ax.get_legend().get_texts()]
     assert any(f"({ends[0]} to {ends[1]})" in text for text in texts)
-    assert "200 samples" in ax.get_xlabel()
+    assert "200 samples" in " ".join(ax.get_xlabel().split())
     told = describe_reorderings(ds)
     assert f"({ends[0]} to {ends[1]} when the 200 samples are resampled, which leans towards 0; on halves of" in told
     assert f"agrees with itself by {float(found.reliability_of_other):+.2f})." in told

@@ -54,10 +54,7 @@ class WalkStudy(Study):
         network.require_paths()
         self.objective, self.n_inputs = objective, n_inputs
         # Over all inputs, integers too, as a block may be reached from some of them only.
-        program = network.program
-        graph = network.path_graph_to([at for at in program.inputs if program.nodes[at] in program.flow.data])
-        counts = graph.counts(grades or [(1,)] * len(network.blocks))
-        longest = max((length[0] for length in counts), default=0)
+        longest = network.longest_path(grades)
         if max_length is not None and (
             not isinstance(max_length, int) or isinstance(max_length, bool) or max_length < 0
         ):
