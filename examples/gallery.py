@@ -26,7 +26,7 @@ def overview(tree: xr.DataTree, path: Path) -> None:
     left, right = figure.add_gridspec(1, 2, width_ratios=[1.5, 1]).subplots()
     lesions = tree["single_lesions"].to_dataset()
     rpp.plotting.plot_single_lesions(lesions, left, chance=0.9, plain=tree["plain_single_lesions"].to_dataset())
-    left.legend(loc="center right", bbox_to_anchor=(1, 0.42), fontsize=8, framealpha=1)
+    left.legend(loc="center right", bbox_to_anchor=(1, 0.38), fontsize=8, framealpha=1)
     left.set_title("error after deleting one block, or one layer of a plain network", loc="left")
     hidden = [plt.figure().add_subplot() for _ in range(2)]
     rpp.plotting.plot_path_lengths(tree["path_lengths"].to_dataset(), [*hidden, right])

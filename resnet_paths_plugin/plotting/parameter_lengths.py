@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
+from numpy.typing import NDArray
 
 from resnet_paths_plugin.plotting import block_axis, style
 from resnet_paths_plugin.plotting.figure import Figure, has
@@ -66,8 +67,14 @@ def plot_parameter_lengths(ds: xr.Dataset, ax: Axes | None = None) -> Axes:
     draw_length_map(ax, ds, _shares(norms.values), "share of the block's sum of norms", signed=False)
     position = np.arange(ds.sizes["block"])
     if "mean_path_length" in ds:
-        top = ax.get_ylim()
-        ax.plot(position, ds["mean_path_length"].values, label="mean length, by shares of the gradient", **_MEAN)
+        top, blocks = ax.get_ylim(), _are_blocks(ds)
+        mean = ds["mean_path_length"].values
+        ax.plot(position[blocks], mean[blocks], label="mean length, by shares of the gradient", **_MEAN)
+        ax.plot(position[~blocks], mean[~blocks], **{**_MEAN, "linestyle": "none"})
+        for at in np.nonzero(~blocks)[0]:
+            name = style.plain(style.shortened(str(ds["block"].values[at])))
+            place: dict[str, Any] = {"rotation": 90, "ha": "center", "va": "top", "fontsize": style.legend_size()}
+            ax.text(at, 0.97, name, transform=ax.get_xaxis_transform(), color=style.GREY, **place)
         ax.set_ylim(top)
         style.legend_above(ax)
     block_axis.name_blocks(ax, position, [str(name) for name in ds["block"].values], "block", counted(ds))
@@ -77,7 +84,7 @@ def plot_parameter_lengths(ds: xr.Dataset, ax: Axes | None = None) -> Axes:
 def describe_parameter_lengths(ds: xr.Dataset) -> str:
     """Gradients at parameters: the mean length by depth, and completeness."""
     told = []
-    blocks = ds["block_index"].values >= 0 if "block_index" in ds.coords else np.ones(ds.sizes["block"], dtype=bool)
+    blocks = _are_blocks(ds)
     names = [str(name) for name in ds["block"].values[blocks]]
     if "mean_path_length" in ds and len(names) > 1:
         mean = ds["mean_path_length"].values[blocks]
@@ -91,6 +98,13 @@ def describe_parameter_lengths(ds: xr.Dataset) -> str:
         worst = float(ds["completeness_error"].max())
         told.append(f"All lengths add up to autograd's parameter gradients within {worst:.0e} of their norms")
     return ". ".join(told) + "." if told else ""
+
+
+def _are_blocks(ds: xr.Dataset) -> NDArray[np.bool_]:
+    """Whether each row is a block, and not a part of the trunk."""
+    if "block_index" not in ds.coords:
+        return np.ones(ds.sizes["block"], dtype=bool)
+    return np.asarray(ds["block_index"].values >= 0)
 
 
 def _shares(norms: FloatArray) -> FloatArray:

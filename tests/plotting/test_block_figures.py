@@ -137,7 +137,10 @@ def test_the_map_of_parameters_holds_shares_of_norms_under_the_mean_length():
     norms = ds.parameter_gradient_norm.values
     np.testing.assert_allclose(image.T, (norms / norms.sum(1, keepdims=True))[:, : image.shape[0]])
     (mean,) = [line for line in ax.get_lines() if line.get_label().startswith("mean length")]
-    np.testing.assert_allclose(mean.get_ydata(), ds.mean_path_length)
+    np.testing.assert_allclose(mean.get_ydata(), ds.mean_path_length[:N])
+    (parts,) = [line for line in ax.get_lines() if line.get_linestyle() == "None"]
+    np.testing.assert_allclose(parts.get_ydata(), ds.mean_path_length[N:])
+    assert [text.get_text() for text in ax.texts] == ["stem", "head"]
     assert [tick.get_text() for tick in ax.get_xticklabels()][-2:] == ["stem", "head"]
     told = ParameterLengths().sentence(ds)
     first, last = (f"{float(ds.mean_path_length[at]):.3g}" for at in (0, N - 1))
