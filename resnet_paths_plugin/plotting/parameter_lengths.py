@@ -71,7 +71,7 @@ def plot_parameter_lengths(ds: xr.Dataset, ax: Axes | None = None) -> Axes:
         mean = ds["mean_path_length"].values
         ax.plot(position[blocks], mean[blocks], label="mean length, by shares of the gradient", **_MEAN)
         ax.plot(position[~blocks], mean[~blocks], **{**_MEAN, "linestyle": "none"})
-        for at in np.nonzero(~blocks)[0]:
+        for at in np.nonzero(~blocks)[0].tolist():
             name = style.plain(style.shortened(str(ds["block"].values[at])))
             place: dict[str, Any] = {"rotation": 90, "ha": "center", "va": "top", "fontsize": style.legend_size()}
             ax.text(at, 0.97, name, transform=ax.get_xaxis_transform(), color=style.GREY, **place)
