@@ -288,7 +288,7 @@ class TestSentences:
         heaviest = draws / draws.sum()
         place = heaviest.argmax(...)["path_length"]
         assert (
-            "of the total of the paths that were drawn, 20 of each length, a single one, of length "
+            "of the total of the paths that were drawn, 20 of each length, a single draw, of length "
             f"{int(place)}, holds {100 * float(heaviest.max()):.2g} %. All lengths add up"
         ) in told["path-lengths"]
         assert told["path-lengths"].endswith("add up to the ordinary gradient within 3e-07 of its norm.")
