@@ -71,10 +71,7 @@ class LinearisedPass:
             self.static = self.program.prepare(parameters, inputs)
             self._once_more = self.static | self._statistics()
             self._starts, final = self._forward({at: inputs[at] for at in self.program.inputs})
-        self.outputs = [
-            constant if at is None else final[at] if at in final else self.static[at]
-            for at, constant in zip(self.program.outputs, self.program.graph.outputs, strict=True)
-        ]
+        self.outputs = self.program.output_leaves(self.static, final)
 
     def segment(self, which: int, *, by_rules: bool = True) -> "LinearisedSegment":
         """Return the operators of a segment, each linearised at its first use.

@@ -154,6 +154,13 @@ class Program:
                 found.append(at)
         return tuple(found)
 
+    def output_leaves(self, static: Values, values: Values) -> list[Any]:
+        """Return the leaves of the output, from prepared and other values."""
+        return [
+            constant if at is None else values[at] if at in values else static[at]
+            for at, constant in zip(self.outputs, self.graph.outputs, strict=True)
+        ]
+
     def at_outputs(self, gradients: Mapping[int, Tensor | None]) -> dict[int, Tensor]:
         """Return the gradients of some leaves of the output by position; a value may be a leaf more than once."""
         found: dict[int, Tensor] = {}

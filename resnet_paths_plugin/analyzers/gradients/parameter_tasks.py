@@ -110,10 +110,7 @@ class _ParameterJob:
             values = dict(inputs)
             for at in program.dynamic:
                 values[at] = program.operators[at](static, values)
-            outputs = [
-                constant if at is None else values[at] if at in values else static[at]
-                for at, constant in zip(program.outputs, program.graph.outputs, strict=True)
-            ]
+            outputs = program.output_leaves(static, values)
             total = per_sample(self._work.objective, network.graph.unflatten(outputs), chunk).sum()
         found = torch.autograd.grad(total, [*leaves.values()], allow_unused=True)
         by_place = dict(zip(leaves, found, strict=True))

@@ -13,19 +13,17 @@ from torch import Tensor
 
 from resnet_paths_plugin import paths
 from resnet_paths_plugin.analyzers.gradients.grades import Grading
+from resnet_paths_plugin.analyzers.gradients.objective_study import ObjectiveStudy
 from resnet_paths_plugin.analyzers.gradients.objectives import Objective
 from resnet_paths_plugin.analyzers.gradients.tasks import Estimator, PathsOfFirstSamples, PathWork
-from resnet_paths_plugin.analyzers.outputs import outputs_of
-from resnet_paths_plugin.analyzers.pass_sizes import chunk_size
-from resnet_paths_plugin.analyzers.scores import sizes_of
-from resnet_paths_plugin.analyzers.study import Chunk, Study, StudyResult
+from resnet_paths_plugin.analyzers.study import Chunk, StudyResult
 from resnet_paths_plugin.argument_sizes import check_count, shown
 from resnet_paths_plugin.engine.own_paths import PathDraws, has_own_paths
 from resnet_paths_plugin.engine.path_graph import PathGraph
 from resnet_paths_plugin.engine.routing import Edge, Lengths
 from resnet_paths_plugin.errors import IncompleteGradientWarning, InputError
-from resnet_paths_plugin.execution import Arrays, RunOptions, Samples, StudyRun
-from resnet_paths_plugin.execution.batches import Batch, check_target
+from resnet_paths_plugin.execution import Arrays, Samples, StudyRun
+from resnet_paths_plugin.execution.batches import Batch
 from resnet_paths_plugin.graph.blocks import ResidualBlock
 from resnet_paths_plugin.network.unraveled import UnraveledNetwork
 from resnet_paths_plugin.results.variables import Entry
@@ -42,7 +40,7 @@ _SUMMARY = (
 )
 
 
-class PathStudy(Study):
+class PathStudy(ObjectiveStudy):
     """Gradients by path length: what is asked, with all that is drawn for it.
 
     Args:
@@ -128,14 +126,6 @@ class PathStudy(Study):
         if "signs" in self.estimators:
             self.signs = [self.graph.draw_signs(signing) for _ in range(self.draws)]
 
-    def check(self, batch: Batch) -> None:
-        """Check a batch's target against the outputs before anything is run."""
-        sizes = sizes_of(outputs_of(self.network))
-        if callable(self.objective) and not (batch.names_outputs and len(sizes or ()) == 1):
-            return  # the objective knows what to make of it
-        if sizes is not None:
-            check_target(batch, sizes)
-
     def chunks(self, batches: Iterable[Batch], size: int) -> Iterator[Samples]:
         """Cut batches into the samples of tasks; where each has paths of its own, with their numbers."""
         first = 0
@@ -144,10 +134,6 @@ class PathStudy(Study):
             numbers = Batch((torch.arange(first, first + n),), None, n)
             yield samples if self.own_paths is None else (*samples, numbers)
             first += n
-
-    def samples_per_pass(self, run: RunOptions | None) -> int:
-        """Return the number of samples of a walk."""
-        return self.network.graph.conditions.reached(max(1, chunk_size(self.network, run) // 8))
 
     @property
     def manifest(self) -> Mapping[str, object]:

@@ -335,10 +335,7 @@ class _PathJob:
                     values[at] = program.operators[at](static, values)
                 if at == tap and not (tracked and values[at].requires_grad):
                     values[at] = values[at].detach().requires_grad_()
-            leaves = [
-                constant if at is None else values[at] if at in values else static[at]
-                for at, constant in zip(program.outputs, program.graph.outputs, strict=True)
-            ]
+            leaves = program.output_leaves(static, values)
             total = per_sample(self._work.objective, self._network.graph.unflatten(leaves), chunk).sum()
         places = [values[tap], *tracked.values()]
         gradient, *rest = torch.autograd.grad(total, places, allow_unused=True)

@@ -3,22 +3,18 @@
 from collections.abc import Sequence
 from typing import Any
 
+from resnet_paths_plugin.analyzers.gradients.objective_study import ObjectiveStudy
 from resnet_paths_plugin.analyzers.gradients.objectives import Objective
 from resnet_paths_plugin.analyzers.gradients.tasks import PathsOfFirstSamples, PathWork
-from resnet_paths_plugin.analyzers.outputs import outputs_of
-from resnet_paths_plugin.analyzers.pass_sizes import chunk_size
-from resnet_paths_plugin.analyzers.scores import sizes_of
-from resnet_paths_plugin.analyzers.study import Study
 from resnet_paths_plugin.engine.routing import Lengths
 from resnet_paths_plugin.errors import InputError
-from resnet_paths_plugin.execution import RunOptions
-from resnet_paths_plugin.execution.batches import Batch, check_target
+from resnet_paths_plugin.execution.batches import Batch
 from resnet_paths_plugin.graph.operators import has_gradient
 from resnet_paths_plugin.network.unraveled import UnraveledNetwork
 from resnet_paths_plugin.results.variables import Entry
 
 
-class WalkStudy(Study):
+class WalkStudy(ObjectiveStudy):
     """Walks from an objective back to the blocks.
 
     Args:
@@ -68,18 +64,6 @@ class WalkStudy(Study):
         """Whether some input holds floating-point values, at which gradients can be taken."""
         program = self.network.program
         return any(has_gradient(program.nodes[at]) for at in program.inputs[: self.n_inputs])
-
-    def check(self, batch: Batch) -> None:
-        """Check a batch's target against the outputs before anything is run."""
-        sizes = sizes_of(outputs_of(self.network))
-        if callable(self.objective) and not (batch.names_outputs and len(sizes or ()) == 1):
-            return  # the objective knows what to make of it
-        if sizes is not None:
-            check_target(batch, sizes)
-
-    def samples_per_pass(self, run: RunOptions | None) -> int:
-        """Return the number of samples of a walk."""
-        return self.network.graph.conditions.reached(max(1, chunk_size(self.network, run) // 8))
 
     def own_pass(self, chunk: Batch) -> PathsOfFirstSamples:
         """Return a walk over the first samples in one row, to be compared with the model's gradient."""
