@@ -16,8 +16,9 @@ from resnet_paths_plugin.engine.transfer import moved
 from resnet_paths_plugin.errors import InputError, NonFiniteInputWarning
 from resnet_paths_plugin.execution.named_batches import texts
 from resnet_paths_plugin.graph.export import batch_size, check_dense
+from resnet_paths_plugin.graph.keywords import call_arguments, packed, split
 from resnet_paths_plugin.graph.tracing import outside_inference_mode
-from resnet_paths_plugin.network.reference import all_tensors, inputs_and_target
+from resnet_paths_plugin.network.batch_items import all_tensors, inputs_and_target, is_one_batch
 
 Target = Any
 """As in Captum: None, an int, a tuple, a tensor of B integers, or a list of B ints or tuples.
@@ -131,42 +132,40 @@ class Batches:
         class_names: names of the classes that targets count, likewise.
 
     Args:
-        inputs: a tensor, a tuple of tensors (several inputs of one batch), a dict with the keys `inputs` and `target`,
-            or an iterable of such dicts or of `(inputs, target)`.
-        target: the target of a single batch; None with an iterable.
-        additional_forward_args: further arguments of the model, after the inputs.
+        inputs: a tensor, a tuple of tensors (several inputs of one batch), a dict of arguments by name, `(args,
+            kwargs)`, a dict with the keys `inputs` and `target`, or an iterable of dicts or of `(inputs, target)`.
+        target: the target of a single batch; the key of a dict that holds it, or a function of the batch; None with an
+            iterable of `(inputs, target)`.
+        additional_forward_args: further arguments of the model, after the inputs; a dict of those by name.
     """
 
     def __init__(self, inputs: Any, target: Target, additional_forward_args: Any) -> None:
-        if isinstance(inputs, Mapping) and target is None:
-            inputs = [inputs]  # one batch
         self._given = (inputs, target, additional_forward_args)
-        extra = additional_forward_args
-        self._extra = () if extra is None else extra if isinstance(extra, tuple) else (extra,)
+        self._extra = () if additional_forward_args is None else _as_call(additional_forward_args)
+        selector = target if isinstance(target, str) or callable(target) else None
         if isinstance(inputs, np.ndarray):
             raise InputError("inputs is a NumPy array: convert it with torch.from_numpy")
-        if isinstance(inputs, Tensor) or (isinstance(inputs, tuple) and all_tensors(inputs)):
-            batches: Iterator[Batch] = iter([self._batch(inputs, target)])
+        if is_one_batch(inputs):
+            pair = (inputs, target)
+            if selector is not None or (target is None and isinstance(inputs, Mapping)):
+                pair = inputs_and_target(inputs, selector)
+            batches: Iterator[Batch] = iter([self._batch(*pair)])
         elif isinstance(inputs, Iterable) and not isinstance(inputs, str | bytes):
             if target is not None and isinstance(inputs, list) and inputs and all_tensors(tuple(inputs)):
                 raise InputError(
                     "inputs is a list of tensors, which is read as batches, and a target was given: pass several "
                     "inputs of one batch as a tuple of tensors, or batches as (inputs, target) pairs without target"
                 )
-            is_one = isinstance(inputs, Mapping)
-            if is_one and (target is not None or "inputs" not in inputs):
-                keys = ", ".join(map(repr, inputs))
+            if target is not None and selector is None:
                 raise InputError(
-                    f"inputs is a dict of {keys}: pass the model's inputs as a tuple of tensors, in order, or one "
-                    "batch as a dict of 'inputs' and 'target'"
+                    "with an iterable of batches the targets come from it: leave target out, name the key that holds "
+                    "them (target='labels'), or pass a function of the batch"
                 )
-            if target is not None:
-                raise InputError("with an iterable of batches the targets come from it: leave target out")
-            batches = (self._batch(*inputs_and_target(item)) for item in ([inputs] if is_one else inputs))
+            batches = (self._batch(*inputs_and_target(item, selector)) for item in inputs)
         else:
             raise InputError(
-                "inputs must be a tensor, a tuple of tensors, or an iterable of (inputs, target) batches such as a "
-                f"DataLoader, not {type(inputs).__name__}"
+                "inputs must be a tensor, a tuple of tensors, a dict of arguments by name, or an iterable of (inputs, "
+                f"target) batches such as a DataLoader, not {type(inputs).__name__}"
             )
         first = next(batches, None)
         if first is None:
@@ -175,15 +174,16 @@ class Batches:
         self.sample_names = texts(getattr(inputs, "sample_names", None), "sample_names")
         self.class_names = texts(getattr(inputs, "class_names", None), "class_names")
         self.n_inputs = len(pytree.tree_leaves(first.args)) - len(pytree.tree_leaves(self._extra))
-        self.n_samples: int | None = first.size if isinstance(inputs, Tensor | tuple) else _count(inputs)
+        self.n_samples: int | None = first.size if is_one_batch(inputs) else _count(inputs)
         self._rest = batches
         self._whole: frozenset[int] = frozenset()
+        self._arranged: Callable[[tuple[Any, ...]], tuple[Any, ...]] = lambda args: args
         self._warned: set[type[Warning]] = set()  # shared with those of `again`
 
     def __iter__(self) -> Iterator[Batch]:
         for batch in chain([self.first], self._rest):
             self._warn_of_non_finite(batch)
-            yield replace(batch, whole=self._whole)
+            yield replace(batch, args=self._arranged(batch.args), whole=self._whole)
 
     def _warn_of_non_finite(self, batch: Batch) -> None:
         """Warn once of inputs with NaN or infinity; further arguments, such as masks, may well have it."""
@@ -198,6 +198,15 @@ class Batches:
                 NonFiniteInputWarning,
                 stacklevel=2,
             )
+
+    def arrange(self, arranged: Callable[[tuple[Any, ...]], tuple[Any, ...]]) -> None:
+        """Bring the arguments of all batches into the form that a network was captured with.
+
+        Raises:
+            InputError: if the first batch has other arguments.
+        """
+        self.first = replace(self.first, args=arranged(self.first.args))
+        self._arranged = arranged
 
     def keep_whole(self, positions: Iterable[int]) -> None:
         """Cut no rows off some arguments, given by their positions among the flattened ones."""
@@ -223,10 +232,11 @@ class Batches:
         if reference is None:
             found = Batches(inputs, target, extra)
             found._warned = self._warned
-        elif isinstance(reference, Tensor | tuple):
+        elif is_one_batch(reference):
             found = Batches(reference, None, extra)
         else:
             found = Batches(((inputs_and_target(item)[0], None) for item in reference), None, extra)
+        found.arrange(self._arranged)
         found.keep_whole(self._whole)
         return found
 
@@ -250,7 +260,7 @@ class Batches:
             )
 
     def _batch(self, inputs: Any, target: Target) -> Batch:
-        args = outside_inference_mode((*inputs, *self._extra) if isinstance(inputs, tuple) else (inputs, *self._extra))
+        args = outside_inference_mode(_with_extra(call_arguments(inputs), self._extra))
         size = batch_size(args)
         for leaf in pytree.tree_leaves(target):
             check_dense(leaf, "the target")
@@ -260,6 +270,21 @@ class Batches:
                 "tensors of another device"
             )
         return Batch(args, _normalised(target, size), size)
+
+
+def _as_call(extra: Any) -> tuple[Any, ...]:
+    return call_arguments(extra if isinstance(extra, tuple | Mapping) else (extra,))
+
+
+def _with_extra(args: tuple[Any, ...], extra: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return the arguments of a call with additional ones behind them."""
+    positional, keywords = split(extra)
+    if positional and split(args)[1]:
+        raise InputError(
+            "inputs are arguments by name and additional_forward_args are by position: pass these by name as well, "
+            "additional_forward_args={'name': value}, or within inputs"
+        )
+    return packed((*args, *positional), keywords)
 
 
 def check_target(batch: Batch, sizes: Sequence[int]) -> None:

@@ -22,6 +22,7 @@ from resnet_paths_plugin.graph.blocks import BlockLike, ResidualBlock, listed
 from resnet_paths_plugin.graph.capture import CapturedGraph
 from resnet_paths_plugin.graph.export import batch_size, eval_mode
 from resnet_paths_plugin.graph.free_batch import programs
+from resnet_paths_plugin.graph.keywords import packed
 from resnet_paths_plugin.graph.operators import has_gradient
 from resnet_paths_plugin.graph.optimizations import fold_batch_norms, with_channels_last
 from resnet_paths_plugin.graph.rejected_sums import other_sums
@@ -106,9 +107,9 @@ class CapturedNetwork(NetworkView):
                 return value.dtype
         return torch.get_default_dtype()
 
-    def intact(self, *args: Any) -> Any:
+    def intact(self, *args: Any, **keywords: Any) -> Any:
         """Return the output of the network under no schedule, without comparing it with the model."""
-        return next(self.outputs([self._intact], args))[1]
+        return next(self.outputs([self._intact], packed(args, keywords)))[1]
 
     def outputs(
         self,

@@ -76,6 +76,7 @@ class UnraveledNetwork(CapturedNetwork):
             InputError: if the arguments do not fit what was captured.
             CaptureMismatchError: at the first call, if the network is not, or not any more, what the model is.
         """
+        args = self.graph.arranged(args)
         self.check.view(args)
         return self.check.watched(args, self.intact(*args))
 

@@ -5,12 +5,13 @@ from typing import Any, get_args
 
 import pluggy
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from resnet_paths_plugin.errors import InputError
 from resnet_paths_plugin.graph.capture import capture
 from resnet_paths_plugin.graph.export import eval_mode
 from resnet_paths_plugin.graph.free_batch import widened
+from resnet_paths_plugin.graph.keywords import call_arguments, named_arguments, packed, signature_of
 from resnet_paths_plugin.graph.layers import detect_layers
 from resnet_paths_plugin.network.captured_network import Optimization, Units, known_optimizations
 from resnet_paths_plugin.network.grouping import find_blocks, with_stages
@@ -38,8 +39,9 @@ def unravel(
 
     Args:
         model: any module that `torch.export` can follow; it is not changed. An unraveled network is returned as is.
-        example_inputs: a tensor, or a tuple of the positional arguments of one call, with a batch. None takes the
-            input shape from a plugin's description of the model.
+        example_inputs: the arguments of one call, with a batch: a tensor, a tuple of arguments by position, a dict of
+            arguments by name (such as a `BatchEncoding`), or both, `(args, kwargs)`. Arguments that are no tensors are
+            fixed by the capture. None takes the inputs from a plugin's description of the model.
         units: `"blocks"`, the residual blocks; or `"layers"`, in any network, the weighted operations (each with the
             norm and the activation behind it) whose output has their input's shape: deleted, such a layer becomes
             the identity (the plain network of Fig. 3). Path gradients need blocks.
@@ -96,7 +98,7 @@ def unravel(
     description = plugins.describe(model, plugin_manager)
     if example_inputs is None:
         example_inputs = _inputs_like(model, description)
-    args = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+    args = _with_fixed(model, call_arguments(example_inputs), description)
     with eval_mode(model):
         program = plugins.capture(model, widened(args), plugin_manager)
     graph = capture(model, args, program, n_inputs=n_inputs, verify=verify)
@@ -120,11 +122,31 @@ def unravel(
     )
 
 
-def _inputs_like(model: nn.Module, description: ModelDescription | None) -> Tensor:
+def _with_fixed(model: nn.Module, args: tuple[Any, ...], description: ModelDescription | None) -> tuple[Any, ...]:
+    """Return arguments with those that the model is run with where a call does not give them."""
+    fixed = description.arguments if description else {}
+    if not fixed:
+        return args
+    try:
+        given = named_arguments(signature_of(model), args)
+    except (TypeError, ValueError):  # which the capture says, and better
+        return args
+    return packed(args, {name: value for name, value in fixed.items() if name not in given})
+
+
+def _inputs_like(model: nn.Module, description: ModelDescription | None) -> Any:
+    if description is not None and description.inputs:
+        device = next((one.device for one in model.parameters()), None)
+        return {
+            name: torch.zeros(
+                (2, *one.shape), dtype=torch.get_default_dtype() if one.n_values is None else torch.int64, device=device
+            )
+            for name, one in description.inputs.items()
+        }
     if description is None or description.input_shape is None:
         raise InputError(
-            f"the input shape of {type(model).__name__} is not known: pass example_inputs, a tensor or a tuple of the "
-            "arguments of one call"
+            f"the input shape of {type(model).__name__} is not known: pass example_inputs, the arguments of one "
+            "call: a tensor, a tuple, or a dict of arguments by name"
         )
     with alone():  # a capture of the model elsewhere puts other tensors in their place
         like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))

@@ -22,6 +22,7 @@ from torch.export import ExportedProgram
 from resnet_paths_plugin.errors import ModelNotFoundError, PluginError, PluginWarning
 from resnet_paths_plugin.graph.blocks import ResidualBlock
 from resnet_paths_plugin.graph.capture import CapturedGraph
+from resnet_paths_plugin.graph.keywords import split
 from resnet_paths_plugin.plugins import hookspecs
 from resnet_paths_plugin.plugins.asking import PREFIX, Asked, asked
 from resnet_paths_plugin.plugins.model_description import ModelDescription
@@ -201,7 +202,7 @@ def capture(
 
     Args:
         model: the model, in eval mode.
-        example_inputs: positional arguments of one call, with a batch of at least two.
+        example_inputs: the arguments of one call, with a batch of at least two.
         plugin_manager: the plugin manager; None takes that of the installed plugins.
 
     Returns:
@@ -210,8 +211,9 @@ def capture(
     Raises:
         PluginError: a plugin failed, or answered with something else than an exported program.
     """
+    positional, keywords = split(example_inputs)
     for one in asked(checked_plugin_manager(plugin_manager), "capture"):
-        program = one.answer(model=model, example_inputs=example_inputs)
+        program = one.answer(model=model, example_inputs=positional, example_keywords=keywords)
         if program is not None:
             return one.require(program, ExportedProgram)
     return None
