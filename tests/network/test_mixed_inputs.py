@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import resnet_paths_plugin as rpp
-from resnet_paths_plugin.errors import InputError, UnsupportedMethodError
+from resnet_paths_plugin.errors import CaptureError, InputError, UnsupportedMethodError
 
 
 class Mixed(nn.Module):
