@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from numbers import Integral
 from typing import Any
@@ -19,6 +19,7 @@ from resnet_paths_plugin.graph.export import batch_size, check_dense
 from resnet_paths_plugin.graph.keywords import call_arguments, packed, split
 from resnet_paths_plugin.graph.tracing import outside_inference_mode
 from resnet_paths_plugin.network.batch_items import all_tensors, inputs_and_target, is_one_batch
+from resnet_paths_plugin.tasks import Readout
 
 Target = Any
 """As in Captum: None, an int, a tuple, a tensor of B integers, or a list of B ints or tuples.
@@ -39,12 +40,14 @@ class Batch:
         size: `B`.
         whole: positions of the tensors among the arguments, flattened, that have `B` rows by chance: all samples
             read all of them.
+        readout: how outputs and the target are read.
     """
 
     args: tuple[Any, ...]
     target: Target
     size: int
     whole: frozenset[int] = frozenset()
+    readout: Readout = field(default_factory=Readout)
 
     def chunks(self, size: int) -> Iterator["Batch"]:
         """Cut the batch into pieces of at most `size` samples."""
@@ -52,7 +55,7 @@ class Batch:
             piece = slice(start, min(start + size, self.size))
             args = self._cut(lambda leaf: leaf[piece])  # noqa: B023 - used at once
             target = self._part(lambda values: values[piece])  # noqa: B023 - used at once
-            yield Batch(args, target, piece.stop - piece.start, self.whole)
+            yield replace(self, args=args, target=target, size=piece.stop - piece.start)
 
     def even_size(self, most: int) -> int:
         """Return the size of pieces of at most `most` samples that are as equal as can be."""
@@ -68,19 +71,25 @@ class Batch:
                 values[samples.to(values.device)] if isinstance(values, Tensor) else [values[at] for at in index]
             )
         )
-        return Batch(args, target, len(index), self.whole)
+        return replace(self, args=args, target=target, size=len(index))
 
     def to(self, device: torch.device) -> "Batch":
         """Move the tensors to a device."""
         args = pytree.tree_map(lambda leaf: moved(leaf, device) if isinstance(leaf, Tensor) else leaf, self.args)
         target = pytree.tree_map(lambda leaf: moved(leaf, device) if isinstance(leaf, Tensor) else leaf, self.target)
-        return Batch(args, target, self.size, self.whole)
+        return replace(self, args=args, target=target)
 
     def copied(self) -> "Batch":
         """Return the batch with tensors of its own, that hold these samples and no others."""
         args = pytree.tree_map(lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, self.args)
         target = pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, self.target)
-        return Batch(args, target, self.size, self.whole)
+        return replace(self, args=args, target=target)
+
+    @property
+    def has_positions(self) -> bool:
+        """Whether the target is the class of each position of a sample, of its tokens or pixels."""
+        is_tensor = isinstance(self.target, Tensor)
+        return is_tensor and self.target.ndim > 1 and self.readout.layout in {"tokens", "pixels"}
 
     @property
     def names_outputs(self) -> bool:
@@ -93,7 +102,9 @@ class Batch:
         return target is None or isinstance(target, int)
 
     def labels(self) -> Tensor | None:
-        """Return the target as one class per sample, shape `[B]` int64; None where it is no class."""
+        """Return the target as one class per sample, `[B]` int64, or for each of its positions; None if it is none."""
+        if self.readout.layout in {"tokens", "pixels"}:
+            return self.target if self.has_positions else None
         if not self.names_outputs or self.target is None:
             return None
         if isinstance(self.target, Tensor):
@@ -178,12 +189,13 @@ class Batches:
         self._rest = batches
         self._whole: frozenset[int] = frozenset()
         self._arranged: Callable[[tuple[Any, ...]], tuple[Any, ...]] = lambda args: args
+        self._readout = Readout()
         self._warned: set[type[Warning]] = set()  # shared with those of `again`
 
     def __iter__(self) -> Iterator[Batch]:
         for batch in chain([self.first], self._rest):
             self._warn_of_non_finite(batch)
-            yield replace(batch, args=self._arranged(batch.args), whole=self._whole)
+            yield self._fitted(batch)
 
     def _warn_of_non_finite(self, batch: Batch) -> None:
         """Warn once of inputs with NaN or infinity; further arguments, such as masks, may well have it."""
@@ -199,14 +211,21 @@ class Batches:
                 stacklevel=2,
             )
 
-    def arrange(self, arranged: Callable[[tuple[Any, ...]], tuple[Any, ...]]) -> None:
+    def fit(self, arranged: Callable[[tuple[Any, ...]], tuple[Any, ...]], readout: Readout) -> None:
         """Bring the arguments of all batches into the form that a network was captured with.
+
+        Args:
+            arranged: does so with the arguments of a call.
+            readout: how the network's outputs and the targets are read.
 
         Raises:
             InputError: if the first batch has other arguments.
         """
-        self.first = replace(self.first, args=arranged(self.first.args))
-        self._arranged = arranged
+        self._arranged, self._readout = arranged, readout
+        self.first = self._fitted(self.first)
+
+    def _fitted(self, batch: Batch) -> Batch:
+        return replace(batch, args=self._arranged(batch.args), whole=self._whole, readout=self._readout)
 
     def keep_whole(self, positions: Iterable[int]) -> None:
         """Cut no rows off some arguments, given by their positions among the flattened ones."""
@@ -236,7 +255,7 @@ class Batches:
             found = Batches(reference, None, extra)
         else:
             found = Batches(((inputs_and_target(item)[0], None) for item in reference), None, extra)
-        found.arrange(self._arranged)
+        found.fit(self._arranged, self._readout)
         found.keep_whole(self._whole)
         return found
 
@@ -293,6 +312,9 @@ def check_target(batch: Batch, sizes: Sequence[int]) -> None:
     Raises:
         InputError: if a target names no output, is out of range, or has another number of indices than the outputs.
     """
+    if batch.has_positions:
+        batch.readout.check_labels(batch.target, tuple(sizes))
+        return
     if not batch.names_outputs:
         raise InputError(
             f"{_misread(batch.target)}; anything else needs measures (or an objective) of your own that read it"
@@ -350,7 +372,9 @@ def _normalised(target: Target, size: int) -> Target:
         raise InputError(_misread(labels))
     labels = labels.to(torch.int64) if counts else labels
     if counts and labels.numel() == 1:
-        return int(labels) if size != 1 else labels.reshape(1)
+        if size == 1:
+            return labels if labels.ndim > 1 else labels.reshape(1)
+        return int(labels)
     return _of_length(labels, size)
 
 

@@ -31,6 +31,7 @@ from resnet_paths_plugin.network.grouping import find_blocks
 from resnet_paths_plugin.network.network_view import NetworkView
 from resnet_paths_plugin.plugins import manager as plugins
 from resnet_paths_plugin.plugins.model_description import ModelDescription
+from resnet_paths_plugin.tasks import Readout
 
 Units = Literal["blocks", "layers"]
 Optimization = Literal["fold_batch_norm", "channels_last", "compile"]
@@ -54,6 +55,7 @@ class CapturedNetwork(NetworkView):
         units: what `blocks` are: residual `"blocks"`, or `"layers"` of any network.
         optimize: what was done to make runs faster, in alphabetical order.
         plugin_manager: the plugins that describe the model and detect its blocks; None for the installed ones.
+        readout: how outputs and targets are read: the task, and which output is the scores.
     """
 
     def __init__(
@@ -66,8 +68,10 @@ class CapturedNetwork(NetworkView):
         units: Units = "blocks",
         optimize: Iterable[Optimization] = (),
         plugin_manager: pluggy.PluginManager | None = None,
+        readout: Readout | None = None,
     ) -> None:
         super().__init__(graph.model)
+        self.readout = readout or Readout()
         self.optimize = known_optimizations(optimize)
         for name in self.optimize:
             if name in _REWRITES:

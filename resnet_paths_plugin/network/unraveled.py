@@ -24,6 +24,7 @@ from resnet_paths_plugin.network.sampling import SamplingNetwork
 from resnet_paths_plugin.network.stand_ins import Fitted, stand_ins_on
 from resnet_paths_plugin.network.views import RestrictedNetwork, ScheduledNetwork
 from resnet_paths_plugin.plugins.model_description import ModelDescription
+from resnet_paths_plugin.tasks import Readout
 
 _NOUNS: Mapping[Units, str] = {"blocks": "residual blocks", "layers": "layers that can be deleted"}
 
@@ -44,6 +45,7 @@ class UnraveledNetwork(CapturedNetwork):
         optimize: what was done to make runs faster, in alphabetical order.
         plugin_manager: the plugins that describe the model and detect its blocks; None for the installed ones.
         check: compares the network with the model.
+        readout: how outputs and targets are read: the task, and which output is the scores.
 
     Examples:
         >>> [block.name for block in net.blocks]
@@ -63,9 +65,17 @@ class UnraveledNetwork(CapturedNetwork):
         optimize: Iterable[Optimization] = (),
         plugin_manager: pluggy.PluginManager | None = None,
         verify: bool = True,
+        readout: Readout | None = None,
     ) -> None:
         super().__init__(
-            graph, blocks, description, plugin_names, units=units, optimize=optimize, plugin_manager=plugin_manager
+            graph,
+            blocks,
+            description,
+            plugin_names,
+            units=units,
+            optimize=optimize,
+            plugin_manager=plugin_manager,
+            readout=readout,
         )
         self.check = ModelCheck(self, verify, Structure.of(graph.model))
 

@@ -20,6 +20,8 @@ from resnet_paths_plugin.network.unraveled import UnraveledNetwork
 from resnet_paths_plugin.plugins import manager as plugins
 from resnet_paths_plugin.plugins.model_description import ModelDescription
 from resnet_paths_plugin.process_lock import alone
+from resnet_paths_plugin.tasks import Readout, Task, task_of
+from resnet_paths_plugin.tasks.readout import Output
 
 
 def unravel(
@@ -31,6 +33,8 @@ def unravel(
     plugin_manager: pluggy.PluginManager | None = None,
     verify: bool = True,
     n_inputs: int | None = None,
+    task: Task | str | None = None,
+    output: Output | None = None,
 ) -> UnraveledNetwork:
     """Capture a model and find its residual blocks, or the layers of any network that can be deleted.
 
@@ -56,6 +60,11 @@ def unravel(
         n_inputs: how many of the tensors in `example_inputs`, from the first, share the batch; the others, such as
             prototypes or a table that all samples read, share it only where the model itself shows that they do
             (analyzers say so of `additional_forward_args`). None for all that have as many rows.
+        task: what the model is for, which says how outputs and targets are read: a name of `rpp.tasks.TASKS`, such as
+            `"next_token"`, or a `rpp.tasks.Task`. None takes it from a plugin's description of the model, and where
+            that has none reads outputs `[B, classes]` as class scores.
+        output: which of the model's outputs is the scores: a key or attribute, an index, or a function of the outputs.
+            None takes the only tensor, or the one called `logits`.
 
     Returns:
         The network; without blocks where the model has none.
@@ -73,18 +82,11 @@ def unravel(
         11
     """
     wanted = known_optimizations(optimize)
+    named_task = task_of(task)
     if units not in get_args(Units):
         raise InputError(f"units must be one of {', '.join(map(repr, get_args(Units)))}, not {units!r}")
     if isinstance(model, UnraveledNetwork):
-        if model.units != units:
-            raise InputError(
-                f"{model.name} was unraveled into {model.units}: unravel the model itself again with units={units!r}"
-            )
-        if wanted and wanted != model.optimize:
-            raise InputError(
-                f"{model.name} was unraveled with optimize={model.optimize!r}: unravel the model itself again with "
-                f"optimize={wanted!r}"
-            )
+        _check_same(model, units, wanted, Readout(named_task, output))
         return model
     if isinstance(model, NetworkView):
         raise InputError(
@@ -103,6 +105,7 @@ def unravel(
         program = plugins.capture(model, widened(args), plugin_manager)
     graph = capture(model, args, program, n_inputs=n_inputs, verify=verify)
     names = [str(plugin) for plugin in plugins.listing(plugin_manager)]
+    readout = Readout(named_task or task_of(description.task if description else None), output)
     if units == "layers":
         graph, layers = detect_layers(graph)
         layers = with_stages(layers, description)
@@ -115,11 +118,34 @@ def unravel(
             optimize=wanted,
             plugin_manager=plugin_manager,
             verify=verify,
+            readout=readout,
         )
     blocks = find_blocks(graph, description, plugin_manager)
     return UnraveledNetwork(
-        graph, blocks, description, names, optimize=wanted, plugin_manager=plugin_manager, verify=verify
+        graph,
+        blocks,
+        description,
+        names,
+        optimize=wanted,
+        plugin_manager=plugin_manager,
+        verify=verify,
+        readout=readout,
     )
+
+
+def _check_same(network: UnraveledNetwork, units: Units, optimize: tuple[Optimization, ...], readout: Readout) -> None:
+    """Refuse to give an unraveled network other options than it was made with."""
+    name, other = network.name, ""
+    if network.units != units:
+        raise InputError(
+            f"{name} was unraveled into {network.units}: unravel the model itself again with units={units!r}"
+        )
+    if optimize and optimize != network.optimize:
+        other = f"optimize={network.optimize!r}: unravel the model itself again with optimize={optimize!r}"
+    elif readout not in (Readout(), network.readout):
+        other = f"{network.readout}: unravel the model itself again with another task or output"
+    if other:
+        raise InputError(f"{name} was unraveled with {other}")
 
 
 def _with_fixed(model: nn.Module, args: tuple[Any, ...], description: ModelDescription | None) -> tuple[Any, ...]:

@@ -5,7 +5,10 @@ Filled in by plugins (`describe_model`); the core reads it and never guesses it.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from resnet_paths_plugin.tasks import Task
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 
@@ -67,7 +70,8 @@ class ModelDescription:
             one input of `input_shape`.
         arguments: arguments by name that the model is run with where a call does not give them, such as
             `{"use_cache": False}`; none of them holds a tensor.
-        task: what the model is for, which decides how its outputs are measured, such as `"next_token"`; None where
+        task: what the model is for, which says how outputs and targets are read: a `Task`, or the name of one of
+            `rpp.tasks.TASKS`, such as `"next_token"`; None where
             outputs `[B, classes]` are those of a classifier.
 
     Examples:
@@ -88,7 +92,7 @@ class ModelDescription:
     stages: Mapping[str, int] = field(default_factory=dict)
     inputs: Mapping[str, ModelInput] = field(default_factory=dict)
     arguments: Mapping[str, Any] = field(default_factory=dict)
-    task: str | None = None
+    task: "Task | str | None" = None
 
     def stage_of(self, module: str) -> int | None:
         """Return the stage of a module path, or None where no prefix of it is listed."""

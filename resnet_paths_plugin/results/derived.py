@@ -16,6 +16,8 @@ Array = npt.NDArray[np.float64]
 FROM_SAMPLES = {
     "error": "correct",
     "intact_error": "intact_correct",
+    "perplexity": "loss",
+    "intact_perplexity": "intact_loss",
     "rank_correlation": "proxy",
     "effective_length_low": "gradient_norm",
     "effective_length_high": "gradient_norm",
@@ -37,7 +39,7 @@ def refreshed(ds: xr.Dataset) -> xr.Dataset:
     """
     if ds.sizes.get("sample", 1) == 0:
         raise InputError("this dataset holds no sample any more: select at least one")
-    ds = _with_errors(_with_a_sample_dim(ds))
+    ds = _with_perplexities(_with_errors(_with_a_sample_dim(ds)))
     stale = _stale(ds)
     if stale:
         warnings.warn(
@@ -87,6 +89,17 @@ def _with_errors(ds: xr.Dataset) -> xr.Dataset:
             if name.endswith("error") and name in ds and source in ds and "sample" in ds[source].dims
         }
     )
+
+
+def _with_perplexities(ds: xr.Dataset) -> xr.Dataset:
+    """Return the result with exp of the mean loss over the tokens of its own samples."""
+    found: dict[str, xr.DataArray] = {}
+    for name, source in FROM_SAMPLES.items():
+        if name.endswith("perplexity") and {name, source, "n_tokens"} <= set(ds.data_vars):
+            tokens = ds["n_tokens"]
+            losses = (ds[source].astype(np.float64) * tokens).sum("sample") / tokens.sum("sample")
+            found[name] = losses.copy(data=np.exp(losses.values)).assign_attrs(ds[name].attrs)
+    return ds.assign(found)
 
 
 def _stale(ds: xr.Dataset) -> list[str]:

@@ -171,6 +171,7 @@ class SelectionStudy(Study):
             run.sizes["schedules side by side"],
             self._measures.user,
             self._measures.offered,
+            self.network.readout,
             self._conditions.substitution,
             None,
         )
@@ -254,7 +255,7 @@ class SelectionStudy(Study):
 
 def _default_measure(measures: Measures, first: Batch) -> str:
     """Return the loss where there are labels, else the divergence; of other outputs the one measure that there is."""
-    if measures.n_classes is not None:
+    if measures.has_classes:
         return "loss" if first.labels() is not None else "kl_divergence"
     known = [*measures.user] or [*measures.offered]
     if len(known) == 1:
