@@ -16,7 +16,7 @@ from resnet_paths_plugin.graph.export import check_dense
 from resnet_paths_plugin.network.unraveled import UnraveledNetwork
 from resnet_paths_plugin.plugins import manager as plugins
 from resnet_paths_plugin.results.variables import check_names
-from resnet_paths_plugin.tasks import Readout
+from resnet_paths_plugin.tasks import TASKS, Readout
 
 Measure = Callable[[Any, Target], Tensor]
 """A user's measure: of the model's outputs and the batch's target, one number per sample, shape `[B]`.
@@ -92,6 +92,12 @@ class Measures:
         task = self._readout.task
         # Those of the task stand beside the user's, as the built-in ones do.
         self._of_task = {} if task is None else {n: one for n, one in task.measures.items() if n not in self.user}
+        check_names(set(self._of_task) - {name for known in TASKS.values() for name in known.measures})
+
+    @property
+    def functions(self) -> dict[str, Measure]:
+        """The measures that are functions of their own, by name: of the task, of plugins and of the user."""
+        return {**self._of_task, **self.offered, **self.user}
 
     def check(self, batch: Batch) -> None:
         """Check a batch's targets before anything is run.
@@ -123,10 +129,10 @@ class Measures:
         Raises:
             InputError: if there is no such measure, or it needs a target or scores of classes that are not there.
         """
-        if name in self.user or name in self.offered or name in self._of_task:
+        if name in self.functions:
             return
         if name not in HIGHER_IS_BETTER:
-            known = [*HIGHER_IS_BETTER, *self._of_task, *self.offered, *self.user]
+            known = [*HIGHER_IS_BETTER, *self.functions]
             raise InputError(
                 f"value must be the name of a measure, one of {', '.join(map(repr, known))}, not {name!r}: pass one of "
                 "your own as measures={'name': function}"
