@@ -16,7 +16,7 @@ from resnet_paths_plugin.engine.random_states import generator_states, replayed
 from resnet_paths_plugin.engine.schedule import Schedule
 from resnet_paths_plugin.errors import InputError
 from resnet_paths_plugin.graph.keywords import packed
-from resnet_paths_plugin.graph.operators import draws_at_random
+from resnet_paths_plugin.graph.operators import draws_at_random, has_gradient
 from resnet_paths_plugin.network.captured_network import CapturedNetwork
 from resnet_paths_plugin.network.chosen_lengths import ChosenLengths
 from resnet_paths_plugin.network.model_check import ModelCheck
@@ -95,6 +95,12 @@ class RestrictedNetwork(NetworkView):
     def __init__(self, network: CapturedNetwork, check: ModelCheck, lengths: Sequence[int]) -> None:
         super().__init__(network.model)
         network.require_paths()
+        if not any(has_gradient(network.program.nodes[at]) for at in network.program.inputs):
+            raise InputError(
+                f"all inputs of {network.name} hold integers, such as tokens, which have no gradient: give parameters "
+                "one, restricted(lengths, parameters=True), or unravel the model with floating-point inputs, such as "
+                "embeddings (inputs_embeds=...)"
+            )
         known = [length for length, count in enumerate(network.path_counts()) if count]
         self._network = (network,)
         self._check = check

@@ -144,6 +144,13 @@ def test_a_pair_of_indices_still_picks_one_score(text, language):
     assert "kl_divergence" in found
 
 
+def test_a_view_of_lengths_without_inputs_that_have_a_gradient_says_what_to_do(text, language):
+    with pytest.raises(InputError, match=r"all inputs of Tokens hold integers.*restricted\(lengths, parameters=True\)"):
+        language.restricted([1])
+    view = language.restricted([1], parameters=True)
+    assert view(text[0]).requires_grad
+
+
 def test_without_labels_what_changes_is_measured(text, language):
     found = rpp.BlockLesion(language).attribute(text[0])
     assert {"kl_divergence", "prediction_changed"} <= set(found)
