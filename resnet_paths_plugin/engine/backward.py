@@ -21,6 +21,7 @@ from resnet_paths_plugin.engine.path_graph import PathGraph
 from resnet_paths_plugin.engine.program import Program, Sum, Values
 from resnet_paths_plugin.engine.routing import Edge, Key, Routing
 from resnet_paths_plugin.engine.selection import Selection
+from resnet_paths_plugin.graph.process_state import autocast_as
 
 BANK_BYTES = 4 * 2**20
 """Size of the part of a bank that goes through a segment at a time on a CPU; larger ones leave the cache."""
@@ -130,7 +131,7 @@ class BackwardWalk:
         Returns:
             For each tap that is reached, its bank, rows of shape `[R, *tap]`.
         """
-        with torch.no_grad():
+        with torch.no_grad(), autocast_as({}):
             arrivals = Arrivals(self.graph)
             start = tuple(routing.start())
             for at, seed in seeds.items():
