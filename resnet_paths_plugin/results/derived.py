@@ -32,7 +32,7 @@ def refreshed(ds: xr.Dataset) -> xr.Dataset:
     """Return a result in which every value describes the samples that it holds.
 
     After a selection or concatenation along `sample` errors, rank correlations and effective ranges are computed again,
-    and means over other samples are left out with a `StaleResultWarning`.
+    and means and sums over other samples are left out with a `StaleResultWarning`.
 
     Raises:
         InputError: if the result holds no sample, or is joined from studies that differ.
@@ -43,7 +43,7 @@ def refreshed(ds: xr.Dataset) -> xr.Dataset:
     stale = _stale(ds)
     if stale:
         warnings.warn(
-            f"{', '.join(stale)}: means over other samples than those of this dataset, left out. Run the study on "
+            f"{', '.join(stale)}: taken over other samples than those of this dataset, left out. Run the study on "
             "these samples to have theirs",
             StaleResultWarning,
             stacklevel=2,
@@ -67,6 +67,11 @@ def _schema_name(name: object) -> str:
     return str(name).removeprefix("intact_")
 
 
+def _is_of_all_samples(values: xr.DataArray) -> bool:
+    """Whether a variable is the completeness of blocks' parameters, whose gradients are summed over samples."""
+    return values.name == "completeness_error" and "block" in values.dims
+
+
 def _with_a_sample_dim(ds: xr.Dataset) -> xr.Dataset:
     """Return a result of one sample that was picked by its number with the dimension that it had."""
     if "sample" in ds.dims:
@@ -76,9 +81,10 @@ def _with_a_sample_dim(ds: xr.Dataset) -> xr.Dataset:
             return ds
         ds = ds.assign_coords(sample=0)
     one = [ds["sample"].item()]
-    names = [name for name in ds.data_vars if _schema_name(name) in PER_SAMPLE]
+    per_sample = [name for name in ds.data_vars if _schema_name(name) in PER_SAMPLE]
+    names = [name for name in per_sample if not _is_of_all_samples(ds[name])]
     found = {name: ds[name].expand_dims(sample=one, axis=-1) for name in names}
-    return ds.drop_vars([*names, "sample"]).assign(found)
+    return ds.drop_vars([*names, "sample"]).assign_coords(sample=one).assign(found)
 
 
 def _with_errors(ds: xr.Dataset) -> xr.Dataset:
@@ -103,8 +109,10 @@ def _with_perplexities(ds: xr.Dataset) -> xr.Dataset:
 
 
 def _stale(ds: xr.Dataset) -> list[str]:
-    """Return the means over samples that are not the samples of the result."""
+    """Return what is taken over samples that are not the samples of the result, and cannot be computed again."""
     held = [name for name in OVER_SAMPLES if name in ds]
+    held += [str(name) for name in ds.data_vars if _is_of_all_samples(ds[name])]
+    held += [name for name, source in FROM_SAMPLES.items() if name in ds and source not in ds.variables]
     if not held or "sample" not in ds.dims:
         return []
     size = ds.sizes["sample"]

@@ -172,6 +172,28 @@ def test_means_over_other_samples_are_left_out_with_a_warning(change):
     plt.close("all")
 
 
+@pytest.mark.parametrize("dropped", [[], ["parameter_gradient_norm_per_sample", "parameter_gradient_share_per_sample"]])
+@pytest.mark.parametrize("chosen", [slice(0, 4), 0], ids=["some", "one"])
+def test_gradients_of_parameters_are_those_of_all_samples_or_left_out(chosen, dropped):
+    whole = rpp.PathLengthGradient(NET).attribute(X, target=0, tap="parameters", per_sample=True).drop_vars(dropped)
+    xr.testing.assert_identical(refreshed(whole), whole)
+    some = whole.isel(sample=chosen)
+    with pytest.warns(StaleResultWarning, match="parameter_gradient_norm.*mean_path_length.*completeness_error"):
+        found = refreshed(some)
+    assert not {*OVER_SAMPLES, "completeness_error"} & {*found.variables}
+    for name in {*whole.data_vars} & PER_SAMPLE - {"completeness_error"}:
+        wanted = some[name] if "sample" in some.dims else some[name].expand_dims(sample=1, axis=-1)
+        np.testing.assert_array_equal(found[name], wanted)
+    with pytest.warns(StaleResultWarning), pytest.raises(InputError, match="no figure fits"):
+        some.resnet_paths.plot()
+
+
+def test_an_error_whose_samples_are_gone_is_left_out():
+    some = LESIONS.drop_vars(["correct", "intact_correct"]).isel(sample=[1, 4])
+    with pytest.warns(StaleResultWarning, match=r"error, intact_error: taken over other samples"):
+        assert not {"error", "intact_error"} & {*refreshed(some).variables}
+
+
 def test_sampled_paths_of_all_samples_are_kept():
     whole = rpp.PathLengthGradient(NET).attribute(X, target=0, **SAMPLED)
     assert whole.n_samples == len(X)

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from resnet_paths_plugin import paths
+from resnet_paths_plugin.analyzers.gradients.first_samples import PathsOfFirstSamples
 from resnet_paths_plugin.analyzers.gradients.grades import Grading
 from resnet_paths_plugin.analyzers.gradients.objective_study import ObjectiveStudy
 from resnet_paths_plugin.analyzers.gradients.objectives import Objective
-from resnet_paths_plugin.analyzers.gradients.tasks import Estimator, PathsOfFirstSamples, PathWork
+from resnet_paths_plugin.analyzers.gradients.tasks import Estimator, PathWork
 from resnet_paths_plugin.analyzers.study import Chunk, StudyResult
 from resnet_paths_plugin.argument_sizes import check_count, shown
 from resnet_paths_plugin.engine.own_paths import PathDraws, has_own_paths
