@@ -41,8 +41,8 @@ def converted(ds: xr.Dataset, version: int) -> xr.Dataset:
 
 
 def _typed(name: str, value: object) -> object:
-    """Return an attribute; where it is an argument in Python's notation, as an attribute of this version."""
-    if not name.startswith(PREFIX) or not isinstance(value, str):
+    """Return an attribute; where it is an argument, or names, in Python's notation, as one of this version."""
+    if not (name.startswith(PREFIX) or name == "class_names") or not isinstance(value, str):
         return value
     found = read_literal(value)
     return argument_attribute(value) if found is value else netcdf_safe(found)

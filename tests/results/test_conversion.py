@@ -91,6 +91,7 @@ OLD_ARGUMENTS = {
     "argument_note": ("1", "1"),
     "argument_json": ("true", '"true"'),
     "argument_deep": ("(" * 5000, "(" * 5000),
+    "class_names": ("['zero', 'one']", '["zero", "one"]'),
     "title": ("None", "None"),
 }
 """Attributes of schema 2, and what they are now."""
