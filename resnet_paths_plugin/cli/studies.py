@@ -200,7 +200,9 @@ def _participation(network: UnraveledNetwork, images: Samples, options: StudyOpt
 
 
 def _interactions(network: UnraveledNetwork, images: Samples, options: StudyOptions, _: Results) -> xr.Dataset:
-    return _attributed(BlockInteraction(network), images.head(options.pair_images), options, value="loss")
+    return _attributed(
+        BlockInteraction(network), images.head(options.pair_images), options, value="loss", per_sample=True
+    )
 
 
 def _selection(network: UnraveledNetwork, images: Samples, options: StudyOptions, _: Results) -> xr.Dataset:

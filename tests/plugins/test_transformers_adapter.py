@@ -4,13 +4,9 @@ The numbers of blocks are read off each `modeling_*.py`, and those of `tests/wil
 compared with the models' own.
 """
 
-import json
-import subprocess
-import sys
 import warnings
 from collections import Counter
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -18,7 +14,6 @@ from torch.utils import _pytree as pytree
 
 import resnet_paths_plugin as rpp
 import resnet_paths_transformers
-from resnet_paths_plugin.errors import CaptureError, ModelNotFoundError
 from resnet_paths_plugin.plugins import manager as plugins
 
 transformers = pytest.importorskip("transformers", reason="the plugin's library, extra 'transformers'")
