@@ -154,6 +154,7 @@ def patching(net: rpp.UnraveledNetwork, clean: bytes, corrupted: bytes) -> pd.Da
         for block in net.blocks:
             alone = net.lesioned([block], ablation="mean", reference={"input_ids": texts[:1, :-1]})
             sources[block.name] = alone.schedule
+
     def difference(module: torch.nn.Module, row: int) -> float:
         with torch.no_grad():
             scores = module(input_ids=texts[row : row + 1, :-1]).logits[0, -1]
@@ -161,7 +162,8 @@ def patching(net: rpp.UnraveledNetwork, clean: bytes, corrupted: bytes) -> pd.Da
 
     low, high = difference(net, 1), difference(net, 0)
     rows = {
-        _short(name): (difference(net.scheduled(schedule), 1) - low) / (high - low) for name, schedule in sources.items()
+        _short(name): (difference(net.scheduled(schedule), 1) - low) / (high - low)
+        for name, schedule in sources.items()
     }
     return pd.Series(rows).to_frame("recovered").rename_axis("block")
 
@@ -176,8 +178,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     model = rpp.load_model(f"transformers/{HERE}", pretrained=True)
     ids = held_out(options.samples)
     net = rpp.unravel(model, {"input_ids": ids})
-    intact = rpp.BlockLesion(net).attribute({"input_ids": ids}, ids, lesions=[[]]) if False else None
-    del intact
     print(f"{net.name}: {len(net.blocks)} blocks in {len(layers_of(net))} layers; {len(ids)} pieces of {LENGTH} bytes")
     print(f"perplexity per byte {_perplexity(net, ids):.3f}\n")
     shares, direct = paths(net, ids)
@@ -187,7 +187,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         ("What predicts the effect of deleting a block", predictors(net, ids)),
         ("Share of the gradient's norms by attentions (rows) and MLPs (columns) on the path", shares.iloc[:6, :6]),
         ("What each block adds to the label's score, with the final norm held constant", direct),
-        ("Blocks deleted greedily; perplexity on other text", pruned(net, ids, held_out(64, seed=1), options.most_deleted)),
+        (
+            "Blocks deleted greedily; perplexity on other text",
+            pruned(net, ids, held_out(64, seed=1), options.most_deleted),
+        ),
         (
             "Branches of 'return the index' put into 'return the value' bring back",
             patching(net, b"sort the list of keys and return the k", b"sort the list of keys and return the v"),

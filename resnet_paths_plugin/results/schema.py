@@ -567,6 +567,9 @@ ATTRIBUTES: Mapping[str, str] = {
 }
 """Global attributes of every result; each argument `NAME` of `attribute` stands beside them as `argument_NAME`."""
 
+MEASURES_OF_TASKS = frozenset({"mean_iou", "squared_error"})
+"""Names of measures that are functions, in whose place the user's own may stand."""
+
 PER_SAMPLE = frozenset({
     "sample", "sample_name", "target_score", "target_score_drop", "loss", "kl_divergence", "correct", "prediction",
     "prediction_changed", "label", "n_tokens", "squared_error", "mean_iou", "cosine_distance",

@@ -4,9 +4,13 @@ The numbers of blocks are read off each `modeling_*.py`, and those of `tests/wil
 compared with the models' own.
 """
 
+import json
+import subprocess
+import sys
 import warnings
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -14,6 +18,7 @@ from torch.utils import _pytree as pytree
 
 import resnet_paths_plugin as rpp
 import resnet_paths_transformers
+from resnet_paths_plugin.errors import CaptureError, ModelNotFoundError
 from resnet_paths_plugin.plugins import manager as plugins
 from resnet_paths_plugin.plugins.model_description import ModelInput
 

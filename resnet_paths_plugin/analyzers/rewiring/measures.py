@@ -16,7 +16,7 @@ from resnet_paths_plugin.graph.export import check_dense
 from resnet_paths_plugin.network.unraveled import UnraveledNetwork
 from resnet_paths_plugin.plugins import manager as plugins
 from resnet_paths_plugin.results.variables import check_names
-from resnet_paths_plugin.tasks import TASKS, Readout
+from resnet_paths_plugin.tasks import Readout
 
 Measure = Callable[[Any, Target], Tensor]
 """A user's measure: of the model's outputs and the batch's target, one number per sample, shape `[B]`.
@@ -91,8 +91,12 @@ class Measures:
         self.n_classes = n_classes if self._readout.layout == "classes" else None
         task = self._readout.task
         # Those of the task stand beside the user's, as the built-in ones do.
-        self._of_task = {} if task is None else {n: one for n, one in task.measures.items() if n not in self.user}
-        check_names(set(self._of_task) - {name for known in TASKS.values() for name in known.measures})
+        self._of_task = (
+            {}
+            if task is None
+            else {n: one for n, one in task.measures.items() if n not in {**self.offered, **self.user}}
+        )
+        check_names(self._of_task)
 
     @property
     def functions(self) -> dict[str, Measure]:
