@@ -7,7 +7,8 @@
 The network's code and weights (MIT licence, Astra) are read from these packages, and two CT volumes from the source
 distribution of pyradiomics; nothing is installed. The network gives features and no classes, so the task is retrieval:
 each crop of a volume is to be recognised among all crops, of which the intact network has seen shifted copies. What is
-finished is kept in the folder of results, and a second run goes on from there. About half an hour on two CPU cores.
+finished is kept in the folder of results, and a second run goes on from there. About an hour on two CPU cores, most
+of it for sampled paths.
 """
 
 import argparse
