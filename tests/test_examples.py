@@ -1,8 +1,13 @@
 """The examples run as they are, and show what they say."""
 
+import argparse
+import gzip
+import io
 import re
 import runpy
 import sys
+import tarfile
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +15,11 @@ import pytest
 import torch
 from matplotlib.image import imread
 from safetensors.torch import save_file
+from scipy.stats import rankdata
 from torch.nn import functional
 
 import resnet_paths_plugin as rpp
+from resnet_paths_plugin import demo
 
 pytestmark = pytest.mark.slow
 
@@ -152,3 +159,100 @@ def test_a_transformers_model_is_studied_without_an_adapter_or_a_download(monkey
     losses().sum().backward()
     norm = embeddings["stem"].grad.flatten(1).norm(dim=1).mean().item()
     assert float(lengths[0][2]) == pytest.approx(norm, rel=0.01)
+
+
+def run_example(name, options, monkeypatch):
+    script = EXAMPLES / name
+    given = [str(part) for option, value in options.items() for part in (option, *np.atleast_1d(value))]
+    monkeypatch.setattr(sys, "argv", [str(script), *given])
+    runpy.run_path(str(script), run_name="__main__")
+
+
+@pytest.mark.filterwarnings("ignore::resnet_paths_plugin.errors.OmittedStudyWarning")
+def test_several_trainings_are_compared(monkeypatch, capsys, tmp_path):
+    pytest.importorskip("sklearn", reason="the digits come with scikit-learn, extra 'demo'")
+    weights = []
+    for seed in range(3):
+        torch.manual_seed(seed)
+        weights.append(tmp_path / f"seed{seed}.safetensors")
+        network = demo.DigitsResNet(2)
+        for parameter in network.parameters():
+            torch.nn.init.normal_(parameter, std=0.3)
+        save_file(network.state_dict(), weights[-1])
+    options = {
+        "--weights": weights, "--output": tmp_path / "out", "--images": 60, "--draws": 2, "--path-images": 2,
+        "--path-draws": 2, "--blocks-per-stage": 2,
+    }  # fmt: skip
+    run_example("several_trainings.py", options, monkeypatch)
+    told = capsys.readouterr().out
+    tree = rpp.load(tmp_path / "out" / "several_trainings.nc")
+    assert int(tree["models"].n_replicates[0]) == 3
+    trainings = [rpp.load(tmp_path / "out" / f"seed{seed}.nc")["single_lesions"].to_dataset() for seed in range(3)]
+    rises = [(one.error - one.intact_error).values for one in trainings]
+    every = (np.array(rises) > 0.01).all(axis=0).sum()
+    assert f"of 6 blocks {every} raise the error by over 1% in every training" in told
+    ranks = [rankdata(rise) for rise in rises if np.ptp(rise)]
+    correlations = [np.corrcoef(one, other)[0, 1] for one, other in combinations(ranks, 2)] or [np.nan]
+    assert f"correlate by {np.mean(correlations):.2f} on average" in told
+    assert imread(tmp_path / "out" / "single-lesions.png").std() > 0
+    table = np.genfromtxt(tmp_path / "out" / "several_trainings.csv", delimiter=",", skip_header=1)[:, 1:]
+    np.testing.assert_allclose(table, np.transpose(rises), atol=1e-4)
+
+
+class Volumes(torch.nn.Module):
+    """A small residual network on volumes, whose second block is needed by all that follows."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = torch.nn.Conv3d(1, 4, 3, stride=8)
+        self.blocks = torch.nn.ModuleList(torch.nn.Conv3d(4, 4, 3, padding=1) for _ in range(3))
+
+    def forward(self, x):
+        x = self.stem(x)
+        for block in self.blocks:
+            x = x + block(torch.relu(x))
+        return x
+
+
+def test_a_network_of_features_is_studied_by_retrieval(tmp_path):
+    script = runpy.run_path(str(EXAMPLES / "deep_networks.py"))
+    torch.manual_seed(0)
+    grey = torch.rand(200, 200, 80)
+    crops, gallery = (script["cut"](grey, shift) for shift in (0, 8))
+    assert crops.shape == (8, 1, 96, 96, 40)
+    np.testing.assert_array_equal(crops[0, 0, 8:, 8:], gallery[0, 0, :-8, :-8])
+    model = script["Retrieval"](Volumes(), gallery).eval()
+    features = [model.backbone(one[None]).mean((2, 3, 4))[0] for one in gallery]
+    centre = torch.stack(features).mean(0)
+    wanted = [torch.cosine_similarity(features[0] - centre, one - centre, dim=0) for one in features]
+    torch.testing.assert_close(model(gallery[:1])[0] * script["TEMPERATURE"], torch.stack(wanted), atol=1e-5, rtol=1e-4)
+    options = argparse.Namespace(output=tmp_path, path_images=2, path_draws=2, draws=1)
+    tree = script["studies"](model, crops, torch.arange(8), options)
+    told = script["sentences"](tree)
+    lesions = tree["single_lesions"].to_dataset()
+    assert told[0] == f"3 blocks; of 8 crops the intact network finds {int(lesions.intact_correct.sum())}."
+    falls, fit = script["decay"](tree["path_lengths"].to_dataset())
+    slope = np.polyfit(range(4), np.log(tree["path_lengths"].path_gradient_norm), 1)[0]
+    np.testing.assert_allclose(falls, np.exp(-slope))
+    assert 0 <= fit <= 1
+    script["draw"](tree, tmp_path)
+    assert imread(tmp_path / "path-lengths.png").std() > 0
+
+
+def test_a_ct_volume_is_turned_and_resampled(tmp_path):
+    script = runpy.run_path(str(EXAMPLES / "deep_networks.py"))
+    values = np.full((4, 6, 2), -1000, "<i2")
+    values[0, 0, 1] = 1000  # right, front, head
+    header = (
+        "NRRD0004\ntype: short\ndimension: 3\nsizes: 4 6 2\nspace directions: (1.5,0,0) (0,1.5,0) (0,0,3)\n"
+        "endian: little\nencoding: gzip\n\n"
+    )
+    content = header.encode() + gzip.compress(values.tobytes(order="F"))
+    with tarfile.open(tmp_path / "pyradiomics-3.0.1.tar.gz", "w:gz") as archive:
+        member = tarfile.TarInfo("pyradiomics-3.0.1/data/lung1_image.nrrd")
+        member.size = len(content)
+        archive.addfile(member, io.BytesIO(content))
+    grey = script["volume"](tmp_path, "lung1")
+    assert grey.shape == (4, 6, 2)
+    assert grey[3, 5, 1] == 1
+    assert grey.sum() == 1

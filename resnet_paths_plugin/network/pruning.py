@@ -188,7 +188,7 @@ class _Inputs:
     def __init__(self, graph: CapturedGraph) -> None:
         self._spec = graph.in_spec
         self._captured = pytree.tree_map(
-            lambda leaf: leaf.new_empty(0, device="meta") if isinstance(leaf, Tensor) else leaf, graph.captured_args()
+            lambda leaf: torch.empty(0) if isinstance(leaf, Tensor) else leaf, graph.captured_args()
         )
         self._signature = signature_of(graph.model)
         self._expected = [_form(node.meta.get("val")) for node in graph.inputs]

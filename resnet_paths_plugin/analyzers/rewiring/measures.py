@@ -91,11 +91,8 @@ class Measures:
         self.n_classes = n_classes if self._readout.layout == "classes" else None
         task = self._readout.task
         # Those of the task stand beside the user's, as the built-in ones do.
-        self._of_task = (
-            {}
-            if task is None
-            else {n: one for n, one in task.measures.items() if n not in {**self.offered, **self.user}}
-        )
+        own = {**self.offered, **self.user}
+        self._of_task = {} if task is None else {name: m for name, m in task.measures.items() if name not in own}
         check_names(self._of_task)
 
     @property
