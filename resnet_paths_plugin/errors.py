@@ -156,7 +156,7 @@ class OmittedStudyWarning(UserWarning):
 
 
 class StaleResultWarning(UserWarning):
-    """A result was selected or joined, and holds means over other samples than its own."""
+    """A result was selected or joined, and holds means or sums over other samples than its own."""
 
 
 class StochasticModelWarning(UserWarning):

@@ -2,14 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 
-from resnet_paths_plugin.engine.banks import Bank, Part, merged
+from resnet_paths_plugin.engine.banks import Bank, Part, merged, pieces
 from resnet_paths_plugin.engine.path_graph import PathGraph
 from resnet_paths_plugin.engine.selection import Place, together
 
 Lane = int | None
 """The one node for which rows are meant, or None for all."""
-Waiting = tuple[int, Lane, Part, Bank]
-"""A bank that waits at a value: the value's position, the lane, and the part of the value."""
+Waiting = tuple[int, Lane, Part | Place, Bank]
+"""A bank that waits at a value: the value's position, the lane, and the part or the place of the value."""
 
 
 class Arrivals:
@@ -34,16 +34,23 @@ class Arrivals:
         """Take what waits at a value."""
         return {lane: _whole(parts) for lane, parts in self._waiting.pop(at, {}).items()}
 
+    def at_node(self, at: int) -> list[Bank]:
+        """Take what waits at a node, in pieces that have no row in common."""
+        found = self._waiting.pop(at, {}).get(None, {})
+        whole = _whole({place: some for place, some in found.items() if isinstance(place, Place)})
+        return pieces([*found.get(None, ()), *whole.values()])
+
     def leave(self, positions: Sequence[int] | None = None) -> list[Waiting]:
-        """Take what waits at some positions, nodes excepted, or everywhere."""
+        """Take what waits at some positions, nodes excepted, or everywhere, in pieces that have no row in common."""
         chosen = (
             list(self._waiting) if positions is None else [at for at in positions if not self.graph.nodes >> at & 1]
         )
         return [
             (at, lane, part, bank)
             for at in chosen
-            for lane, parts in self.at(at).items()
-            for part, bank in parts.items()
+            for lane, parts in self._waiting.pop(at, {}).items()
+            for part, banks in parts.items()
+            for bank in pieces(banks)
         ]
 
 

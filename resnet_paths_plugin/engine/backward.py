@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from resnet_paths_plugin.engine.arrivals import Arrivals, Waiting
-from resnet_paths_plugin.engine.banks import Bank, Part, aligned, by_part, row_index, sorted_keys
+from resnet_paths_plugin.engine.banks import Bank, Part, aligned, by_part, merged, row_index, sorted_keys
 from resnet_paths_plugin.engine.calls import Derivative, Slope
 from resnet_paths_plugin.engine.convolution import Convolution
 from resnet_paths_plugin.engine.linearised_pass import LinearisedPass, LinearisedSegment
@@ -21,6 +21,7 @@ from resnet_paths_plugin.engine.path_graph import PathGraph
 from resnet_paths_plugin.engine.program import Program, Sum, Values
 from resnet_paths_plugin.engine.routing import Edge, Key, Routing
 from resnet_paths_plugin.engine.selection import Selection
+from resnet_paths_plugin.graph.process_state import autocast_as
 
 BANK_BYTES = 4 * 2**20
 """Size of the part of a bank that goes through a segment at a time on a CPU; larger ones leave the cache."""
@@ -43,7 +44,10 @@ class Watch:
     summed: Collection[Key] | None = None
 
     def at_branch(self, block: int, bank: Bank) -> None:
-        """See the gradients at a block's branch, `[R, *branch]`, by what they have counted up to its sum."""
+        """See the gradients at a block's branch, `[R, *branch]`, by what they have counted up to its sum.
+
+        The same branch may be seen several times, with other keys.
+        """
 
     def at_parameters(self, at: int, keys: Sequence[Key], banks: Mapping[int, Tensor]) -> None:
         """See the gradients at what an operator (or a sum) at a position reads of parameters.
@@ -130,7 +134,7 @@ class BackwardWalk:
         Returns:
             For each tap that is reached, its bank, rows of shape `[R, *tap]`.
         """
-        with torch.no_grad():
+        with torch.no_grad(), autocast_as({}):
             arrivals = Arrivals(self.graph)
             start = tuple(routing.start())
             for at, seed in seeds.items():
@@ -154,17 +158,25 @@ class BackwardWalk:
             watch.at_parameters(at, SUM, {place: chosen.rows.sum(0, keepdim=True)})
 
     def _close(self, total: Sum, arrivals: Arrivals, routing: Routing | AlongOwnPaths, watch: Watch | None) -> None:
-        """Pass the bank of a sum on to its terms."""
+        """Pass what has arrived at a sum on to its terms."""
         if total.root in self.graph.taps:
             return
-        arrived = arrivals.at(total.root)
+        for bank in self._at_sum(arrivals.at_node(total.root), total.root, routing):
+            self._to_terms(total, bank, arrivals, routing, watch)
+
+    def _at_sum(self, arrived: Sequence[Bank], root: int, routing: Routing | AlongOwnPaths) -> list[Bank]:
+        """Return the banks that go on from a sum."""
         if not arrived:
-            return
-        bank = arrived[None][None].settled()
+            return []
         if isinstance(routing, AlongOwnPaths):
-            bank = routing.rescaled(bank, total.root)
-        elif routing.shifts is not None:
-            bank = bank.rescaled(routing.shifts)
+            return [routing.rescaled(merged(arrived).settled(), root)]
+        settled = [bank.settled() for bank in arrived]
+        return settled if routing.shifts is None else [bank.rescaled(routing.shifts) for bank in settled]
+
+    def _to_terms(
+        self, total: Sum, bank: Bank, arrivals: Arrivals, routing: Routing | AlongOwnPaths, watch: Watch | None
+    ) -> None:
+        """Pass one bank of a sum on to its terms."""
         edges = self.graph.edges[total.root]
         for term in total.terms:
             ways = [edge for edge in edges if edge.term == term.value and edge.block == term.block]
@@ -217,8 +229,14 @@ class BackwardWalk:
         keys = sorted_keys({key for bank in banks for key in bank.keys})
         step = max(1, self.bank_bytes // max(bank.rows[0].nbytes for bank in banks))
         seen = None if watch is None else _Seen(operators, watch)
+        holders: dict[Key, list[int]] = {}
+        for number, bank in enumerate(banks):
+            for key in bank.keys:
+                holders.setdefault(key, []).append(number)
         for start in range(0, len(keys), step):
-            taken = ((at, lane, part, bank.take(keys[start : start + step])) for at, lane, part, bank in waiting)
+            wanted = keys[start : start + step]
+            here = (waiting[number] for number in sorted({number for key in wanted for number in holders[key]}))
+            taken = ((at, lane, part, bank.take(wanted)) for at, lane, part, bank in here)
             some = [(at, lane, part, bank) for at, lane, part, bank in taken if bank is not None]
             for at, lane, part, bank in self._through(which, operators, some, seen):
                 arrivals.add(at, lane, bank, part)

@@ -119,6 +119,17 @@ def merged(banks: Sequence[Bank]) -> Bank:
     return Bank(keys, rows, owned=True)
 
 
+def pieces(banks: Sequence[Bank]) -> list[Bank]:
+    """Add banks row by row, but leave apart those that have no row in common, so that these are not copied."""
+    found: list[tuple[set[Key], list[Bank]]] = []
+    for bank in banks:
+        keys = set(bank.keys)
+        shared = [group for group in found if not keys.isdisjoint(group[0])]
+        found = [group for group in found if group not in shared]
+        found.append((keys.union(*(group[0] for group in shared)), [*(b for group in shared for b in group[1]), bank]))
+    return [merged(group) for _, group in found]
+
+
 def _add_to(total: Bank, bank: Bank) -> None:
     """Add rows to those of a bank that has all their keys, in its memory."""
     place = {key: at for at, key in enumerate(total.keys)}

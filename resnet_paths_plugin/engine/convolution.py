@@ -14,20 +14,20 @@ from resnet_paths_plugin.graph.operators import aten
 
 _MOST_EXCESS = 1.5
 """Products that `Phases` may take for each that is needed; beyond it the transposed convolution is faster."""
-
-
 _ROWS = 4
-"""How many rows a weight may be as large as, to be multiplied in their place."""
+"""How many rows a weight may be as large as, to be multiplied in their place, turned around or laid out anew."""
+_MANY = 700
+"""Points from which on oneDNN's product of matrices is faster than the other one of a CPU."""
 
 
 class Convolution:
     """Carries gradients from a convolution's value, `[R, B, *value]`, to its source, `[R, B, *source]`; tangents on.
 
     On a CPU, images have their channels last. A convolution of stride 1 is pulled back by a convolution with its
-    kernels turned around, which is faster there than the transposed one; a kernel of one point is a product of
-    matrices at the points that the stride meets; a kernel that is large beside the stride or as large (a stem,
-    patches) is turned around for each place within a stride, whose results are further channels of one convolution.
-    Elsewhere the device's own routine serves.
+    kernels turned around, which is faster there than the transposed one, unless the weight is large beside a row; a
+    kernel of one point is a product of matrices at the points that the stride meets; a kernel that is large beside the
+    stride or as large (a stem, patches) is turned around for each place within a stride, whose results are further
+    channels of one convolution. Elsewhere the device's own routine serves.
 
     Args:
         source: shape of the source, `[B, C, *]`.
@@ -54,13 +54,6 @@ class Convolution:
         self._turned_padding = [
             step * (size - 1) - zeros for size, step, zeros in zip(weight.shape[2:], dilation, padding, strict=True)
         ]
-        on_cpu = weight.device.type == "cpu" and groups == 1
-        self._pointwise = on_cpu and weight.ndim == 4 and weight.shape[2:] == (1, 1) and not any(padding)
-        self._turned = on_cpu and not self._pointwise and set(stride) == {1} and min(self._turned_padding) >= 0
-        self._phases = None
-        if on_cpu and weight.ndim == 4 and max(stride) > 1 and set(dilation) == {1} and not self._pointwise:
-            phases = Phases(source, weight, stride, padding)
-            self._phases = phases if phases.excess <= _MOST_EXCESS else None
         positions = [
             (size + 2 * zeros - step * (points - 1) - 1) // along + 1
             for size, zeros, step, points, along in zip(
@@ -68,6 +61,16 @@ class Convolution:
             )
         ]
         self._small = weight.numel() <= _ROWS * source[0] * weight.shape[0] * math.prod(positions)
+        on_cpu = weight.device.type == "cpu" and groups == 1
+        self._pointwise = on_cpu and weight.ndim == 4 and weight.shape[2:] == (1, 1) and not any(padding)
+        served = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]  # torch's
+        self._dense = served and weight.dtype is torch.float32
+        turnable = set(stride) == {1} and min(self._turned_padding) >= 0
+        self._turned = on_cpu and self._small and not self._pointwise and turnable
+        self._phases = None
+        if on_cpu and weight.ndim == 4 and max(stride) > 1 and set(dilation) == {1} and not self._pointwise:
+            phases = Phases(source, weight, stride, padding)
+            self._phases = phases if phases.excess <= _MOST_EXCESS else None
         self._ready: tuple[tuple[Tensor, ...], Tensor] | None = None
 
     def absorbs(self, slope: Tensor) -> bool:
@@ -129,18 +132,22 @@ class Convolution:
 
     def _at_points(self, flat: Tensor, matrix: Tensor) -> Tensor:
         """Return the gradients `[R * B, *source]`, the channels last, of a kernel of one point; 0 where none is met."""
-        met = (flat.reshape(-1, flat.shape[-1]) @ matrix).view(*flat.shape[:-1], matrix.shape[-1])
+        if self._dense and flat.shape[:-1].numel() >= _MANY:
+            kernel = matrix.mT[..., None, None]
+            met = aten.mkldnn_convolution(flat.movedim(-1, 1), kernel, None, [0, 0], [1, 1], [1, 1], 1).movedim(1, -1)
+        else:
+            met = (flat.reshape(-1, flat.shape[-1]) @ matrix).view(*flat.shape[:-1], matrix.shape[-1])
+        points: Tensor = met
         if set(self._stride) == {1}:
-            return met
+            return points
         (down, across), sizes = self._stride, self._source[2:]
-        found = met.new_zeros((flat.shape[0], *sizes, met.shape[-1]))
-        found[:, ::down, ::across] = met
+        found = points.new_zeros((flat.shape[0], *sizes, points.shape[-1]))
+        found[:, ::down, ::across] = points
         return found
 
     def _folded(self, bank: Tensor) -> Tensor:
         """Return the rows of a bank as further samples, in the layout that suits the device."""
-        rows, batch = bank.shape[:2]
-        return bank.reshape(rows * batch, *bank.shape[2:]).contiguous(memory_format=self._layout)
+        return folded(bank, self._layout)
 
     def _weight_with(self, slopes: tuple[Tensor, ...]) -> Tensor:
         """Return the weight with slopes worked in, laid out for the operator; the last one is kept."""
@@ -153,7 +160,7 @@ class Convolution:
                 weight = self._phases.kernels(weight)
             elif self._turned:
                 weight = weight.flip(self._dims).transpose(0, 1)
-            self._ready = slopes, weight.contiguous(memory_format=self._layout)
+            self._ready = slopes, weight.contiguous(memory_format=self._layout) if self._small else weight
         return self._ready[1]
 
 
@@ -220,6 +227,17 @@ class Phases:
         split = places.reshape(*places.shape[:-1], down, across, -1).permute(0, 1, 3, 2, 4, 5)
         whole: Tensor = split.reshape(flat.shape[0], counts[0] * down, counts[1] * across, -1)
         return whole[:, :height, :width].movedim(-1, 1)
+
+
+def folded(bank: Tensor, layout: torch.memory_format) -> Tensor:
+    """Return the rows of a bank, `[R, B, *]`, as further samples, laid out as asked.
+
+    A sample alone may have any stride along its dimension, but torch's operators look for the one that fits the layout.
+    """
+    flat = bank.reshape(-1, *bank.shape[2:]).contiguous(memory_format=layout)
+    if len(flat) != 1 or layout is not torch.channels_last:
+        return flat
+    return flat.movedim(1, -1).flatten().view(1, *flat.shape[2:], flat.shape[1]).movedim(-1, 1)
 
 
 def _same(some: tuple[Tensor, ...], others: tuple[Tensor, ...]) -> bool:

@@ -14,7 +14,7 @@ from torch import Tensor, fx
 
 from resnet_paths_plugin.engine.attention import attention
 from resnet_paths_plugin.engine.calls import Call, Derivative, Rows, Rule, Slope, leaf_of
-from resnet_paths_plugin.engine.convolution import Convolution, convolution_options, image_layout
+from resnet_paths_plugin.engine.convolution import Convolution, convolution_options, folded, image_layout
 from resnet_paths_plugin.engine.selection import selection
 from resnet_paths_plugin.graph import operators as ops
 from resnet_paths_plugin.graph.operators import aten
@@ -316,13 +316,13 @@ def _max_pool(call: Call) -> Derivative | None:
         return None
     defaults: list[Any] = [None, [], 0, 1, False]
     options += defaults[len(options) :]
-    indices = aten.max_pool2d_with_indices(source, *options)[1].contiguous(memory_format=torch.channels_last)
     source = source.contiguous(memory_format=torch.channels_last)
+    indices = aten.max_pool2d_with_indices(source, *options)[1].contiguous(memory_format=torch.channels_last)
     backward = aten.max_pool2d_with_indices_backward.grad_input
 
     def pull(bank: Rows) -> Rows:
         size = source.shape[0]
-        flat = bank.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        flat = folded(bank, torch.channels_last)
         shape = (flat.shape[0], *source.shape[1:])
         found = torch.empty(shape, dtype=bank.dtype, memory_format=torch.channels_last)
         # Slices of the first dimension, as torch misreads the layout of a view with a batch of one.

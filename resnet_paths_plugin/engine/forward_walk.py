@@ -20,6 +20,7 @@ from resnet_paths_plugin.engine.program import Sum, mask_of, positions_of
 from resnet_paths_plugin.engine.routing import ByLength, Edge, Key
 from resnet_paths_plugin.engine.schedule import Schedule
 from resnet_paths_plugin.graph import operators as ops
+from resnet_paths_plugin.graph.process_state import autocast_as
 
 Banks = dict[int, dict[Part, Bank]]
 """Tangents at values by their position, and by part of the value."""
@@ -51,7 +52,7 @@ class ForwardWalk:
             at_branch: sees the tangents at each branch.
             by_rules: whether common operators are taken by own rules, or all by autograd.
         """
-        with torch.no_grad():
+        with torch.no_grad(), autocast_as({}):
             start = tuple(lengths.start())
             banks: Banks = {
                 tap: {None: Bank(start, value.to(self.forward_pass.dtype).expand(len(start), *value.shape))}

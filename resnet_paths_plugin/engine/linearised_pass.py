@@ -1,5 +1,6 @@
 """LinearisedPass: one forward pass of the intact network, and the derivatives of its operators there.
 
+The forward pass runs under the autocast that its caller is in; derivatives are taken in the dtype of the rows.
 Derivatives are kept as long as there is room; the rest of the values is computed again when a walk comes by.
 """
 
@@ -21,6 +22,7 @@ from resnet_paths_plugin.engine.program import Program, Values
 from resnet_paths_plugin.engine.random_states import RandomStates
 from resnet_paths_plugin.engine.schedule import Schedule
 from resnet_paths_plugin.graph.operators import has_gradient, moves_statistics
+from resnet_paths_plugin.graph.process_state import autocast_as, autocast_now
 
 KEPT_BYTES = 256 * 2**20
 """Size of the values of the forward pass that are kept for the walks on a CPU; beyond it, they are computed again."""
@@ -67,7 +69,8 @@ class LinearisedPass:
         self._drawn = RandomStates(self.program)
         self.drawn_at: Callable[[int], AbstractContextManager[None]] = self._drawn.at
         self._room = KEPT_BYTES if self.on_cpu else KEPT_BYTES_ON_DEVICE
-        with torch.no_grad():
+        self._autocast = autocast_now()
+        with torch.no_grad(), autocast_as(self._autocast):
             self.static = self.program.prepare(parameters, inputs)
             self._once_more = self.static | self._statistics()
             self._starts, final = self._forward({at: inputs[at] for at in self.program.inputs})
@@ -83,7 +86,9 @@ class LinearisedPass:
         kept = self._linearised.get(which) if by_rules else None
         if kept is not None:
             return kept
-        return LinearisedSegment(self, self._values(which, self._starts, self._once_more), by_rules=by_rules)
+        with autocast_as(self._autocast):
+            values = self._values(which, self._starts, self._once_more)
+        return LinearisedSegment(self, values, by_rules=by_rules)
 
     def _forward(self, values: Values) -> tuple[list[Values], Values]:
         """Run the intact network; keep what is still needed at the start of each segment."""
@@ -131,7 +136,8 @@ class LinearisedPass:
         size = sum(max(one.nbytes, one.numel() * self.dtype.itemsize) for one in found if isinstance(one, Tensor))
         if size <= self._room:
             self._room -= size
-            self._linearised[which] = LinearisedSegment(self, values).complete(self.program.segments[which])
+            with autocast_as({}):
+                self._linearised[which] = LinearisedSegment(self, values).complete(self.program.segments[which])
 
 
 class LinearisedSegment:

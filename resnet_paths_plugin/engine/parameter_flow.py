@@ -17,6 +17,7 @@ from resnet_paths_plugin.engine.derivatives import linearise
 from resnet_paths_plugin.engine.program import Program, Values
 from resnet_paths_plugin.engine.routing import Key
 from resnet_paths_plugin.graph.operators import has_gradient
+from resnet_paths_plugin.graph.process_state import autocast_as
 
 STEM, TRUNK, HEAD = "stem", "trunk", "head"
 
@@ -158,7 +159,8 @@ class ParameterBanks(Watch):
     def is_finite(self) -> bool:
         """Whether all gradients are."""
         arrived = (bank for places in self._arrived.values() for banks in places.values() for bank in banks)
-        return all(bool(bank.rows.isfinite().all()) for bank in arrived)
+        sums = [bank.rows.sum() for bank in arrived]  # infinite or NaN where one of the rows is
+        return not sums or bool(torch.stack(sums).isfinite().all())
 
     def clear(self) -> None:
         """Forget what has arrived."""
@@ -167,7 +169,7 @@ class ParameterBanks(Watch):
     def gradients(self) -> dict[str, dict[str, Bank]]:
         """Return the gradients at each parameter, `[R, *parameter]`, by part and by the parameter's path."""
         found: dict[str, dict[str, Bank]] = {}
-        with torch.no_grad():
+        with torch.no_grad(), autocast_as({}):
             for part, arrived in self._arrived.items():
                 banks: dict[int, dict[Part, list[Bank]]] = {at: {None: list(some)} for at, some in arrived.items()}
                 self._through_prepared(banks)

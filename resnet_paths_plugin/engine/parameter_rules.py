@@ -21,6 +21,8 @@ from resnet_paths_plugin.graph.operators import aten
 
 _SEEN_BYTES = 16 * 2**20
 """Size of what a kernel sees of some samples, laid out for products: each value as often as the kernel has points."""
+_NARROW = 32
+"""Channels of a convolution's value up to which torch's own routine is faster than products of matrices that narrow."""
 Pullback = Callable[..., list[Any]]
 
 
@@ -64,10 +66,15 @@ def _convolution(call: Call) -> ByPlace | None:
         return None
     groups = options[3]
     spatial = tuple(range(3, weight.ndim + 1))
-    if weight.device.type == "cpu" and groups == 1:
-        of_weight: Callable[[Any], Rows] = _Products(source, weight, call.value.shape[2:], *options[:3])
-    else:
+    of_weight: Callable[[Any], Rows]
+    narrow = weight.shape[0] <= _NARROW and weight.shape[2:].numel() > 1 and weight.dtype is torch.float32
+    if weight.device.type != "cpu" or groups != 1:
         of_weight = partial(_of_weight, source, weight, *options)
+    elif narrow and weight.ndim == 4 and set(options[0]) == {1}:
+        layout = image_layout(weight)
+        of_weight = partial(_row_by_row, source.contiguous(memory_format=layout), weight, *options)
+    else:
+        of_weight = _Products(source, weight, call.value.shape[2:], *options[:3])
     return {1: of_weight, 2: lambda bank: bank.sum((1, *spatial))}
 
 
@@ -93,6 +100,16 @@ def _of_weight(
     )[1]  # fmt: skip
     whole: Rows = found.reshape(groups, rows, out, *weight.shape[1:]).movedim(1, 0).reshape(rows, *weight.shape)
     return whole
+
+
+def _row_by_row(source: Tensor, weight: Tensor, *options: Any) -> Rows:
+    """Return the gradients at a convolution's weight by torch's own routine for each row, the last of the options."""
+    *sizes, groups, bank = options
+    given = (*sizes, False, [0] * (weight.ndim - 2), groups, [False, True, False])
+    found: Rows = bank.new_empty((len(bank), *weight.shape))
+    for row, room in zip(bank, found, strict=True):
+        room.copy_(aten.convolution_backward(row, source, weight, None, *given)[1])
+    return found
 
 
 class _Products:

@@ -162,12 +162,13 @@ class Batches:
                 pair = inputs_and_target(inputs, selector)
             batches: Iterator[Batch] = iter([self._batch(*pair)])
         elif isinstance(inputs, Iterable) and not isinstance(inputs, str | bytes):
-            if target is not None and isinstance(inputs, list) and inputs and all_tensors(tuple(inputs)):
+            named = selector is not None
+            if target is not None and not named and isinstance(inputs, list) and all_tensors(tuple(inputs)):
                 raise InputError(
                     "inputs is a list of tensors, which is read as batches, and a target was given: pass several "
                     "inputs of one batch as a tuple of tensors, or batches as (inputs, target) pairs without target"
                 )
-            if target is not None and selector is None:
+            if target is not None and not named:
                 raise InputError(
                     "with an iterable of batches the targets come from it: leave target out, name the key that holds "
                     "them (target='labels'), or pass a function of the batch"

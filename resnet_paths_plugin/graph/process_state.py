@@ -6,8 +6,8 @@ import random
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -108,6 +108,31 @@ def kept_autocast() -> Iterator[None]:
         for _ in range(_autocast_depth() - depth):
             if torch.autocast_decrement_nesting() == 0:
                 torch.clear_autocast_cache()
+
+
+def autocast_now() -> dict[str, torch.dtype]:
+    """Return the dtype of this thread's autocast for each device type for which it is on."""
+    return {
+        device: torch.get_autocast_dtype(device) for device in AUTOCAST_DEVICES if torch.is_autocast_enabled(device)
+    }
+
+
+@contextmanager
+def autocast_as(asked: Mapping[str, torch.dtype]) -> Iterator[None]:
+    """Run under the autocast that another time or thread had, or under none.
+
+    Values that are cast are not kept: those made without gradients would serve calls with gradients, too.
+
+    Args:
+        asked: the dtype for each device type for which it is on; it is off for all others.
+    """
+    with ExitStack() as stack:
+        for device in AUTOCAST_DEVICES:
+            if device in asked:
+                stack.enter_context(torch.autocast(device, dtype=asked[device], cache_enabled=False))
+            elif torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        yield
 
 
 def _autocast_of(device: str) -> tuple[bool, torch.dtype]:

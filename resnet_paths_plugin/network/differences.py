@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from resnet_paths_plugin.graph.capture import CapturedGraph
+from resnet_paths_plugin.graph.process_state import autocast_now
 
 _LEAST_IN_FLOAT64 = 1e-9
 _LEAST = 1e-3
@@ -25,7 +26,7 @@ _TIMES_FROM_MEAN = 1.5
 
 
 def unit_of(graph: CapturedGraph) -> float:
-    """Return the unit of rounding of the coarsest floating-point values in a graph.
+    """Return the unit of rounding of the coarsest floating-point values in a graph, and of this thread's autocast.
 
     Of float32 on other devices than a CPU it is that of products with 10 bits (TF32).
     """
@@ -34,6 +35,8 @@ def unit_of(graph: CapturedGraph) -> float:
     own = torch.finfo(torch.float32).eps
     unit = max((torch.finfo(value.dtype).eps for value in floats), default=own)
     elsewhere = any(value.device.type not in {"cpu", "meta"} for value in floats)
+    devices = {value.device.type for value in floats}
+    unit = max([unit, *(torch.finfo(dtype).eps for device, dtype in autocast_now().items() if device in devices)])
     return max(unit, 2**-10) if elsewhere and unit >= own else unit
 
 

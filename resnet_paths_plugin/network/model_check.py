@@ -338,7 +338,7 @@ class ModelCheck:
         error = difference([one.ours for one in pairs], [one.theirs for one in pairs])
         return within(error, [one.theirs for one in pairs], self._unit)
 
-    @cached_property
+    @property
     def _unit(self) -> float:
         return unit_of(self.network.graph)
 

@@ -23,6 +23,8 @@ from resnet_paths_plugin.network.captured_network import CapturedNetwork
 
 _EVAL, _TRAIN = "eval_graph", "training_graph"
 _TAKEN = {_EVAL, _TRAIN, "kept_blocks", "deleted_blocks"}
+_ABSENT: Any = object()
+"""Stands for inputs where all arguments go by name."""
 
 
 class PrunedNetwork(nn.Module):
@@ -75,7 +77,7 @@ class PrunedNetwork(nn.Module):
         self.deleted_blocks = tuple(block.name for block in network.blocks if block.index not in runs)
         self.eval()
 
-    def forward(self, *inputs: Any, **keywords: Any) -> Any:
+    def forward(self, inputs: Any = _ABSENT, *additional_forward_args: Any, **keywords: Any) -> Any:
         """Return the output for the arguments that the model takes, tensors with batch `B`.
 
         Raises:
@@ -83,7 +85,8 @@ class PrunedNetwork(nn.Module):
             UnsupportedMethodError: if a part was put in the place of another.
         """
         mode = _TRAIN if self.training else _EVAL
-        leaves = self._inputs[mode].checked(packed(inputs, keywords), self._float_dtype())
+        args = () if inputs is _ABSENT else (inputs, *additional_forward_args)
+        leaves = self._inputs[mode].checked(packed(args, keywords), self._float_dtype())
         reads = self._reads[mode]
         holders = {path: self._holder(path) for path in dict.fromkeys(path for path, _ in reads)}
         tensors = [getattr(holders[path], name) for path, name in reads]

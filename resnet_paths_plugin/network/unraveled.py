@@ -201,7 +201,7 @@ class UnraveledNetwork(CapturedNetwork):
 
         Raises:
             NoResidualBlocksError: if the network has no residual blocks.
-            InputError: if no path has one of the lengths.
+            InputError: if no path has one of the lengths, or all inputs hold integers and parameters are left out.
             CaptureError: with `parameters`, if the model is in training mode and cannot be captured in it.
 
         Examples:

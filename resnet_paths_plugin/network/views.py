@@ -16,7 +16,8 @@ from resnet_paths_plugin.engine.random_states import generator_states, replayed
 from resnet_paths_plugin.engine.schedule import Schedule
 from resnet_paths_plugin.errors import InputError
 from resnet_paths_plugin.graph.keywords import packed
-from resnet_paths_plugin.graph.operators import draws_at_random
+from resnet_paths_plugin.graph.operators import draws_at_random, has_gradient
+from resnet_paths_plugin.graph.process_state import autocast_as, autocast_now
 from resnet_paths_plugin.network.captured_network import CapturedNetwork
 from resnet_paths_plugin.network.chosen_lengths import ChosenLengths
 from resnet_paths_plugin.network.model_check import ModelCheck
@@ -95,6 +96,12 @@ class RestrictedNetwork(NetworkView):
     def __init__(self, network: CapturedNetwork, check: ModelCheck, lengths: Sequence[int]) -> None:
         super().__init__(network.model)
         network.require_paths()
+        if not any(has_gradient(network.program.nodes[at]) for at in network.program.inputs):
+            raise InputError(
+                f"all inputs of {network.name} hold integers, such as tokens, which have no gradient: give parameters "
+                "one, restricted(lengths, parameters=True), or unravel the model with floating-point inputs, such as "
+                "embeddings (inputs_embeds=...)"
+            )
         known = [length for length, count in enumerate(network.path_counts()) if count]
         self._network = (network,)
         self._check = check
@@ -156,7 +163,7 @@ class _Restriction(torch.autograd.Function):
         ctx.draws = any(map(draws_at_random, network.graph.graph.nodes))
         # With gradients dropout draws another mask than without; what is replayed is drawn by one thread at a time.
         with torch.set_grad_enabled(ctx.draws), alone() if ctx.draws else nullcontext():
-            ctx.states = generator_states()
+            ctx.states, ctx.autocast = generator_states(), autocast_now()
             outputs = network.intact(*pytree.tree_unflatten(list(leaves), spec))
         return tuple(pytree.tree_leaves(pytree.tree_map(_detached, outputs)))
 
@@ -170,7 +177,7 @@ class _Restriction(torch.autograd.Function):
             leaves[place] = tensor
         args = pytree.tree_unflatten(leaves, ctx.spec)
         # What is drawn at random is what was drawn forward.
-        with replayed(ctx.states) if ctx.draws else nullcontext():
+        with replayed(ctx.states) if ctx.draws else nullcontext(), autocast_as(ctx.autocast):
             seeds = network.program.at_outputs(dict(enumerate(gradients)))
             found = view.pull_back(args, seeds, whole=ctx.whole)
         flat = [found.get(at) for at in network.program.inputs]

@@ -19,7 +19,7 @@ import pluggy
 from torch import nn
 from torch.export import ExportedProgram
 
-from resnet_paths_plugin.errors import ModelNotFoundError, PluginError, PluginWarning
+from resnet_paths_plugin.errors import InputError, ModelNotFoundError, PluginError, PluginWarning
 from resnet_paths_plugin.graph.blocks import ResidualBlock
 from resnet_paths_plugin.graph.capture import CapturedGraph
 from resnet_paths_plugin.graph.keywords import split
@@ -180,12 +180,15 @@ def list_models(
         with a `PluginWarning`.
 
     Raises:
+        InputError: the pattern is no text.
         PluginError: a plugin answered with something else than a sequence of texts.
 
     Examples:
         >>> rpp.list_models("torchvision/resnet1*")
         ('torchvision/resnet101', 'torchvision/resnet152', 'torchvision/resnet18')
     """
+    if not isinstance(pattern, str):
+        raise InputError(f"a pattern of models is a text, such as 'timm/resnet*', not {pattern!r}")
     found: dict[str, None] = {}
     for one in asked(checked_plugin_manager(plugin_manager), "list_models"):
         answer = one.optional("its models", pattern=pattern, pretrained=pretrained)

@@ -3,7 +3,7 @@
 Filled in by plugins (`describe_model`); the core reads it and never guesses it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -73,6 +73,8 @@ class ModelDescription:
         task: what the model is for, which says how outputs and targets are read: a `Task`, or the name of one of
             `rpp.tasks.TASKS`, such as `"next_token"`; None where
             outputs `[B, classes]` are those of a classifier.
+        tokenize: returns the tokens of a text, for the command line; None where the model takes no texts, or the bytes
+            of a text are its tokens.
 
     Examples:
         >>> net.description.library, net.description.input_shape
@@ -93,6 +95,7 @@ class ModelDescription:
     inputs: Mapping[str, ModelInput] = field(default_factory=dict)
     arguments: Mapping[str, Any] = field(default_factory=dict)
     task: "Task | str | None" = None
+    tokenize: Callable[[str], Sequence[int]] | None = None
 
     def stage_of(self, module: str) -> int | None:
         """Return the stage of a module path, or None where no prefix of it is listed."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Counts changes of the schema that an older `load` would misread."""
 
 
@@ -231,7 +231,7 @@ QUANTITIES: Mapping[str, Quantity] = {
     "log10_path_count": Quantity("decimal logarithm of path_count", np.float64),
     "path_gradient_norm": Quantity(f"mean of {_PATHS}, over sampled paths", np.float64),
     "path_gradient_norm_draws": Quantity(
-        "the gradient norm of each sampled path of this length, mean over samples", np.float64
+        "the gradient norm of each sampled path of this length, on each sample", np.float64
     ),
     "path_gradient_norm_stderr": Quantity("standard error of path_gradient_norm", np.float64),
     "path_gradient_rms": Quantity(f"root mean square of {_PATHS}, over all of them", np.float64),
@@ -494,7 +494,7 @@ STUDIES: Mapping[str, StudySchema] = {
             "completeness_error": StudyVariable(("sample",), "estimator `exact`; of dim `block` at the parameters"),
             "tail_gradient_norm": StudyVariable(("sample",), "estimator `exact`, `max_length`"),
             "path_gradient_norm": StudyVariable(("path_length",), _SAMPLED),
-            "path_gradient_norm_draws": StudyVariable(("path_length", "draw"), _SAMPLED),
+            "path_gradient_norm_draws": StudyVariable(("path_length", "draw", "sample"), _SAMPLED),
             "path_gradient_norm_stderr": StudyVariable(("path_length",), _SAMPLED),
             "total_path_gradient": StudyVariable(("path_length",), _SAMPLED),
             "log10_total_path_gradient": StudyVariable(("path_length",), _SAMPLED),
@@ -547,7 +547,7 @@ ATTRIBUTES: Mapping[str, str] = {
     "plugins": "the plugins that were asked, with their versions",
     "device": "device that the model ran on",
     "dtype": "type of the model's parameters",
-    "seed": "seed of every random draw; `None` where nothing is drawn",
+    "seed": "seed of every random draw, a number; absent where nothing is drawn",
     "python_version": "version of Python",
     "torch_version": "version of torch",
     "captum_version": "version of captum",
@@ -558,6 +558,7 @@ ATTRIBUTES: Mapping[str, str] = {
     "optimize": "what was done for speed, where it gives up the last digits",
     "verified": "what of the network was compared with the model",
     "measure": "measure that the effects of a selection are of",
+    "sampled_paths": "whether each sample has sampled paths of its `own`, or all have `shared` ones",
     "norms": "whether the scales of layer and RMS norms were differentiated or held constant",
     "ridge": "ridge parameter of linear stand-ins, relative to the mean variance of the source's channels",
     "task": "what the model is for, which says how outputs and targets were read",
@@ -566,24 +567,26 @@ ATTRIBUTES: Mapping[str, str] = {
 }
 """Global attributes of every result; each argument `NAME` of `attribute` stands beside them as `argument_NAME`."""
 
+MEASURES_OF_TASKS = frozenset({"mean_iou", "squared_error"})
+"""Names of measures that are functions, in whose place the user's own may stand."""
+
 PER_SAMPLE = frozenset({
     "sample", "sample_name", "target_score", "target_score_drop", "loss", "kl_divergence", "correct", "prediction",
     "prediction_changed", "label", "n_tokens", "squared_error", "mean_iou", "cosine_distance",
     "branch_to_source_norm", "source_sum_cosine", "block_influence", "angular_distance",
     "branch_descent_cosine", "lesion_estimate", "gate_openness", "gradient", "input", "gradient_norm",
-    "tail_gradient_norm", "completeness_error", "path_gradient_rms", "shapley_value_per_sample",
-    "interaction_per_sample", "gradient_share", "contribution", "direct",
+    "path_gradient_norm_draws", "tail_gradient_norm", "completeness_error", "path_gradient_rms",
+    "shapley_value_per_sample", "interaction_per_sample", "gradient_share", "contribution", "direct",
     "indirect", "stem", "remainder", "contribution_map", "participation", "directional_derivative",
     "parameter_gradient_norm_per_sample", "parameter_gradient_share_per_sample",
 })  # fmt: skip
 """Variables of the schema that have a value for each sample; no other one has."""
 
 OVER_SAMPLES = (
-    "path_gradient_norm", "path_gradient_norm_draws", "path_gradient_norm_stderr", "total_path_gradient",
-    "log10_total_path_gradient",
+    "path_gradient_norm", "path_gradient_norm_stderr", "total_path_gradient", "log10_total_path_gradient",
     "shapley_value", "shapley_stderr", "shapley_interaction", "shapley_interaction_stderr", "efficiency_error",
     "single_effect", "pair_effect", "interaction", "set_effect", "additive_effect", "additive_share",
     "additive_share_low", "additive_share_high", "parameter_gradient_norm", "parameter_gradient_share",
     "tail_parameter_gradient_norm", "mean_path_length",
 )  # fmt: skip
-"""Means over samples whose values for each sample are not kept."""
+"""Means over samples that are not computed again: of all but sampled paths no result keeps the values of samples."""

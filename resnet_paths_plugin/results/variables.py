@@ -11,7 +11,7 @@ import xarray as xr
 
 from resnet_paths_plugin.errors import InputError
 from resnet_paths_plugin.results.provenance import fits_netcdf, netcdf_safe
-from resnet_paths_plugin.results.schema import QUANTITIES, Quantity
+from resnet_paths_plugin.results.schema import MEASURES_OF_TASKS, QUANTITIES, Quantity
 
 Dims = str | Sequence[str]
 Entry = tuple[Dims, npt.ArrayLike] | tuple[Dims, npt.ArrayLike, Mapping[str, object]]
@@ -35,7 +35,7 @@ def check_names(names: Iterable[str]) -> None:
     """
     for name in names:
         check_name(name)
-        if quantity_of(name) is not None:
+        if quantity_of(name) is not None and name not in MEASURES_OF_TASKS:
             raise InputError(f"{name!r} is a name of the result's own schema: choose another one")
 
 

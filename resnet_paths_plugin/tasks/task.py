@@ -32,7 +32,7 @@ class Task:
     Examples:
         >>> rpp.tasks.TASKS["next_token"].shift
         1
-        >>> rpp.tasks.Task(name="heights", layout="values", measures={"error": rpp.tasks.squared_error}).layout
+        >>> rpp.tasks.Task(name="heights", layout="values", measures={"squared_error": rpp.tasks.squared_error}).layout
         'values'
     """
 

@@ -187,7 +187,7 @@ def test_progress_is_shown_where_asked(capsys):
         (torch.zeros(7), "must hold integers.* not torch.float32"),
         (1.0, "must hold integers"),
         (True, "must hold integers"),
-        ("cat", "target must be None, an int"),
+        ("cat", "target='cat' names a key of batches that are dicts"),
     ],
 )
 def test_a_bad_target_is_refused(target, message):

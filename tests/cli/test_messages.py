@@ -17,7 +17,13 @@ from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
 import resnet_paths_plugin as rpp
-from resnet_paths_plugin.errors import FileError, InputError, NoResidualBlocksError, UnsupportedMethodError
+from resnet_paths_plugin.errors import (
+    CaptureError,
+    FileError,
+    InputError,
+    NoResidualBlocksError,
+    UnsupportedMethodError,
+)
 from resnet_paths_plugin.plugins.weights import load_weights
 
 X = torch.randn(4, 5, generator=torch.Generator().manual_seed(1))
@@ -65,10 +71,10 @@ def test_scores_in_a_model_output_are_found(wrap: Callable[[Tensor], Any]) -> No
 # --- inputs and targets
 
 
-def test_a_dict_in_place_of_inputs_is_told_how_to_pass_tensors() -> None:
+def test_a_dict_of_other_names_is_told_the_names_of_the_arguments() -> None:
     for inputs in ({"a": X}, OrderedDict(a=X, b=X)):
         for target in (0, None):
-            with pytest.raises(InputError, match=r"inputs is a dict of 'a'.*tuple of tensors"):
+            with pytest.raises(CaptureError, match="pass example_inputs as a dict of arguments by name: 'x'"):
                 rpp.BlockLesion(Net()).attribute(inputs, target)
 
 

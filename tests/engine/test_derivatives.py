@@ -235,6 +235,23 @@ def test_a_weight_that_is_large_beside_a_row_takes_no_slopes():
         assert linearise(call).absorbs(slope) == absorbs
 
 
+@pytest.mark.parametrize(
+    ("size", "kernel", "stride", "padding"), [(2, 3, 1, 1), (3, 3, 2, 1), (4, 2, 2, 0), (4, 7, 2, 3), (1, 1, 1, 0)]
+)
+def test_a_weight_that_is_large_beside_a_row_is_left_as_it_lies(size, kernel, stride, padding):
+    weight = constant(64, 16, kernel, kernel)
+    call, _ = call_of(aten.conv2d.default, (Data(1, 16, size, size), weight, None, [stride] * 2, [padding] * 2), {})
+    assert not linearise(call).absorbs(constant(64, 1, 1))
+    check(aten.conv2d.default, Data(1, 16, size, size), weight, None, [stride] * 2, [padding] * 2)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("size", [8, 30], ids=["few points", "many points"])
+def test_a_kernel_of_one_point_in_float32(size, stride):
+    source, weight = Data(2, 24, size, size, dtype=torch.float32), constant(16, 24, 1, 1).float()
+    check(aten.conv2d.default, source, weight, None, [stride] * 2, dtype=torch.float32, tolerance=1e-4)
+
+
 def test_convolutions_without_a_rule_go_through_autograd():
     weight = constant(4, 3, 3, 3)
     check(aten.conv2d.padding, Data(2, 3, 6, 6), weight, None, [1, 1], "same", rule=False)
@@ -503,6 +520,7 @@ def test_values_that_are_several_tensors(target, args):
     ],
 )  # fmt: skip
 def test_max_pooling(options):
+    check(aten.max_pool2d.default, Data(1, 5, 6, 7), *options)
     check(aten.max_pool2d.default, Data(2, 5, 6, 7), *options)
     rectified = Data(2, 5, 6, 7)
     rectified.value.relu_()  # zeros side by side: the first one counts

@@ -26,33 +26,34 @@ def drawn(*shape):
     return torch.randn(*shape, dtype=torch.float64)
 
 
-def check(target, *args, slopes=(), by_rules=True):
+def check(target, *args, slopes=(), by_rules=True, dtype=torch.float64):
     """Compare the gradients at a call's parameters with autograd's, of rows that slopes are multiplied into."""
     graph = fx.Graph()
     values, leaves = {}, {}
+    slopes = [slope.to(dtype) for slope in slopes]
+    tolerance = 1e-12 if dtype is torch.float64 else 1e-4
 
     def placed(at, argument):
         if not isinstance(argument, Parameter | torch.Tensor):
             return argument
         node = graph.placeholder(f"x{at}")
-        values[node] = argument
+        values[node] = (argument.value if isinstance(argument, Parameter) else argument).to(dtype)
         if isinstance(argument, Parameter):
-            values[node] = argument.value
-            leaves[node] = argument.value.clone().requires_grad_()
+            leaves[node] = values[node].clone().requires_grad_()
         return node
 
     node = graph.call_function(target, tuple(placed(at, argument) for at, argument in enumerate(args)))
     value = target(*fx.node.map_arg(node.args, lambda one: leaves.get(one, values[one])))
-    bank = drawn(ROWS, *value.shape)
+    bank = drawn(ROWS, *value.shape).to(dtype)
     if value.ndim == 4:  # as a walk's rows are
         bank = bank.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, (ROWS, -1))
     rows = [reduce(mul, slopes, row) for row in bank]
     expected = [torch.autograd.grad(value, [*leaves.values()], row, retain_graph=True) for row in rows]
-    call = Call(node, values.__getitem__, value.detach(), [*leaves], torch.float64)
+    call = Call(node, values.__getitem__, value.detach(), [*leaves], dtype)
     pull, before = parameter_pullback(call, by_rules=by_rules), bank.clone()
     for _ in range(2):  # what the first has laid out serves again
         for found, each in zip(pull(bank, *slopes), zip(*expected, strict=True), strict=True):
-            torch.testing.assert_close(found, torch.stack(each), rtol=1e-12, atol=1e-12)
+            torch.testing.assert_close(found, torch.stack(each), rtol=tolerance, atol=tolerance)
     assert torch.equal(bank, before)
 
 
@@ -79,6 +80,16 @@ def test_two_dimensional_convolution(channels, out, options, slopes, size, monke
     check(aten.conv2d.default, source, weight, None, *options, slopes=slopes)
     check(aten.conv2d.default, source, weight, Parameter(out), *options, slopes=slopes)
     check(aten.conv2d.default, source, weight.value, Parameter(out), *options, slopes=slopes)
+
+
+@pytest.mark.parametrize("out", [6, 40], ids=["narrow", "wide"])
+@pytest.mark.parametrize("options", [([1, 1], [1, 1]), ([1, 1], [2, 0], [2, 2]), ([2, 1], [1, 1]), ([1, 1], [0, 0])])
+def test_two_dimensional_convolution_in_float32(out, options):
+    for kernel in ((3, 2), (1, 1)):
+        check(
+            aten.conv2d.default, drawn(2, 3, 9, 8), Parameter(out, 3, *kernel), Parameter(out), *options,
+            slopes=[drawn(out, 1, 1)], dtype=torch.float32,
+        )  # fmt: skip
 
 
 def test_convolutions_of_one_and_three_dimensions():

@@ -11,6 +11,7 @@ from path_enumeration import TWINS, parameter_gradients_by_length, twin
 
 import resnet_paths_plugin as rpp
 from resnet_paths_plugin.engine.backward import BackwardWalk, Watch
+from resnet_paths_plugin.engine.banks import merged
 from resnet_paths_plugin.engine.forward_walk import ForwardWalk
 from resnet_paths_plugin.engine.parameter_flow import ParameterBanks, ParameterFlow
 from resnet_paths_plugin.engine.path_graph import PathGraph
@@ -34,7 +35,7 @@ class Branches(Watch):
         self.banks = {}
 
     def at_branch(self, block, bank):
-        self.banks[block] = bank
+        self.banks[block] = merged([*([self.banks[block]] if block in self.banks else []), bank])
 
 
 def walked(name, graph, watch_of, **options):

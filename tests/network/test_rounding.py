@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torchvision
+from networks import PreActivation, randomised
 from torch import nn
 from torch._subclasses import FakeTensorMode
 
@@ -99,6 +100,55 @@ def test_the_same_under_autocast(part):
         return
     with pytest.raises(rpp.CaptureMismatchError, match="a backward of its own"):
         study.attribute(x, 0)
+
+
+def under_autocast(call, x):
+    """Return the gradients of a random objective at the input and the parameters, the call made under autocast."""
+    x = x.clone().requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        outputs = call(x)
+    total = (outputs * torch.randn(outputs.shape, generator=torch.Generator().manual_seed(0))).sum()
+    trained = [one for one in call.parameters() if one.requires_grad]
+    found = torch.autograd.grad(total, [x, *trained], allow_unused=True)
+    return outputs, [torch.zeros_like(one) if g is None else g for one, g in zip([x, *trained], found, strict=True)]
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["kept", "recomputed"])
+@pytest.mark.parametrize("training", [None, False, True], ids=["inputs", "eval", "train"])
+def test_views_of_lengths_run_under_the_autocast_of_their_caller(training, kept, monkeypatch):
+    if not kept:
+        monkeypatch.setattr("resnet_paths_plugin.engine.linearised_pass.KEPT_BYTES", -1)
+    torch.manual_seed(0)
+    model, x = randomised(PreActivation()), torch.randn(4, 3, 16, 16)
+    net = rpp.unravel(model, x)
+    model.train(bool(training))
+    outputs, whole = under_autocast(model, x)
+    views = [net.restricted(lengths, parameters=training is not None) for lengths in (range(2), range(2, 4))]
+    parts = [under_autocast(view, x) for view in views]
+    for found, _ in parts:
+        torch.testing.assert_close(found, outputs, rtol=0, atol=0)
+    for some, others, expected in zip(parts[0][1], parts[1][1], whole, strict=True):
+        if training is not None or expected is whole[0]:
+            assert (some + others - expected).norm() < 3e-2 * max(expected.norm(), 1e-2 * whole[0].norm())
+    assert all(part[0].any() for _, part in parts)
+
+
+@pytest.mark.parametrize("parameters", [False, True])
+def test_a_gradient_that_lacks_three_per_cent_is_refused_under_the_callers_autocast(parameters):
+    model, x = made(torch.float32, part=0.97)
+    view = rpp.unravel(model, x).restricted([1], parameters=parameters)
+    with pytest.raises(rpp.CaptureMismatchError, match="a backward of its own"), torch.autocast("cpu", torch.bfloat16):
+        view(x.requires_grad_())
+
+
+def test_what_a_view_casts_under_autocast_is_not_left_for_the_model():
+    """Torch keeps cast parameters until autocast is left; those cast without gradients would cut the model's own."""
+    model, x = made(torch.float32)
+    view = rpp.unravel(model, x, verify=False).restricted([1])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        view(x)
+        gradients = torch.autograd.grad(model(x).float().sum(), list(model.parameters()))
+    assert all(g.any() for g in gradients)
 
 
 @pytest.mark.parametrize("dtype", SHORT)

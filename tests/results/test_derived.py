@@ -36,6 +36,9 @@ STUDIES = {
     "path lengths": lambda at: rpp.PathLengthGradient(NET).attribute(
         X[at], target=LABELS[at], estimator=("exact", "signs"), keep_maps=True
     ),
+    "sampled paths": lambda at: rpp.PathLengthGradient(NET).attribute(
+        X[at], target=LABELS[at], estimator=("exact", "sampled"), draws=3, shared_paths=True
+    ),
 }
 """Studies of some samples."""
 
@@ -155,7 +158,8 @@ SAMPLED = {"estimator": ("exact", "sampled"), "draws": 3}
 ])  # fmt: skip
 def test_means_over_other_samples_are_left_out_with_a_warning(change):
     """A study of other order is left out as well: what samples there are shows in their numbers alone."""
-    changed = change(rpp.PathLengthGradient(NET).attribute(X, target=0, **SAMPLED))
+    whole = rpp.PathLengthGradient(NET).attribute(X, target=0, **SAMPLED)
+    changed = change(whole.drop_vars("path_gradient_norm_draws"))  # as 0.1.0 had it
     with pytest.warns(StaleResultWarning, match=r"path_gradient_norm.* left out. Run the study on these samples"):
         found = refreshed(changed)
     assert not {*OVER_SAMPLES} & {*found.variables}
@@ -170,6 +174,28 @@ def test_means_over_other_samples_are_left_out_with_a_warning(change):
     assert [line.get_label().partition(",")[0] for line in panels[2].lines][:1] == ["exact"]
     assert not any("sampled" in line.get_label() for line in panels[2].lines)
     plt.close("all")
+
+
+@pytest.mark.parametrize("dropped", [[], ["parameter_gradient_norm_per_sample", "parameter_gradient_share_per_sample"]])
+@pytest.mark.parametrize("chosen", [slice(0, 4), 0], ids=["some", "one"])
+def test_gradients_of_parameters_are_those_of_all_samples_or_left_out(chosen, dropped):
+    whole = rpp.PathLengthGradient(NET).attribute(X, target=0, tap="parameters", per_sample=True).drop_vars(dropped)
+    xr.testing.assert_identical(refreshed(whole), whole)
+    some = whole.isel(sample=chosen)
+    with pytest.warns(StaleResultWarning, match="parameter_gradient_norm.*mean_path_length.*completeness_error"):
+        found = refreshed(some)
+    assert not {*OVER_SAMPLES, "completeness_error"} & {*found.variables}
+    for name in {*whole.data_vars} & PER_SAMPLE - {"completeness_error"}:
+        wanted = some[name] if "sample" in some.dims else some[name].expand_dims(sample=1, axis=-1)
+        np.testing.assert_array_equal(found[name], wanted)
+    with pytest.warns(StaleResultWarning), pytest.raises(InputError, match="no figure fits"):
+        some.resnet_paths.plot()
+
+
+def test_an_error_whose_samples_are_gone_is_left_out():
+    some = LESIONS.drop_vars(["correct", "intact_correct"]).isel(sample=[1, 4])
+    with pytest.warns(StaleResultWarning, match=r"error, intact_error: taken over other samples"):
+        assert not {"error", "intact_error"} & {*refreshed(some).variables}
 
 
 def test_sampled_paths_of_all_samples_are_kept():

@@ -104,7 +104,9 @@ class _ParticipationJob:
         for tap, bank in banks.items():
             u, dim = chosen[tap], self._network.program.batch_dim(tap)
             if u is not None:
-                found = products(bank.rows, u[None].to(bank.rows), dim or 0)[:, :, 0].numpy()
+                # Added up in float64, as most of the terms cancel.
+                rows, one = (some.cpu().double() for some in (bank.rows, u[None]))
+                found = products(rows, one, dim or 0)[:, :, 0].numpy()
                 for key, row in zip(bank.keys, found.T, strict=True):
                     if key != TAIL:
                         along[int(key[0])] += row
@@ -154,17 +156,17 @@ class _Gradients(Watch):
     """Keeps the gradients at each branch.
 
     Attributes:
-        banks: those at each block's branch.
+        banks: those at each block's branch, in pieces with other rows each.
         by_rules: whether own rules have served; they are not used where rows are infinite or NaN.
     """
 
     def __init__(self) -> None:
-        self.banks: dict[int, Bank] = {}
+        self.banks: dict[int, list[Bank]] = {}
         self.by_rules = True
 
     def is_finite(self) -> bool:
         """Whether all of them are."""
-        return all(bool(bank.rows.isfinite().all()) for bank in self.banks.values())
+        return all(bool(bank.rows.isfinite().all()) for banks in self.banks.values() for bank in banks)
 
     def clear(self) -> None:
         """Forget them."""
@@ -172,7 +174,7 @@ class _Gradients(Watch):
 
     def at_branch(self, block: int, bank: Bank) -> None:
         """Keep those at a branch."""
-        self.banks[block] = bank
+        self.banks.setdefault(block, []).append(bank)
 
 
 class _Counted:
@@ -182,7 +184,7 @@ class _Counted:
         found: the participation, `[n, K + 1, B]`.
     """
 
-    def __init__(self, network: UnraveledNetwork, banks: dict[int, Bank], n_lengths: int, size: int) -> None:
+    def __init__(self, network: UnraveledNetwork, banks: dict[int, list[Bank]], n_lengths: int, size: int) -> None:
         self._program, self._banks = network.program, banks
         self.found = np.zeros((len(network.blocks), n_lengths, size))
         self._unknown: set[int] = set()
@@ -195,22 +197,20 @@ class _Counted:
 
     def at_branch(self, block: int, tangents: Bank) -> None:
         """Count what goes through a block."""
-        gradients = self._banks.get(block)
-        if gradients is None:
+        if block not in self._banks:
             return
         dim = self._program.batch_dim(self._program.branches[block].value)
         if dim is None:
             self.found[block] = np.nan
             self._unknown.add(block)
             return
-        found = products(gradients.rows, tangents.rows.to(gradients.rows), dim).numpy()
-        for place, behind in enumerate(gradients.keys):
-            if behind == TAIL:
-                continue
-            for other, before in enumerate(tangents.keys):
-                length = int(behind[0]) + int(before[0]) + 1
-                if length < self.found.shape[1]:
-                    self.found[block, length] += found[:, place, other]
+        for gradients in self._banks[block]:
+            found = products(gradients.rows, tangents.rows.to(gradients.rows), dim).numpy()
+            for place, behind in enumerate(gradients.keys):
+                for other, before in enumerate(tangents.keys) if behind != TAIL else ():
+                    length = int(behind[0]) + int(before[0]) + 1
+                    if length < self.found.shape[1]:
+                        self.found[block, length] += found[:, place, other]
 
 
 def line(n_steps: int, method: str) -> tuple[tuple[float, float], ...]:

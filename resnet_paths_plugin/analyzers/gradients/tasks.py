@@ -14,7 +14,6 @@ from resnet_paths_plugin.analyzers.gradients.objectives import (
     Objective,
     ordinary_gradient,
     per_sample,
-    summed,
 )
 from resnet_paths_plugin.analyzers.gradients.walks import products, walk_of
 from resnet_paths_plugin.engine.backward import BackwardWalk
@@ -24,8 +23,7 @@ from resnet_paths_plugin.engine.random_states import States, generator_states, r
 from resnet_paths_plugin.engine.routing import TAIL, AlongPaths, ByLength, Edge, Lengths, WithSigns
 from resnet_paths_plugin.execution import Arrays, Samples
 from resnet_paths_plugin.execution.batches import Batch
-from resnet_paths_plugin.network.model_pass import Tap, tensors_of
-from resnet_paths_plugin.network.own_pass import Compared, Found
+from resnet_paths_plugin.network.model_pass import Tap
 from resnet_paths_plugin.network.unraveled import UnraveledNetwork
 
 Estimator = Literal["exact", "sampled", "signs"]
@@ -214,20 +212,19 @@ class _PathJob:
             keys = [(row,) for row in range(len(part))]
             scaled = self._norms(walk.gradients(seeds, routing), keys, chunk.size)
             norms.append(np.ldexp(scaled, np.array(routing.exponents())[:, None]))
-        # Only their mean over samples is asked for.
-        return {"path_norm_total": np.concatenate(norms).sum(axis=-1)}
+        return {"path_norm": np.concatenate(norms)}
 
     def _sampled_apart(self, walked: "_Walked", draws: PathDraws) -> Arrays:
         """Return the norms of paths that each sample has of its own."""
-        totals: list[NDArray[Any]] = []
+        norms: list[NDArray[Any]] = []
         for start in draws.starts:
             routing = draws.drawn(self._graph, start, walked.numbers)
             squares = np.zeros(routing.ways[None].shape)
             for tap, bank in walked.walk.gradients(walked.seeds, routing).items():
                 dim = 1 + (self._batch_dim(tap) or 0)
                 squares += routing.at_tap(tap, bank, _squares(bank.rows, dim, rows=True))
-            totals.append(np.ldexp(np.sqrt(squares), routing.exponents()).sum(axis=-1))
-        return {"path_norm_total": np.concatenate(totals)}
+            norms.append(np.ldexp(np.sqrt(squares), routing.exponents()))
+        return {"path_norm": np.concatenate(norms)}
 
     def _signed(self, walk: BackwardWalk, seeds: dict[int, Tensor], chunk: Batch) -> Arrays:
         log_counts = self._work.log_counts[:, None]
@@ -369,51 +366,6 @@ class _Walked:
     walk: BackwardWalk
     seeds: dict[int, Tensor]
     exact: dict[int, Bank] | None
-
-
-@dataclass(frozen=True, eq=False)
-class PathsOfFirstSamples:
-    """A study of paths on its first samples: the gradients of all lengths together are compared with the ordinary one.
-
-    At a tap inside the graph that is autograd's through the graph, which is compared with the model's at the arguments.
-    """
-
-    work: PathWork
-    network: UnraveledNetwork
-    chunk: Batch
-
-    @property
-    def key(self) -> object:
-        """The work that the results are of."""
-        return self.work
-
-    @property
-    def given(self) -> Any:
-        """What the results depend on."""
-        return self.chunk.args, self.chunk.target
-
-    def objective(self, outputs: Any) -> Tensor:
-        """Return the study's own objective, summed over samples."""
-        if self.work.tap is not None:  # with a gradient through the graph, where the model itself may have none
-            return per_sample(self.work.objective, outputs, self.chunk).sum()
-        return summed(self.work.objective, outputs, self.chunk)
-
-    def against(self, theirs: Mapping[Tap, Tensor]) -> Found:
-        """Walk the paths."""
-        job = self.work.on(self.network)
-        states = generator_states()
-        walked = job.walked(self.chunk, range(self.chunk.size))
-        outputs = tensors_of(self.network.graph.unflatten(walked.walk.outputs))
-        if self.work.tap is None:
-            ordinary, pairs = job.at_inputs(theirs), []
-            places: dict[int, Tap] = {tap: self.network.program.inputs.index(tap) for tap in ordinary}
-        else:
-            with replayed(states):
-                ordinary, at_arguments = job.inside(self.chunk, theirs)
-            pairs = [Compared(at_arguments[tap], theirs[tap], tap) for tap in theirs]
-            places = {}
-        pairs += [Compared(total, ordinary[tap], places.get(tap)) for tap, total in job.totals(walked).items()]
-        return Found(outputs, pairs, lambda: job.estimates(walked, ordinary))
 
 
 def _rows(bank: Bank | None, keys: Iterable[Any], like: Tensor) -> Tensor:

@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
+from resnet_paths_plugin.analyzers.gradients.first_samples import PathsOfFirstSamples
 from resnet_paths_plugin.analyzers.gradients.objective_study import ObjectiveStudy
 from resnet_paths_plugin.analyzers.gradients.objectives import Objective
-from resnet_paths_plugin.analyzers.gradients.tasks import PathsOfFirstSamples, PathWork
+from resnet_paths_plugin.analyzers.gradients.tasks import PathWork
 from resnet_paths_plugin.engine.routing import Lengths
 from resnet_paths_plugin.errors import InputError
 from resnet_paths_plugin.execution.batches import Batch

@@ -91,7 +91,17 @@ class Measures:
         self.n_classes = n_classes if self._readout.layout == "classes" else None
         task = self._readout.task
         # Those of the task stand beside the user's, as the built-in ones do.
-        self._of_task = {} if task is None else {n: one for n, one in task.measures.items() if n not in self.user}
+        self._of_task = (
+            {}
+            if task is None
+            else {n: one for n, one in task.measures.items() if n not in {**self.offered, **self.user}}
+        )
+        check_names(self._of_task)
+
+    @property
+    def functions(self) -> dict[str, Measure]:
+        """The measures that are functions of their own, by name: of the task, of plugins and of the user."""
+        return {**self._of_task, **self.offered, **self.user}
 
     def check(self, batch: Batch) -> None:
         """Check a batch's targets before anything is run.
@@ -123,10 +133,10 @@ class Measures:
         Raises:
             InputError: if there is no such measure, or it needs a target or scores of classes that are not there.
         """
-        if name in self.user or name in self.offered or name in self._of_task:
+        if name in self.functions:
             return
         if name not in HIGHER_IS_BETTER:
-            known = [*HIGHER_IS_BETTER, *self._of_task, *self.offered, *self.user]
+            known = [*HIGHER_IS_BETTER, *self.functions]
             raise InputError(
                 f"value must be the name of a measure, one of {', '.join(map(repr, known))}, not {name!r}: pass one of "
                 "your own as measures={'name': function}"
