@@ -14,6 +14,7 @@ _CROSS = re.compile(r"cross|enc(?:oder)?_?(?:dec(?:oder)?_?)?att", re.IGNORECASE
 _ATTENTION = re.compile(r"(?:^|_)att(?:n|ention)(?:$|\.)", re.IGNORECASE)
 _MIXER = re.compile(r"(?:\w+_)?(?:mixer|mamba|ssm|recurrent\w*|modulation)(?:$|\.)", re.IGNORECASE)
 _MLP = re.compile(r"(?:^|\.|_)(?:mlp|ffn?|feed_forward|dense|output|intermediate|fc\d?)(?:$|\.|_)", re.IGNORECASE)
+_ROLE = re.compile(f"{_ATTENTION.pattern}|{_MIXER.pattern}|{_MLP.pattern}", re.IGNORECASE)
 _CONVOLUTION = re.compile(r"conv", re.IGNORECASE)
 
 
@@ -28,8 +29,8 @@ def reviewed(model: nn.Module, blocks: Sequence[ResidualBlock]) -> list[Residual
             found.append(block)
             continue
         inside = _base(block.name).removeprefix(home).removeprefix(".")
-        if not inside:
-            inside = _only_child(model.get_submodule(home))
+        if not inside and _ROLE.search(only := _only_child(model.get_submodule(home))):
+            inside = only
         whole = not inside and own[home, block.group] == 1 == homes.count(home)
         run = _run(block.group)
         role = "" if whole else _role(model, block, home, inside)

@@ -176,8 +176,16 @@ def test_a_small_model_has_the_blocks_of_its_code_by_layer(name, load, manager):
     examine(name, load, manager)
 
 
+UNLIKE = {
+    "cvt": pytest.mark.xfail(reason="path gradients of Cvt at 224 pixels do not add up; at 64 they do", strict=True)
+}
+"""What is known to be wrong."""
+
+
 @pytest.mark.wild
-@pytest.mark.parametrize("name", sorted(LAYERS.keys() - set(FEW)))
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=UNLIKE.get(name, ())) for name in sorted(LAYERS.keys() - set(FEW))]
+)
 def test_every_small_model_has_the_blocks_of_its_code_by_layer(name, load, manager):
     examine(name, load, manager)
 
