@@ -53,7 +53,7 @@ def lesions(net: rpp.UnraveledNetwork, ids: Tensor) -> pd.DataFrame:
             for name in names
             for suffix, study in (("", single), (", mean", mean))
         }
-        rows[at] = {**rises, "layer": _rise(whole, whole.lesion.values[at])}
+        rows[at] = {**rises, "layer": _rise(whole, str(whole.lesion[at].item()))}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("layer of")
 
 
@@ -80,13 +80,15 @@ def orders(net: rpp.UnraveledNetwork, ids: Tensor) -> pd.DataFrame:
     rows = {}
     for name, family in families.items():
         found = rpp.BlockSchedules(net).attribute({"input_ids": ids}, ids, schedules=family(net))
-        rises = (found.loss - found.intact_loss).mean("sample").values
+        rises = (found.loss - found.intact_loss).mean("sample").to_numpy()
         rows[name] = {"least": rises.min(), "median": np.median(rises), "most": rises.max(), "places": len(rises)}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("change")
 
 
 def _ranges(family, length):  # noqa: ANN001, ANN202 - families take different options
-    return lambda net: family(net, lengths=length, level="group")
+    options = {} if family is rpp.schedules.parallel_ranges else {"level": "group"}
+    size = 2 * length if family is rpp.schedules.parallel_ranges else length  # in blocks, two to a layer
+    return lambda net: family(net, lengths=size, **options)
 
 
 def predictors(net: rpp.UnraveledNetwork, ids: Tensor) -> pd.DataFrame:
@@ -123,7 +125,7 @@ def pruned(net: rpp.UnraveledNetwork, chosen_on: Tensor, judged_on: Tensor, most
     )
     rows = {}
     for at in range(search.sizes["selection"]):
-        names = search.block.values[search.deleted.values[at]].tolist()
+        names = search.block[search.deleted[at]].to_numpy().tolist()
         small = net.pruned(names, training=False)
         rows[len(names)] = {"perplexity": _perplexity(small, judged_on), "deleted": ", ".join(map(_short, names))}
     intact = {"perplexity": _perplexity(net, judged_on), "deleted": ""}
@@ -149,22 +151,17 @@ def patching(net: rpp.UnraveledNetwork, clean: bytes, corrupted: bytes) -> pd.Da
     texts = tokens(b"\0" + clean + b"\0" + corrupted).reshape(2, -1)
     answers = texts[:, -1]
     net = rpp.unravel(net.model, {"input_ids": texts[:, :-1]}, task="next_token")
-    sources = {}
-    with torch.no_grad():
-        for block in net.blocks:
-            alone = net.lesioned([block], ablation="mean", reference={"input_ids": texts[:1, :-1]})
-            sources[block.name] = alone.schedule
 
     def difference(module: torch.nn.Module, row: int) -> float:
         with torch.no_grad():
             scores = module(input_ids=texts[row : row + 1, :-1]).logits[0, -1]
         return float(scores[answers[0]] - scores[answers[1]])
 
+    # The mean over one text is its own branch, at each position: a constant from another input.
+    clean_text = {"input_ids": texts[:1, :-1]}
+    patched = {b.name: net.lesioned([b], ablation="mean", reference=clean_text) for b in net.blocks}
     low, high = difference(net, 1), difference(net, 0)
-    rows = {
-        _short(name): (difference(net.scheduled(schedule), 1) - low) / (high - low)
-        for name, schedule in sources.items()
-    }
+    rows = {_short(name): (difference(view, 1) - low) / (high - low) for name, view in patched.items()}
     return pd.Series(rows).to_frame("recovered").rename_axis("block")
 
 
@@ -192,8 +189,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             pruned(net, ids, held_out(64, seed=1), options.most_deleted),
         ),
         (
-            "Branches of 'return the index' put into 'return the value' bring back",
-            patching(net, b"sort the list of keys and return the k", b"sort the list of keys and return the v"),
+            "Branches of 'Raise TypeError if type' put into 'Raise TypeError if Type': how much of s over E comes back",
+            patching(net, b"Raise TypeError if types", b"Raise TypeError if TypeE"),
         ),
     ):
         print(f"{title}\n{table.to_string(float_format='{:.3f}'.format)}\n")

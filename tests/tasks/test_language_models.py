@@ -142,3 +142,13 @@ def test_paths_of_a_language_model_are_complete_and_contributions_add_up():
     np.testing.assert_allclose(whole, expected, rtol=1e-4, atol=1e-5)
     # The head has no bias and the final norm's scale is held constant: what is left is the norm's own bias.
     assert float(abs(direct.remainder).max()) < 1e-4
+
+
+def test_influence_is_checked_against_a_model_with_tied_embeddings():
+    torch.manual_seed(0)
+    model, task = gpt2()
+    assert model.lm_head.weight is model.transformer.wte.weight
+    given, labels = texts(model, task)
+    net = rpp.unravel(model, {**given, "use_cache": False}, task=task)
+    found = rpp.BlockInfluence(net).attribute(given, labels, objective="cross_entropy")
+    assert found.attrs["verified"] == "outputs and gradients"

@@ -81,24 +81,24 @@ class _InfluenceJob:
                 branches[state.block.index] = state.branch
 
         inputs, parameters = network.inputs(chunk.args), network.program.parameters()
-        places = {tap: at for tap in tracked for at in self._places(tap, parameters)}
-        inputs |= {at: inputs[at].detach().requires_grad_() for at in places.values() if at in inputs}
-        run = self._engine.run(
-            inputs, parameters, measure, differentiable=objective is not None, tracked=places.values()
-        )
+        places = {tap: found_at for tap in tracked if (found_at := self._places(tap, parameters))}
+        every = [at for found_at in places.values() for at in found_at]
+        inputs |= {at: inputs[at].detach().requires_grad_() for at in every if at in inputs}
+        run = self._engine.run(inputs, parameters, measure, differentiable=objective is not None, tracked=every)
         if objective is not None:
             outputs = network.graph.unflatten(run.outputs)
             leaves = output_gradients(objective, outputs, chunk, bank_dtype(network.dtype))
             for index, gradient in run.gradients(leaves).items():
                 for name, values in _of_gradient(branches[index], gradient, vector_dim).items():
                     found[name][index] = values.cpu().numpy()
-        return found, run, {tap: run.tracked[at] for tap, at in places.items()}
+        # A tied parameter is one tensor at all its positions, each of which has all of its gradient.
+        return found, run, {tap: run.tracked[found_at[0]] for tap, found_at in places.items()}
 
     def _places(self, tap: Tap, parameters: Values) -> list[int]:
-        """Return the position of an argument or a parameter; none where the graph does not read it."""
+        """Return the positions of an argument or a parameter: none that is not read, several of a tied one."""
         if isinstance(tap, int):
             return [self._network.program.inputs[tap]]
-        return [at for at, value in parameters.items() if value is tap][:1]
+        return [at for at, value in parameters.items() if value is tap]
 
 
 @dataclass(frozen=True, eq=False)
