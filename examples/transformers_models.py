@@ -8,7 +8,7 @@ nothing of trained models. Half a minute on one CPU core. Needs the package `tra
 
 import argparse
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pandas as pd
 import torch
@@ -23,33 +23,13 @@ SPREAD = {"initializer_range": 0.2}
 """Of the random weights: so that branches matter."""
 
 
-class Logits(nn.Module):
-    """A model whose tensors go by keyword, as one whose tensors go by position; of its outputs, the logits."""
-
-    def __init__(self, model: nn.Module, *names: str) -> None:
-        super().__init__()
-        self.model, self.names = model, names
-
-    def forward(self, *tensors: Tensor) -> Tensor:
-        """Return the logits, `[B, ...]`, for tensors in the order of `names`."""
-        return self.model(**dict(zip(self.names, tensors, strict=True))).logits
-
-
-class NextToken(Logits):
-    """A language model as a classifier of the token that comes next, `[B, TOKENS]`."""
-
-    def forward(self, *tensors: Tensor) -> Tensor:
-        """Return the logits at the last place."""
-        return super().forward(*tensors)[:, -1]
-
-
 class Subject(NamedTuple):
-    """A module, a batch of inputs with its labels, the module's further arguments, and where gradients are taken."""
+    """A model, its arguments by name, labels, what it is for, and where gradients are taken."""
 
-    module: Logits
-    inputs: Tensor
+    model: nn.Module
+    inputs: dict[str, Tensor]
     labels: Tensor
-    extra: tuple[Tensor, ...] = ()
+    task: str = "classification"
     tap: str = "input"
 
 
@@ -58,8 +38,8 @@ def vit(samples: int, attention: str) -> Subject:
     config = transformers.ViTConfig(
         image_size=16, patch_size=4, num_labels=CLASSES, attn_implementation=attention, **WIDTHS, **SPREAD
     )
-    module = Logits(transformers.ViTForImageClassification(config), "pixel_values")
-    return Subject(module, torch.randn(samples, 3, 16, 16), torch.randint(CLASSES, (samples,)))
+    model = transformers.ViTForImageClassification(config)
+    return Subject(model, {"pixel_values": torch.randn(samples, 3, 16, 16)}, torch.randint(CLASSES, (samples,)))
 
 
 def resnet(samples: int, _: str) -> Subject:
@@ -67,8 +47,8 @@ def resnet(samples: int, _: str) -> Subject:
     config = transformers.ResNetConfig(
         embedding_size=16, hidden_sizes=[16, 32], depths=[2, 2], layer_type="basic", num_labels=CLASSES
     )
-    module = Logits(transformers.ResNetForImageClassification(config), "pixel_values")
-    return Subject(module, torch.randn(samples, 3, 32, 32), torch.randint(CLASSES, (samples,)))
+    model = transformers.ResNetForImageClassification(config)
+    return Subject(model, {"pixel_values": torch.randn(samples, 3, 32, 32)}, torch.randint(CLASSES, (samples,)))
 
 
 def bert(samples: int, attention: str) -> Subject:
@@ -76,12 +56,12 @@ def bert(samples: int, attention: str) -> Subject:
     config = transformers.BertConfig(
         vocab_size=TOKENS, num_labels=CLASSES, attn_implementation=attention, **WIDTHS, **SPREAD
     )
-    module = Logits(transformers.BertForSequenceClassification(config), "input_ids", "attention_mask")
     mask = torch.ones(samples, LENGTH, dtype=torch.int64)
     mask[::2, LENGTH // 2 :] = 0
     # Integers have no gradient: it is taken at the stem, the value that the first block reads, `[B, LENGTH, WIDTH]`.
-    # The mask is an argument of the model and no input whose gradient is asked for.
-    return Subject(module, texts(samples), torch.randint(CLASSES, (samples,)), (mask,), tap="stem")
+    inputs = {"input_ids": texts(samples), "attention_mask": mask}
+    model = transformers.BertForSequenceClassification(config)
+    return Subject(model, inputs, torch.randint(CLASSES, (samples,)), tap="stem")
 
 
 def gpt2(samples: int, attention: str) -> Subject:
@@ -90,8 +70,8 @@ def gpt2(samples: int, attention: str) -> Subject:
         vocab_size=TOKENS, n_positions=LENGTH, n_embd=32, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=0,
         use_cache=False, attn_implementation=attention, **SPREAD,
     )  # fmt: skip
-    module = NextToken(transformers.GPT2LMHeadModel(config), "input_ids")
-    return Subject(module, texts(samples), torch.randint(TOKENS, (samples,)), tap="stem")
+    ids = texts(samples)
+    return Subject(transformers.GPT2LMHeadModel(config), {"input_ids": ids}, ids, task="next_token", tap="stem")
 
 
 def llama(samples: int, attention: str) -> Subject:
@@ -99,8 +79,8 @@ def llama(samples: int, attention: str) -> Subject:
     config = transformers.LlamaConfig(
         vocab_size=TOKENS, num_key_value_heads=2, use_cache=False, attn_implementation=attention, **WIDTHS, **SPREAD
     )
-    module = NextToken(transformers.LlamaForCausalLM(config), "input_ids")
-    return Subject(module, texts(samples), torch.randint(TOKENS, (samples,)), tap="stem")
+    ids = texts(samples)
+    return Subject(transformers.LlamaForCausalLM(config), {"input_ids": ids}, ids, task="next_token", tap="stem")
 
 
 def texts(samples: int) -> Tensor:
@@ -121,12 +101,13 @@ def build(name: str, samples: int, attention: str) -> Subject:
 
 def study(subject: Subject) -> tuple[pd.DataFrame, pd.DataFrame, float]:
     """Return the table of blocks with each lesion's effect, that of path lengths, and the completeness error."""
-    net = rpp.unravel(subject.module, (subject.inputs, *subject.extra))
-    batch: tuple[Any, ...] = (subject.inputs, subject.labels, subject.extra)
-    lesions = rpp.BlockLesion(net).attribute(*batch)
+    net = rpp.unravel(subject.model, subject.inputs, task=subject.task)
+    lesions = rpp.BlockLesion(net).attribute(subject.inputs, subject.labels)
     blocks = net.table().drop(columns=["stage", "source", "sum"])
-    blocks["score drop"] = lesions.target_score_drop.mean("sample").to_numpy()
-    gradients = rpp.PathLengthGradient(net).attribute(*batch, tap=subject.tap)
+    blocks["loss rise"] = (lesions.loss - lesions.intact_loss).mean("sample").to_numpy()
+    gradients = rpp.PathLengthGradient(net).attribute(
+        subject.inputs, subject.labels, objective="cross_entropy", tap=subject.tap
+    )
     lengths = gradients.path_count.astype(int).to_series().to_frame("paths")
     lengths["gradient norm"] = gradients.gradient_norm.mean("sample").to_series()
     return blocks, lengths, gradients.completeness_error.max().item()
@@ -142,7 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in options.models:
         subject = build(name, options.samples, options.attention)
         blocks, lengths, error = study(subject)
-        print(f"{type(subject.module.model).__name__}: {len(blocks)} blocks")
+        print(f"{type(subject.model).__name__}: {len(blocks)} blocks")
         print(blocks.to_string(index=False, float_format="{:.3g}".format))
         print(f"\nGradient at the {subject.tap} by path length; completeness error {error:.1g}")
         print(lengths.to_string(float_format="{:.3g}".format), end="\n\n")

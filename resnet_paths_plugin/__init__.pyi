@@ -5,6 +5,7 @@ from . import paths as paths
 from . import plotting as plotting
 from . import schedules as schedules
 from . import statistics as statistics
+from . import tasks as tasks
 from .analyzers.base import Analyzer as Analyzer
 from .analyzers.coalitions.game import BlockGame as BlockGame
 from .analyzers.coalitions.interaction import BlockInteraction as BlockInteraction
@@ -41,6 +42,7 @@ from .plugins.manager import create_plugin_manager as create_plugin_manager
 from .plugins.manager import list_models as list_models
 from .plugins.manager import load_model as load_model
 from .plugins.model_description import ModelDescription as ModelDescription
+from .plugins.model_description import ModelInput as ModelInput
 from .plugins.model_description import Preprocessing as Preprocessing
 from .results.datasets import load as load
 from .results.datasets import save as save

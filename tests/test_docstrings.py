@@ -30,7 +30,7 @@ PRELUDE = "resnet_paths_plugin"
 def documented():
     """Return each public object that has to show how it is used, by its name."""
     found = {PRELUDE: rpp, **{name: getattr(rpp, name) for name in rpp.__all__ if name not in STANDS_ELSEWHERE}}
-    for room in ("paths", "plotting", "schedules", "statistics"):
+    for room in ("paths", "plotting", "schedules", "statistics", "tasks"):
         module = found.pop(room)
         public = {name: getattr(module, name) for name in dir(module) if not name.startswith("_")}
         found |= {f"{room}.{name}": shown for name, shown in public.items() if isinstance(shown, FunctionType)}

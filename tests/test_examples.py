@@ -10,6 +10,7 @@ import pytest
 import torch
 from matplotlib.image import imread
 from safetensors.torch import save_file
+from torch.nn import functional
 
 import resnet_paths_plugin as rpp
 
@@ -119,34 +120,35 @@ def test_a_transformers_model_is_studied_without_an_adapter_or_a_download(monkey
     runpy.run_path(str(script), run_name="__main__")
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "GPT2LMHeadModel: 4 blocks"
-    drops = {line.split()[0]: float(line.split()[-1]) for line in lines[2:6]}
+    rises = {line.split()[0]: float(line.split()[-1]) for line in lines[2:6]}
     lengths = [line.split() for line in lines if line and line[0].isdigit()]
     assert [cells[:2] for cells in lengths] == [["0", "1"], ["1", "4"], ["2", "6"], ["3", "4"], ["4", "1"]]
 
     subject = runpy.run_path(str(script))["build"]("gpt2", 3, "sdpa")
-    module = subject.module.eval()
+    module = subject.model.eval()
 
-    def scores():
-        return module(subject.inputs).gather(1, subject.labels[:, None])
+    def losses():
+        scores, labels = module(**subject.inputs).logits, subject.labels
+        return torch.stack([functional.cross_entropy(scores[at, :-1], labels[at, 1:]) for at in range(3)])
 
     with torch.no_grad():
-        intact = scores().mean().item()
-        for name, drop in drops.items():
+        intact = losses().mean().item()
+        for name, rise in rises.items():
             # The layer adds the first value that an attention returns, and what an MLP returns.
             zero = lambda _, __, out: (out[0] * 0, *out[1:]) if isinstance(out, tuple) else out * 0  # noqa: E731
             hook = module.get_submodule(name).register_forward_hook(zero)
-            assert drop == pytest.approx(intact - scores().mean().item(), rel=0.01, abs=1e-5)
+            assert rise == pytest.approx(losses().mean().item() - intact, rel=0.01, abs=1e-5)
             hook.remove()
 
     # Along the one path of length 0 the head reads the embeddings.
     embeddings = {}
-    module.model.transformer.drop.register_forward_hook(
+    module.transformer.drop.register_forward_hook(
         lambda _, __, out: embeddings.setdefault("stem", out.detach().requires_grad_())
     )
-    for name in drops:
+    for name in rises:
         module.get_submodule(name).register_forward_hook(
             lambda _, __, out: (out[0].detach(), *out[1:]) if isinstance(out, tuple) else out.detach()
         )
-    scores().sum().backward()
+    losses().sum().backward()
     norm = embeddings["stem"].grad.flatten(1).norm(dim=1).mean().item()
     assert float(lengths[0][2]) == pytest.approx(norm, rel=0.01)

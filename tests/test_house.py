@@ -18,13 +18,14 @@ ROOMS = {
     "paths": ("argument_sizes", "errors"),
     "files": ("errors",),
     "graph": ("argument_sizes", "errors", "process_lock"),
-    "plugins": ("graph", "files", "errors"),
+    "tasks": ("errors",),
+    "plugins": ("tasks", "graph", "files", "errors"),
     "engine": ("graph", "argument_sizes", "errors", "process_lock"),
-    "network": ("engine", "graph", "plugins", "argument_sizes", "errors", "process_lock"),
+    "network": ("engine", "graph", "plugins", "tasks", "argument_sizes", "errors", "process_lock"),
     "results": ("graph", "plugins", "paths", "files", "errors", "process_lock"),
-    "execution": ("network", "engine", "graph", "results", "files", "errors", "process_lock"),
+    "execution": ("network", "engine", "graph", "results", "tasks", "files", "errors", "process_lock"),
     "analyzers": (
-        "execution", "network", "engine", "graph", "results", "plugins", "paths", "argument_sizes", "errors",
+        "execution", "network", "engine", "graph", "results", "plugins", "tasks", "paths", "argument_sizes", "errors",
         "process_lock",
     ),
     "statistics": ("errors",),
@@ -42,7 +43,7 @@ ROOMS = {
     "__main__": ("cli",),
 }  # fmt: skip
 """Each room with those that it may import, from the ground up."""
-SMALL = {"paths", "report", "plotting", "demo", "statistics"}
+SMALL = {"paths", "report", "plotting", "demo", "statistics", "tasks"}
 """Rooms that are imported as such: `from resnet_paths_plugin import paths`."""
 
 

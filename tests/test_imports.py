@@ -5,7 +5,18 @@ import sys
 
 import pytest
 
-HEAVY = ("torch", "captum", "timm", "torchvision", "matplotlib", "scipy.stats", "xarray", "netCDF4", "h5py")
+HEAVY = (
+    "torch",
+    "captum",
+    "timm",
+    "torchvision",
+    "transformers",
+    "matplotlib",
+    "scipy.stats",
+    "xarray",
+    "netCDF4",
+    "h5py",
+)
 
 
 def imported_by(code):

@@ -18,6 +18,7 @@ PACKAGES = {
     "resnet_paths_plugin": ROOT / "resnet_paths_plugin",
     "resnet_paths_timm": ROOT / "adapters" / "resnet_paths_timm",
     "resnet_paths_torchvision": ROOT / "adapters" / "resnet_paths_torchvision",
+    "resnet_paths_transformers": ROOT / "adapters" / "resnet_paths_transformers",
 }
 
 

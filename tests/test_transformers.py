@@ -1,4 +1,4 @@
-"""Models that no plugin knows: five of Hugging Face transformers, through the example's wrapper.
+"""Models that no plugin knows: five of Hugging Face transformers, wrapped to take tensors by position.
 
 The oracles are their modeling code (which modules run between which sums), the models themselves with modules that
 return zeros, and every path one by one: the 2^n gradients of a model some of whose branches are detached.
@@ -8,10 +8,8 @@ import copy
 import itertools
 import math
 import random
-import runpy
 from collections import Counter
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,11 +21,9 @@ import resnet_paths_plugin as rpp
 from resnet_paths_plugin.errors import InputError
 
 transformers = pytest.importorskip("transformers", reason="the models are those of transformers, extra 'test'")
+from wrapped_transformers import Logits, build  # noqa: E402 - imports transformers
 
 pytestmark = pytest.mark.slow
-
-EXAMPLE = runpy.run_path(str(Path(__file__).parents[1] / "examples" / "transformers_models.py"))
-Logits, build = EXAMPLE["Logits"], EXAMPLE["build"]
 
 ATTENTIONS = ("sdpa", "eager")
 CASES = [(name, attention) for name in ("vit", "bert", "gpt2", "llama") for attention in ATTENTIONS]
@@ -92,7 +88,7 @@ class InFloat64(TorchFunctionMode):
 
 @cache
 def subject(name, attention):
-    """Return the example's model and batch, in float64, eval mode and with no parameter at its initial value."""
+    """Return a model and batch, in float64, eval mode and with no parameter at its initial value."""
     found = build(name, 3, attention)
     randomised(found.module).double().eval()
     inputs = found.inputs.double() if found.inputs.is_floating_point() else found.inputs

@@ -21,6 +21,7 @@ from resnet_paths_plugin.execution import RunOptions, Stage, StudyRun
 from resnet_paths_plugin.execution.batches import Batch, Batches
 from resnet_paths_plugin.network.unraveled import UnraveledNetwork
 from resnet_paths_plugin.results import provenance
+from resnet_paths_plugin.tasks import Readout
 
 _NOT_RECORDED = frozenset({"self", "__class__", "seed", "show_progress", "run"})
 """Arguments that are no `argument_NAME` of the result: they do not decide it, or have an attribute of their own."""
@@ -87,7 +88,8 @@ class Analyzer(Attribution):  # type: ignore[misc]  # captum is untyped
         attrs = {**_provenance(type(self).__name__, study, arguments, run), **_with_classes(study.attrs, batches)}
         sizes = study.sizes(given or study.samples_per_pass(run), run)
         show_progress = bool(arguments.get("show_progress"))
-        with StudyRun(network, run, attrs, facts=study.manifest, sizes=sizes, show_progress=show_progress) as study_run:
+        facts = {**study.manifest, **({} if network.readout == Readout() else {"readout": network.readout})}
+        with StudyRun(network, run, attrs, facts=facts, sizes=sizes, show_progress=show_progress) as study_run:
             work = study.work(study_run)
             samples = study.chunks(_checked(study, batches), study_run.sizes["samples"])
             chunks = study_run.pieces(Stage(study.name, work), samples, batches.n_samples)
@@ -147,4 +149,5 @@ def study_attrs(
         arguments=arguments,
     )
     optimized = {"optimize": ", ".join(network.optimize)} if network.optimize else {}
-    return {**facts, "units": network.units, **optimized, "verified": network.check.verified}
+    task = {"task": network.readout.task.name} if network.readout.task else {}
+    return {**facts, "units": network.units, **task, **optimized, "verified": network.check.verified}

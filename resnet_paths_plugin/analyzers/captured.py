@@ -99,6 +99,7 @@ def _fitting(
             # The batch is frozen: at the size that is asked for.
             network = unravel(model, next(first.chunks(fewer)).args, n_inputs=batches.n_inputs, verify=verify)
         network.check.enabled = True  # what one study asks for holds for that one
+    batches.fit(network.graph.arranged, network.readout)
     batches.keep_whole(_read_whole(network, batches))
     return network
 

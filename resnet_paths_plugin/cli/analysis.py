@@ -1,4 +1,4 @@
-"""Analysis: the studies of one model, from labelled images to one result, whatever command asks for them."""
+"""Analysis: the studies of one model, from labelled images or texts to one result, whatever command asks for them."""
 
 import functools
 from collections.abc import Mapping, Sequence
@@ -12,14 +12,15 @@ from torch import nn
 from resnet_paths_plugin.cli import models
 from resnet_paths_plugin.cli.command import warn
 from resnet_paths_plugin.cli.image_selection import ImageSelection
-from resnet_paths_plugin.cli.images import LabelledImages, targets_of
+from resnet_paths_plugin.cli.images import LabelledImages, read_images, targets_of
 from resnet_paths_plugin.cli.preprocessing import InputBatches, preprocessing_for
 from resnet_paths_plugin.cli.running import PartialRun, threads_said
-from resnet_paths_plugin.cli.studies import Study, StudyOptions, images_taken
+from resnet_paths_plugin.cli.studies import Samples, Study, StudyOptions, images_taken
 from resnet_paths_plugin.cli.study_extent import extent_of
 from resnet_paths_plugin.cli.study_options import StudyChoices
-from resnet_paths_plugin.cli.subject import check_classes, unraveled
+from resnet_paths_plugin.cli.subject import check_classes, held_out_digits, unraveled
 from resnet_paths_plugin.cli.terminal import echo
+from resnet_paths_plugin.cli.texts import TextBatches, Texts, as_bytes, read_texts
 from resnet_paths_plugin.errors import InputError
 from resnet_paths_plugin.network.captured_network import Units
 from resnet_paths_plugin.network.unraveled import UnraveledNetwork
@@ -31,6 +32,54 @@ _NOUNS: Mapping[Units, str] = {"blocks": "residual blocks", "layers": "layers th
 def limited(images: LabelledImages, choices: StudyChoices) -> LabelledImages:
     """Return the images that are studied."""
     return images if choices.limit is None else ImageSelection(images, choices.limit, choices.seed)
+
+
+def read_samples(choices: StudyChoices) -> LabelledImages | Texts:
+    """Read the texts or images that are asked for; without any, return the digits that were held out from training."""
+    if choices.text is not None:
+        return read_texts(choices.text)
+    return limited(held_out_digits() if choices.images is None else read_images(choices.images), choices)
+
+
+def batches_of(
+    module: nn.Module, samples: LabelledImages | Texts, description: ModelDescription | None, choices: StudyChoices
+) -> Samples:
+    """Return images or texts as the model takes them.
+
+    Raises:
+        InputError: if it is not known how, or they do not fit the model.
+    """
+    if isinstance(samples, Texts):
+        return _sequences_of(samples, description, choices)
+    return _images_of(module, samples, description, choices)
+
+
+def _sequences_of(texts: Texts, description: ModelDescription | None, choices: StudyChoices) -> TextBatches:
+    """Return the sequences of texts that are studied, by the model's tokenizer or else their bytes."""
+    tokenize = description.tokenize if description else None
+    return TextBatches(
+        texts,
+        tokenize or as_bytes,
+        choices.tokens,
+        limit=choices.limit,
+        seed=choices.seed,
+        batch_size=choices.batch_size,
+        **({} if tokenize else {"origin": "each byte a token"}),
+    )
+
+
+def _images_of(
+    module: nn.Module, images: LabelledImages, description: ModelDescription | None, choices: StudyChoices
+) -> InputBatches:
+    """Return images as the model takes them."""
+    preprocessing, resize = preprocessing_for(
+        description, images, choices.mean, choices.std,
+        size=choices.image_size, crop=choices.crop, interpolation=choices.interpolation,
+    )  # fmt: skip
+    targets = targets_of(images, description.class_names if description else None)
+    return InputBatches(
+        images, targets, preprocessing, resize=resize, batch_size=choices.batch_size, dtype=models.dtype_of(module)
+    )
 
 
 def options_of(choices: StudyChoices, *, embedded: bool, show_progress: bool) -> StudyOptions:
@@ -52,6 +101,7 @@ def options_of(choices: StudyChoices, *, embedded: bool, show_progress: bool) ->
         search_images=choices.search_images,
         analyzers=choices.analyzers,
         studies=choices.studies,
+        texts=choices.text is not None,
         seed=choices.seed,
         internal_batch_size=choices.batch_size,
         show_progress=show_progress,
@@ -64,13 +114,13 @@ class Analysis:
 
     Attributes:
         network: the network, captured for the images.
-        batches: the images as the network takes them.
+        batches: the images or texts as the network takes them.
         studies: the studies, at least one.
         options: what all studies are told.
     """
 
     network: UnraveledNetwork
-    batches: InputBatches
+    batches: Samples
     studies: tuple[Study, ...]
     options: StudyOptions
 
@@ -80,11 +130,11 @@ class Analysis:
         return [study.group for study in self.studies]
 
     def described(self, units: Units) -> str:
-        """Return what is studied, and what is done to the images, in two lines."""
-        network, images = self.network, self.batches.images
+        """Return what is studied, and what is done to the samples, in two lines."""
+        network = self.network
         return (
-            f"{network.name}: {len(network.blocks)} {_NOUNS[units]}, {len(images)} images of {images.origin}, "
-            f"{threads_said()}\n{self.batches.described}"
+            f"{network.name}: {len(network.blocks)} {_NOUNS[units]}, {self.batches.counted}, {threads_said()}\n"
+            f"{self.batches.described}"
         )
 
     def results(
@@ -109,37 +159,30 @@ class Analysis:
 
 def analysis_of(
     module: nn.Module,
-    description: ModelDescription | None,
-    images: LabelledImages,
+    batches: Samples,
     studies: Sequence[Study],
     options: StudyOptions,
     choices: StudyChoices,
     manager: pluggy.PluginManager,
 ) -> Analysis:
-    """Capture a model for the images, check their labels, and return it with those of the studies that it can undergo.
+    """Capture a model for its samples, check their labels, and return it with those of the studies that it can undergo.
 
     Args:
         module: the model, on its device.
-        description: what plugins know of it.
-        images: the images that are studied.
+        batches: the images or texts that are studied.
         studies: the studies that are asked for.
         options: what all studies are told.
         choices: what the user chose.
         manager: the plugin manager.
 
     Raises:
-        InputError: if none of the studies can be run on this model, or images and model do not fit each other.
+        InputError: if none of the studies can be run on this model, or samples and model do not fit each other.
     """
-    preprocessing, resize = preprocessing_for(
-        description, images, choices.mean, choices.std,
-        size=choices.image_size, crop=choices.crop, interpolation=choices.interpolation,
+    taken = images_taken(options, len(batches.targets))
+    network = unraveled(
+        module, batches, taken, choices.units, choices.optimize, manager, verify=choices.verify,
+        task=choices.task,
     )  # fmt: skip
-    targets = targets_of(images, description.class_names if description else None)
-    batches = InputBatches(
-        images, targets, preprocessing, resize=resize, batch_size=choices.batch_size, dtype=models.dtype_of(module)
-    )
-    taken = images_taken(options, len(images))
-    network = unraveled(module, batches, taken, choices.units, choices.optimize, manager, verify=choices.verify)
     check_classes(network, batches)
     wanted = tuple(study for study in studies if study.wanted(network, options))
     if not wanted:

@@ -13,14 +13,14 @@ from resnet_paths_plugin import report
 from resnet_paths_plugin.cli import models
 from resnet_paths_plugin.cli.analysis import (
     analysis_of,
-    limited,
+    batches_of,
     options_of,
+    read_samples,
     warn_of_no_effect,
     warn_of_random_weights,
 )
 from resnet_paths_plugin.cli.command import Command
 from resnet_paths_plugin.cli.drawn_figures import described, saved
-from resnet_paths_plugin.cli.images import read_images
 from resnet_paths_plugin.cli.options import (
     MODEL_HELP,
     figure_width_option,
@@ -41,7 +41,6 @@ from resnet_paths_plugin.cli.running import (
 )
 from resnet_paths_plugin.cli.studies import STUDIES, checked_figures, studies_by
 from resnet_paths_plugin.cli.study_options import StudyChoices, study_options
-from resnet_paths_plugin.cli.subject import held_out_digits
 from resnet_paths_plugin.cli.terminal import echo, shows_progress
 from resnet_paths_plugin.errors import InputError
 from resnet_paths_plugin.files.file_roles import FileRoles
@@ -99,10 +98,9 @@ def analyze(
     started = time.perf_counter()
     check_cluster_options(scheduler, workers, wait_for_workers=wait_for_workers)
     mpl.use("agg")  # draws into files only, on a machine without a screen as well
-    images = choices.images
-    if images is None and model is not None:
-        raise InputError("a MODEL needs --images: an npz file, or a folder with a folder per class")
-    roles, mode = FileRoles({"--images": images, "--weights": weights}), mode_of(no_clobber=no_clobber)
+    _check_samples(model, choices)
+    roles = FileRoles({"--images": choices.images, "--text": choices.text, "--weights": weights})
+    mode = mode_of(no_clobber=no_clobber)
     for file in models.files_of(model or models.EMBEDDED):
         roles.reads("MODEL", file)
     if output is not None:
@@ -116,7 +114,7 @@ def analyze(
     known_figures = checked_figures(figure_names, manager)
     torch.manual_seed(choices.seed)
     output = output and here / output
-    found = limited(held_out_digits() if images is None else read_images(images), choices)
+    samples = read_samples(choices)
     module = models.load(model or models.EMBEDDED, pretrained or model is None, weights, manager)
     loaded = pretrained or model is None or weights is not None
     warn_of_random_weights(model or models.EMBEDDED, module, manager, seed=choices.seed, loaded=loaded)
@@ -125,9 +123,10 @@ def analyze(
     if output is None:
         output = here / default_output(module, description)
         check_outputs(output, roles, mode, figure_format)
-    embedded, shows = model is None and images is None, shows_progress(progress)
+    embedded, shows = model is None and choices.images is None, shows_progress(progress)
     options = options_of(choices, embedded=embedded, show_progress=shows)
-    analysis = analysis_of(module, description, found, studies, options, choices, manager)
+    batches = batches_of(module, samples, description, choices)
+    analysis = analysis_of(module, batches, studies, options, choices, manager)
     echo(analysis.described(choices.units))
     warn_of_no_effect(analysis.studies, {"--workers": workers, "--scheduler": scheduler, "--resume": resume})
     partial = PartialRun(output, analysis.groups, resume=resume)
@@ -142,6 +141,16 @@ def analyze(
     written.append(report.write_report(tree, report_path(output), mode, manager, pngs))
     echo(f"written: {', '.join(_shown(path, here) for path in written)}")
     echo(f"{time.perf_counter() - started:.1f} s")
+
+
+def _check_samples(model: str | None, choices: StudyChoices) -> None:
+    """Check that the model has samples of one kind."""
+    if model is not None and choices.images is None and choices.text is None:
+        raise InputError(
+            "a MODEL needs --images, an npz file or a folder with a folder per class, or --text, for a language model"
+        )
+    if choices.text is not None and (model is None or choices.images is not None):
+        raise InputError("--text needs a MODEL, a language model, and no --images")
 
 
 def _shown(path: Path, folder: Path) -> str:

@@ -35,20 +35,27 @@ _ENDINGS = (".html", ".nc")
     "--output", type=click.Path(path_type=Path), metavar="FILE.html|FILE.nc", default=Path("comparison.html"),
     show_default=True, help="Page, or result, to write; figures come beside it.",
 )  # fmt: skip
+@click.option(
+    "--replicates", "replicates", multiple=True, metavar="NAME=PATTERN",
+    help="Files of several trainings of one architecture, such as 'resnet=seed*.nc', in quotes. May be repeated.",
+)  # fmt: skip
 @no_clobber_option
-def compare_files(files: tuple[Path, ...], names: tuple[str, ...], output: Path, *, no_clobber: bool) -> None:
+def compare_files(
+    files: tuple[Path, ...], names: tuple[str, ...], output: Path, *, replicates: tuple[str, ...], no_clobber: bool
+) -> None:
     """Put the models of several files side by side: a table, and a figure of each study that two of them share.
 
-    Files are those of analyze, or any that rpp.save wrote. Several trainings of one architecture as replicates are for
-    Python: rpp.compare({"name": ["seed0.nc", "seed1.nc"], ...}).
+    Files are those of analyze, or any that rpp.save wrote. Of --replicates each number is the mean over trainings, with
+    the interval of that mean.
     """
     mpl.use("agg")
     mode = mode_of(no_clobber=no_clobber)
-    models = _named(files, names)
+    models = _named(files, names, replicates)
+    files = tuple(file for each in models.values() for file in each)
     _check_output(files, output, mode)
     for file in files:
         check_opening(file)
-    results = {name: datasets.load(file) for name, file in models.items()}
+    results = {name: [datasets.load(file) for file in each] for name, each in models.items()}
     try:
         tree = compare(results)
     except (ResnetPathsError, MemoryError):
@@ -71,24 +78,43 @@ def compare_files(files: tuple[Path, ...], names: tuple[str, ...], output: Path,
     echo(f"written: {', '.join(map(str, [written, *pictures]))}")
 
 
-def _named(files: Sequence[Path], names: Sequence[str]) -> dict[str, Path]:
+def _named(files: Sequence[Path], names: Sequence[str], replicates: Sequence[str]) -> dict[str, list[Path]]:
     """Return the files by the names of their models.
 
     Raises:
         InputError: if there is one file only, or names are missing, too many or not different.
     """
-    if len(files) < 2:
-        raise InputError(f"there is nothing to compare: give two files or more, not {len(files)}")
+    several = [_replicates(given) for given in replicates]
+    count = len(files) + sum(len(each) for _, each in several)
+    if count < 2:
+        raise InputError(f"there is nothing to compare: give two files or more, not {count}")
     if names and len(names) != len(files):
         raise InputError(f"give --name once for each file: {len(files)} files, {len(names)} names")
     chosen = names or [file.stem for file in files]
-    twice = [name for name, count in Counter(chosen).items() if count > 1]
+    twice = [name for name, times in Counter([*chosen, *(name for name, _ in several)]).items() if times > 1]
     if twice:
         raise InputError(
-            f"two models have the name {twice[0]!r}: give each file a --name of its own (replicates of one name "
-            "are for rpp.compare in Python)"
+            f"two models have the name {twice[0]!r}: give each file a --name of its own, or several trainings of one "
+            f"architecture as --replicates {twice[0]}=PATTERN"
         )
-    return dict(zip(chosen, files, strict=True))
+    return {name: [file] for name, file in zip(chosen, files, strict=True)} | dict(several)
+
+
+def _replicates(given: str) -> tuple[str, list[Path]]:
+    """Return the name of an architecture and the files of its trainings, from `NAME=PATTERN`, in the order of names.
+
+    Raises:
+        InputError: if it has another form, or no file fits.
+    """
+    name, equals, pattern = given.partition("=")
+    if not (name.strip() and equals and pattern):
+        raise InputError(f"--replicates takes NAME=PATTERN, such as 'resnet=seed*.nc', not {given!r}")
+    found = sorted(glob.glob(pattern))  # noqa: PTH207 - the pattern may begin at any folder
+    if not found:
+        raise InputError(
+            f"no file fits --replicates {given!r}: put the pattern into quotes, as the shell may expand it"
+        )
+    return name, [Path(file) for file in found]
 
 
 def _check_output(files: Sequence[Path], output: Path, mode: Mode) -> None:

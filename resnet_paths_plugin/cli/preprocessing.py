@@ -50,6 +50,9 @@ class InputBatches:
         dtype: dtype of the inputs.
     """
 
+    tap = "input"
+    """Where gradients are taken."""
+
     def __init__(
         self,
         images: LabelledImages,
@@ -84,6 +87,11 @@ class InputBatches:
     def __repr__(self) -> str:
         resized = "" if self.resize else "not resized, "
         return f"{len(self.targets)} images of {self.images.origin}, {resized}{self.preprocessing}"
+
+    @property
+    def counted(self) -> str:
+        """How many images there are and where they come from, in words."""
+        return f"{len(self.images)} images of {self.images.origin}"
 
     @property
     def described(self) -> str:

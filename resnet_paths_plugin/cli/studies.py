@@ -25,6 +25,7 @@ from resnet_paths_plugin.analyzers.gradients.path_length import PathLengthGradie
 from resnet_paths_plugin.analyzers.rewiring.lesion import BlockLesion
 from resnet_paths_plugin.analyzers.rewiring.reordering import BlockReordering
 from resnet_paths_plugin.cli.preprocessing import InputBatches
+from resnet_paths_plugin.cli.texts import TextBatches
 from resnet_paths_plugin.errors import InputError, PluginError, ResnetPathsError
 from resnet_paths_plugin.execution import RunOptions
 from resnet_paths_plugin.network.levels import placements, swappable, units_of
@@ -42,6 +43,9 @@ _OPTIONS = ("internal_batch_size", "seed", "show_progress", "run")
 """Options that any analyzer gets whose `attribute` takes them."""
 _SELF_AND_INPUTS = 2
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+
+Samples = InputBatches | TextBatches
+"""What studies are run on."""
 
 Results = Mapping[str, xr.Dataset]
 """The results of the studies before, by group."""
@@ -62,6 +66,7 @@ class StudyOptions:
         search_images: images on which sets of blocks are searched and measured, from the first.
         analyzers: names of the analyzers that were asked for; empty for all.
         studies: names of the studies that were asked for, likewise.
+        texts: whether the samples are texts.
         seed: seed of every random draw.
         internal_batch_size: samples per forward pass; None lets the analyzer choose.
         show_progress: whether to show progress bars.
@@ -78,6 +83,7 @@ class StudyOptions:
     search_images: int = 64
     analyzers: tuple[str, ...] = ()
     studies: tuple[str, ...] = ()
+    texts: bool = False
     seed: int = 0
     internal_batch_size: int | None = None
     show_progress: bool = False
@@ -102,12 +108,12 @@ class Study:
 
     group: str
     analyzer: str
-    run: Callable[[UnraveledNetwork, InputBatches, StudyOptions, Results], xr.Dataset]
+    run: Callable[[UnraveledNetwork, Samples, StudyOptions, Results], xr.Dataset]
     wanted: Callable[[UnraveledNetwork, StudyOptions], bool] = lambda _network, _options: True
     takes_run: bool = True
 
 
-def common_size(batches: InputBatches, cuts: Sequence[int]) -> int:
+def common_size(batches: Samples, cuts: Sequence[int]) -> int:
     """Return the largest number of images, at most a batch, that all images and each study's can be cut into.
 
     Args:
@@ -131,7 +137,7 @@ def images_taken(options: StudyOptions, total: int) -> tuple[int, ...]:
     )
 
 
-def _attributed(analyzer: Any, images: InputBatches, options: StudyOptions, **arguments: Any) -> xr.Dataset:
+def _attributed(analyzer: Any, images: Samples, options: StudyOptions, **arguments: Any) -> xr.Dataset:
     """Return what an analyzer computes, with those of the options of all studies that it takes."""
     taken = inspect.signature(analyzer.attribute).parameters
     common = {option: getattr(options, option) for option in _OPTIONS if option in taken}
@@ -139,23 +145,21 @@ def _attributed(analyzer: Any, images: InputBatches, options: StudyOptions, **ar
     return result
 
 
-def _single_lesions(network: UnraveledNetwork, images: InputBatches, options: StudyOptions, _: Results) -> xr.Dataset:
+def _single_lesions(network: UnraveledNetwork, images: Samples, options: StudyOptions, _: Results) -> xr.Dataset:
     return _attributed(BlockLesion(network), images, options)
 
 
-def _plain_single_lesions(
-    _: UnraveledNetwork, images: InputBatches, options: StudyOptions, results: Results
-) -> xr.Dataset:
+def _plain_single_lesions(_: UnraveledNetwork, images: Samples, options: StudyOptions, results: Results) -> xr.Dataset:
     """Delete each layer of the plain network that comes with the embedded one."""
     return _single_lesions(unravel(demo.load_plain_network(), units="layers"), images, options, results)
 
 
-def _random_lesions(network: UnraveledNetwork, images: InputBatches, options: StudyOptions, _: Results) -> xr.Dataset:
+def _random_lesions(network: UnraveledNetwork, images: Samples, options: StudyOptions, _: Results) -> xr.Dataset:
     sizes = range(1, min(options.max_deleted, len(network.blocks)) + 1)
     return _attributed(BlockLesion(network), images, options, n_deleted=sizes, draws=options.draws)
 
 
-def _reorderings(network: UnraveledNetwork, images: InputBatches, options: StudyOptions, _: Results) -> xr.Dataset:
+def _reorderings(network: UnraveledNetwork, images: Samples, options: StudyOptions, _: Results) -> xr.Dataset:
     numbers = range(1, options.max_swaps + 1)
     return _attributed(BlockReordering(network), images, options, n_swaps=numbers, draws=options.draws)
 
@@ -165,42 +169,43 @@ def _may_be_reordered(network: UnraveledNetwork, options: StudyOptions) -> bool:
     return options.max_swaps > 0 and len(swappable(fits, np.arange(len(fits)))) > 0
 
 
-def _influence(network: UnraveledNetwork, images: InputBatches, options: StudyOptions, results: Results) -> xr.Dataset:
+def _influence(network: UnraveledNetwork, images: Samples, options: StudyOptions, results: Results) -> xr.Dataset:
     return _attributed(BlockInfluence(network), images, options, lesions=results.get("single_lesions"))
 
 
-def _path_lengths(network: UnraveledNetwork, images: InputBatches, options: StudyOptions, _: Results) -> xr.Dataset:
+def _path_lengths(network: UnraveledNetwork, images: Samples, options: StudyOptions, _: Results) -> xr.Dataset:
     few = images.head(options.path_images)
     both = ("exact", "sampled")
-    return _attributed(PathLengthGradient(network), few, options, estimator=both, draws=options.path_draws)
+    analyzer = PathLengthGradient(network)
+    return _attributed(analyzer, few, options, estimator=both, draws=options.path_draws, tap=few.tap)
 
 
-def _path_maps(network: UnraveledNetwork, images: InputBatches, options: StudyOptions, _: Results) -> xr.Dataset:
+def _path_maps(network: UnraveledNetwork, images: Samples, options: StudyOptions, _: Results) -> xr.Dataset:
     few = images.head(min(options.path_images, _MAPS_SHOWN))
     return _attributed(PathLengthGradient(network), few, options, max_length=_LONGEST_MAP, keep_maps=True)
 
 
-def _parameter_lengths(
-    network: UnraveledNetwork, images: InputBatches, options: StudyOptions, _: Results
-) -> xr.Dataset:
+def _parameter_lengths(network: UnraveledNetwork, images: Samples, options: StudyOptions, _: Results) -> xr.Dataset:
     """Split the gradient that trains each block: of the cross-entropy."""
     few = images.head(options.path_images)
     return _attributed(PathLengthGradient(network), few, options, tap="parameters", objective="cross_entropy")
 
 
-def _contributions(network: UnraveledNetwork, images: InputBatches, options: StudyOptions, _: Results) -> xr.Dataset:
+def _contributions(network: UnraveledNetwork, images: Samples, options: StudyOptions, _: Results) -> xr.Dataset:
     return _attributed(BlockContribution(network), images.head(options.path_images), options)
 
 
-def _participation(network: UnraveledNetwork, images: InputBatches, options: StudyOptions, _: Results) -> xr.Dataset:
+def _participation(network: UnraveledNetwork, images: Samples, options: StudyOptions, _: Results) -> xr.Dataset:
     return _attributed(PathParticipation(network), images.head(options.path_images), options)
 
 
-def _interactions(network: UnraveledNetwork, images: InputBatches, options: StudyOptions, _: Results) -> xr.Dataset:
-    return _attributed(BlockInteraction(network), images.head(options.pair_images), options, value="loss")
+def _interactions(network: UnraveledNetwork, images: Samples, options: StudyOptions, _: Results) -> xr.Dataset:
+    return _attributed(
+        BlockInteraction(network), images.head(options.pair_images), options, value="loss", per_sample=True
+    )
 
 
-def _selection(network: UnraveledNetwork, images: InputBatches, options: StudyOptions, _: Results) -> xr.Dataset:
+def _selection(network: UnraveledNetwork, images: Samples, options: StudyOptions, _: Results) -> xr.Dataset:
     sizes = range(1, min(_MOST_SELECTED, len(network.blocks) - 1) + 1)
     few = images.head(options.search_images)
     return _attributed(BlockSelection(network), few, options, k=sizes, n_random=_RANDOM_OF_EACH_SIZE)
@@ -231,6 +236,10 @@ def _wants_paths(network: UnraveledNetwork, options: StudyOptions) -> bool:
     return options.path_images > 0 and _has_skips(network, options)
 
 
+def _wants_maps(network: UnraveledNetwork, options: StudyOptions) -> bool:
+    return _wants_paths(network, options) and not options.texts
+
+
 STUDIES: tuple[Study, ...] = (
     Study(group="single_lesions", analyzer="BlockLesion", run=_single_lesions),
     Study(
@@ -243,7 +252,7 @@ STUDIES: tuple[Study, ...] = (
     Study(group="reorderings", analyzer="BlockReordering", run=_reorderings, wanted=_may_be_reordered),
     Study(group="influence", analyzer="BlockInfluence", run=_influence, wanted=_has_skips),
     Study(group="path_lengths", analyzer="PathLengthGradient", run=_path_lengths, wanted=_wants_paths),
-    Study(group="path_maps", analyzer="PathLengthGradient", run=_path_maps, wanted=_wants_paths),
+    Study(group="path_maps", analyzer="PathLengthGradient", run=_path_maps, wanted=_wants_maps),
     Study(
         group="parameter_lengths",
         analyzer="PathLengthGradient",
@@ -323,7 +332,7 @@ def _study_of(name: str, analyzer: type) -> Study:
             "run it from Python"
         )
 
-    def run(network: UnraveledNetwork, images: InputBatches, options: StudyOptions, _: Results) -> xr.Dataset:
+    def run(network: UnraveledNetwork, images: Samples, options: StudyOptions, _: Results) -> xr.Dataset:
         try:
             result = _attributed(analyzer(network), images, options)
         except (ResnetPathsError, MemoryError, torch.OutOfMemoryError):

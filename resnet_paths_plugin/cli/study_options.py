@@ -20,7 +20,10 @@ class StudyChoices:
 
     Attributes:
         images: file or folder of labelled images; None where none is given.
-        limit: how many of the images to study; None for all.
+        text: file or folder of texts; None where none is given.
+        tokens: tokens of a sequence that texts are cut into.
+        task: name of what the model is for; None for what its description says.
+        limit: how many of the images or sequences to study; None for all.
         analyzers: names of the analyzers that are asked for.
         studies: names of the studies that are asked for.
         units: what is deleted.
@@ -44,6 +47,9 @@ class StudyChoices:
     """
 
     images: Path | None
+    text: Path | None
+    tokens: int
+    task: str | None
     limit: int | None
     analyzers: tuple[str, ...]
     studies: tuple[str, ...]
@@ -87,9 +93,21 @@ _OPTIONS: tuple[Callable[[Callable[..., Any]], Callable[..., Any]], ...] = (
         "of shape (N,), perhaps 'classes' and 'names', texts. A folder holds one folder per class; these are numbered "
         "in the order of their names, or matched with the model's classes where all of them have such names.",
     ),
+    click.option(
+        "--text", type=click.Path(path_type=Path), metavar="FILE|DIR",
+        help="Texts for a language model, in UTF-8: a file, a .jsonl file whose objects have a key 'text', or a folder "
+        "of such. Each is cut into sequences of --tokens tokens.",
+    ),
+    click.option("--tokens", type=click.IntRange(2, MOST), default=128, show_default=True,
+                 help="With --text: tokens of a sequence; the last one of a text is filled up."),
+    click.option(
+        "--task", metavar="NAME",
+        help="What the model is for, such as next_token or segmentation, which says how its outputs are measured. "
+        "[default: what its library says, or else classification]",
+    ),
     click.option("--limit", type=click.IntRange(min=1), metavar="N",
                  help="Study only N of the images, drawn at random by --seed, with classes in the shares that all "
-                 "images have. [default: all]"),
+                 "images have, or of the sequences of texts. [default: all]"),
     click.option(
         "--studies", multiple=True, metavar="NAME",
         help="Run only this study, such as single_lesions or path_lengths, named as its group of the file; may be "

@@ -3,14 +3,19 @@
 from collections.abc import Sequence
 
 import pluggy
+import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from resnet_paths_plugin import demo
+from resnet_paths_plugin.analyzers.outputs import outputs_of
 from resnet_paths_plugin.analyzers.rewiring.measures import Measures
 from resnet_paths_plugin.cli.command import warn
 from resnet_paths_plugin.cli.images import ImageArray, LabelledImages, check_targets
 from resnet_paths_plugin.cli.preprocessing import InputBatches
 from resnet_paths_plugin.cli.studies import common_size
+from resnet_paths_plugin.cli.texts import TextBatches
+from resnet_paths_plugin.errors import InputError
 from resnet_paths_plugin.network.captured_network import Optimization, Units
 from resnet_paths_plugin.network.unraveled import UnraveledNetwork
 from resnet_paths_plugin.network.unraveling import unravel
@@ -24,13 +29,14 @@ def held_out_digits() -> LabelledImages:
 
 def unraveled(
     model: nn.Module,
-    batches: InputBatches,
+    batches: InputBatches | TextBatches,
     cuts: Sequence[int],
     units: Units,
     optimize: Sequence[Optimization],
     manager: pluggy.PluginManager,
     *,
     verify: bool,
+    task: str | None = None,
 ) -> UnraveledNetwork:
     """Unravel the model for the images that it runs on; where it freezes the batch, for a size that divides them all.
 
@@ -42,14 +48,14 @@ def unraveled(
         optimize: as of `unravel`.
         manager: the plugin manager.
         verify: as of `unravel`.
+        task: as of `unravel`.
     """
 
     def captured(count: int) -> UnraveledNetwork:
         example, _ = next(iter(batches.head(count)))
-        like = next(model.parameters(), example)
-        return unravel(
-            model, example.to(like.device), units=units, optimize=optimize, plugin_manager=manager, verify=verify
-        )
+        device = next((one.device for one in model.parameters()), torch.device("cpu"))
+        args = pytree.tree_map(lambda leaf: leaf.to(device), example)
+        return unravel(model, args, units=units, optimize=optimize, plugin_manager=manager, verify=verify, task=task)
 
     network = captured(2)
     network.require_blocks()
@@ -62,8 +68,17 @@ def unraveled(
     return network
 
 
-def check_classes(network: UnraveledNetwork, batches: InputBatches) -> None:
+def check_classes(network: UnraveledNetwork, batches: InputBatches | TextBatches) -> None:
     """Check all labels against the network's outputs before the long run."""
+    if isinstance(batches, TextBatches):
+        readout = network.readout
+        n_tokens = readout.n_classes(readout.sizes_of(outputs_of(network)))
+        if n_tokens is None or readout.task is None or readout.task.name != "next_token":
+            raise InputError(
+                f"{network.name} is no model that predicts the next token, which --text is for: study it from Python"
+            )
+        batches.check(n_tokens)
+        return
     images = batches.images
     measures = Measures(network, None)
     n_classes = measures.n_classes

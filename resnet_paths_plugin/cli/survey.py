@@ -13,7 +13,14 @@ import torch
 
 from resnet_paths_plugin import report
 from resnet_paths_plugin.cli import models
-from resnet_paths_plugin.cli.analysis import analysis_of, limited, options_of, warn_of_no_effect, warn_of_random_weights
+from resnet_paths_plugin.cli.analysis import (
+    analysis_of,
+    batches_of,
+    limited,
+    options_of,
+    warn_of_no_effect,
+    warn_of_random_weights,
+)
 from resnet_paths_plugin.cli.command import Command
 from resnet_paths_plugin.cli.comparing import tell_models
 from resnet_paths_plugin.cli.drawn_figures import described, saved
@@ -83,8 +90,8 @@ def survey(
     started = time.perf_counter()
     check_cluster_options(scheduler, workers, wait_for_workers=wait_for_workers)
     mpl.use("agg")
-    if choices.images is None:
-        raise InputError("a survey needs --images: an npz file, or a folder with a folder per class")
+    if choices.images is None or choices.text is not None:
+        raise InputError("a survey needs --images, an npz file or a folder with a folder per class, and no --text")
     manager = plugins.create_plugin_manager()
     chosen = _chosen(specs, patterns, lambda pattern: plugins.list_models(
         pattern, pretrained=pretrained, plugin_manager=manager
@@ -107,7 +114,8 @@ def survey(
         warn_of_random_weights(spec, module, manager, seed=choices.seed, loaded=is_trained)
         module = module.to(device)
         description = plugins.describe(module, manager)
-        analysis = analysis_of(module, description, images, studies, options, choices, manager)
+        batches = batches_of(module, images, description, choices)
+        analysis = analysis_of(module, batches, studies, options, choices, manager)
         echo(analysis.described(choices.units))
         partial = PartialRun(folder.output(spec), analysis.groups, resume=True, again="the same command")
         with partial.kept():

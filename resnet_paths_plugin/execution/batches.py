@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from numbers import Integral
 from typing import Any
@@ -16,8 +16,10 @@ from resnet_paths_plugin.engine.transfer import moved
 from resnet_paths_plugin.errors import InputError, NonFiniteInputWarning
 from resnet_paths_plugin.execution.named_batches import texts
 from resnet_paths_plugin.graph.export import batch_size, check_dense
+from resnet_paths_plugin.graph.keywords import call_arguments, packed, split
 from resnet_paths_plugin.graph.tracing import outside_inference_mode
-from resnet_paths_plugin.network.reference import all_tensors, inputs_and_target
+from resnet_paths_plugin.network.batch_items import all_tensors, inputs_and_target, is_one_batch
+from resnet_paths_plugin.tasks import Readout
 
 Target = Any
 """As in Captum: None, an int, a tuple, a tensor of B integers, or a list of B ints or tuples.
@@ -38,12 +40,14 @@ class Batch:
         size: `B`.
         whole: positions of the tensors among the arguments, flattened, that have `B` rows by chance: all samples
             read all of them.
+        readout: how outputs and the target are read.
     """
 
     args: tuple[Any, ...]
     target: Target
     size: int
     whole: frozenset[int] = frozenset()
+    readout: Readout = field(default_factory=Readout)
 
     def chunks(self, size: int) -> Iterator["Batch"]:
         """Cut the batch into pieces of at most `size` samples."""
@@ -51,7 +55,7 @@ class Batch:
             piece = slice(start, min(start + size, self.size))
             args = self._cut(lambda leaf: leaf[piece])  # noqa: B023 - used at once
             target = self._part(lambda values: values[piece])  # noqa: B023 - used at once
-            yield Batch(args, target, piece.stop - piece.start, self.whole)
+            yield replace(self, args=args, target=target, size=piece.stop - piece.start)
 
     def even_size(self, most: int) -> int:
         """Return the size of pieces of at most `most` samples that are as equal as can be."""
@@ -67,19 +71,25 @@ class Batch:
                 values[samples.to(values.device)] if isinstance(values, Tensor) else [values[at] for at in index]
             )
         )
-        return Batch(args, target, len(index), self.whole)
+        return replace(self, args=args, target=target, size=len(index))
 
     def to(self, device: torch.device) -> "Batch":
         """Move the tensors to a device."""
         args = pytree.tree_map(lambda leaf: moved(leaf, device) if isinstance(leaf, Tensor) else leaf, self.args)
         target = pytree.tree_map(lambda leaf: moved(leaf, device) if isinstance(leaf, Tensor) else leaf, self.target)
-        return Batch(args, target, self.size, self.whole)
+        return replace(self, args=args, target=target)
 
     def copied(self) -> "Batch":
         """Return the batch with tensors of its own, that hold these samples and no others."""
         args = pytree.tree_map(lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, self.args)
         target = pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, self.target)
-        return Batch(args, target, self.size, self.whole)
+        return replace(self, args=args, target=target)
+
+    @property
+    def has_positions(self) -> bool:
+        """Whether the target is the class of each position of a sample, of its tokens or pixels."""
+        is_tensor = isinstance(self.target, Tensor)
+        return is_tensor and self.target.ndim > 1 and self.readout.layout in {"tokens", "pixels"}
 
     @property
     def names_outputs(self) -> bool:
@@ -92,7 +102,9 @@ class Batch:
         return target is None or isinstance(target, int)
 
     def labels(self) -> Tensor | None:
-        """Return the target as one class per sample, shape `[B]` int64; None where it is no class."""
+        """Return the target as one class per sample, `[B]` int64, or for each of its positions; None if it is none."""
+        if self.readout.layout in {"tokens", "pixels"}:
+            return self.target if self.has_positions else None
         if not self.names_outputs or self.target is None:
             return None
         if isinstance(self.target, Tensor):
@@ -131,42 +143,41 @@ class Batches:
         class_names: names of the classes that targets count, likewise.
 
     Args:
-        inputs: a tensor, a tuple of tensors (several inputs of one batch), a dict with the keys `inputs` and `target`,
-            or an iterable of such dicts or of `(inputs, target)`.
-        target: the target of a single batch; None with an iterable.
-        additional_forward_args: further arguments of the model, after the inputs.
+        inputs: a tensor, a tuple of tensors (several inputs of one batch), a dict of arguments by name, `(args,
+            kwargs)`, a dict with the keys `inputs` and `target`, or an iterable of dicts or of `(inputs, target)`.
+        target: the target of a single batch; the key of a dict that holds it, or a function of the batch; None with an
+            iterable of `(inputs, target)`.
+        additional_forward_args: further arguments of the model, after the inputs; a dict of those by name.
     """
 
     def __init__(self, inputs: Any, target: Target, additional_forward_args: Any) -> None:
-        if isinstance(inputs, Mapping) and target is None:
-            inputs = [inputs]  # one batch
         self._given = (inputs, target, additional_forward_args)
-        extra = additional_forward_args
-        self._extra = () if extra is None else extra if isinstance(extra, tuple) else (extra,)
+        self._extra = () if additional_forward_args is None else _as_call(additional_forward_args)
+        selector = target if isinstance(target, str) or callable(target) else None
         if isinstance(inputs, np.ndarray):
             raise InputError("inputs is a NumPy array: convert it with torch.from_numpy")
-        if isinstance(inputs, Tensor) or (isinstance(inputs, tuple) and all_tensors(inputs)):
-            batches: Iterator[Batch] = iter([self._batch(inputs, target)])
+        if is_one_batch(inputs):
+            pair = (inputs, target)
+            if selector is not None or (target is None and isinstance(inputs, Mapping)):
+                pair = inputs_and_target(inputs, selector)
+            batches: Iterator[Batch] = iter([self._batch(*pair)])
         elif isinstance(inputs, Iterable) and not isinstance(inputs, str | bytes):
-            if target is not None and isinstance(inputs, list) and inputs and all_tensors(tuple(inputs)):
+            named = selector is not None
+            if target is not None and not named and isinstance(inputs, list) and all_tensors(tuple(inputs)):
                 raise InputError(
                     "inputs is a list of tensors, which is read as batches, and a target was given: pass several "
                     "inputs of one batch as a tuple of tensors, or batches as (inputs, target) pairs without target"
                 )
-            is_one = isinstance(inputs, Mapping)
-            if is_one and (target is not None or "inputs" not in inputs):
-                keys = ", ".join(map(repr, inputs))
+            if target is not None and not named:
                 raise InputError(
-                    f"inputs is a dict of {keys}: pass the model's inputs as a tuple of tensors, in order, or one "
-                    "batch as a dict of 'inputs' and 'target'"
+                    "with an iterable of batches the targets come from it: leave target out, name the key that holds "
+                    "them (target='labels'), or pass a function of the batch"
                 )
-            if target is not None:
-                raise InputError("with an iterable of batches the targets come from it: leave target out")
-            batches = (self._batch(*inputs_and_target(item)) for item in ([inputs] if is_one else inputs))
+            batches = (self._batch(*inputs_and_target(item, selector)) for item in inputs)
         else:
             raise InputError(
-                "inputs must be a tensor, a tuple of tensors, or an iterable of (inputs, target) batches such as a "
-                f"DataLoader, not {type(inputs).__name__}"
+                "inputs must be a tensor, a tuple of tensors, a dict of arguments by name, or an iterable of (inputs, "
+                f"target) batches such as a DataLoader, not {type(inputs).__name__}"
             )
         first = next(batches, None)
         if first is None:
@@ -175,15 +186,17 @@ class Batches:
         self.sample_names = texts(getattr(inputs, "sample_names", None), "sample_names")
         self.class_names = texts(getattr(inputs, "class_names", None), "class_names")
         self.n_inputs = len(pytree.tree_leaves(first.args)) - len(pytree.tree_leaves(self._extra))
-        self.n_samples: int | None = first.size if isinstance(inputs, Tensor | tuple) else _count(inputs)
+        self.n_samples: int | None = first.size if is_one_batch(inputs) else _count(inputs)
         self._rest = batches
         self._whole: frozenset[int] = frozenset()
+        self._arranged: Callable[[tuple[Any, ...]], tuple[Any, ...]] = lambda args: args
+        self._readout = Readout()
         self._warned: set[type[Warning]] = set()  # shared with those of `again`
 
     def __iter__(self) -> Iterator[Batch]:
         for batch in chain([self.first], self._rest):
             self._warn_of_non_finite(batch)
-            yield replace(batch, whole=self._whole)
+            yield self._fitted(batch)
 
     def _warn_of_non_finite(self, batch: Batch) -> None:
         """Warn once of inputs with NaN or infinity; further arguments, such as masks, may well have it."""
@@ -198,6 +211,22 @@ class Batches:
                 NonFiniteInputWarning,
                 stacklevel=2,
             )
+
+    def fit(self, arranged: Callable[[tuple[Any, ...]], tuple[Any, ...]], readout: Readout) -> None:
+        """Bring the arguments of all batches into the form that a network was captured with.
+
+        Args:
+            arranged: does so with the arguments of a call.
+            readout: how the network's outputs and the targets are read.
+
+        Raises:
+            InputError: if the first batch has other arguments.
+        """
+        self._arranged, self._readout = arranged, readout
+        self.first = self._fitted(self.first)
+
+    def _fitted(self, batch: Batch) -> Batch:
+        return replace(batch, args=self._arranged(batch.args), whole=self._whole, readout=self._readout)
 
     def keep_whole(self, positions: Iterable[int]) -> None:
         """Cut no rows off some arguments, given by their positions among the flattened ones."""
@@ -223,10 +252,11 @@ class Batches:
         if reference is None:
             found = Batches(inputs, target, extra)
             found._warned = self._warned
-        elif isinstance(reference, Tensor | tuple):
+        elif is_one_batch(reference):
             found = Batches(reference, None, extra)
         else:
             found = Batches(((inputs_and_target(item)[0], None) for item in reference), None, extra)
+        found.fit(self._arranged, self._readout)
         found.keep_whole(self._whole)
         return found
 
@@ -250,7 +280,7 @@ class Batches:
             )
 
     def _batch(self, inputs: Any, target: Target) -> Batch:
-        args = outside_inference_mode((*inputs, *self._extra) if isinstance(inputs, tuple) else (inputs, *self._extra))
+        args = outside_inference_mode(_with_extra(call_arguments(inputs), self._extra))
         size = batch_size(args)
         for leaf in pytree.tree_leaves(target):
             check_dense(leaf, "the target")
@@ -262,12 +292,30 @@ class Batches:
         return Batch(args, _normalised(target, size), size)
 
 
+def _as_call(extra: Any) -> tuple[Any, ...]:
+    return call_arguments(extra if isinstance(extra, tuple | Mapping) else (extra,))
+
+
+def _with_extra(args: tuple[Any, ...], extra: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return the arguments of a call with additional ones behind them."""
+    positional, keywords = split(extra)
+    if positional and split(args)[1]:
+        raise InputError(
+            "inputs are arguments by name and additional_forward_args are by position: pass these by name as well, "
+            "additional_forward_args={'name': value}, or within inputs"
+        )
+    return packed((*args, *positional), keywords)
+
+
 def check_target(batch: Batch, sizes: Sequence[int]) -> None:
     """Check that every target of a batch names one number of each sample's outputs, which have these sizes.
 
     Raises:
         InputError: if a target names no output, is out of range, or has another number of indices than the outputs.
     """
+    if batch.has_positions:
+        batch.readout.check_labels(batch.target, tuple(sizes))
+        return
     if not batch.names_outputs:
         raise InputError(
             f"{_misread(batch.target)}; anything else needs measures (or an objective) of your own that read it"
@@ -325,7 +373,9 @@ def _normalised(target: Target, size: int) -> Target:
         raise InputError(_misread(labels))
     labels = labels.to(torch.int64) if counts else labels
     if counts and labels.numel() == 1:
-        return int(labels) if size != 1 else labels.reshape(1)
+        if size == 1:
+            return labels if labels.ndim > 1 else labels.reshape(1)
+        return int(labels)
     return _of_length(labels, size)
 
 

@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from torch.utils.data import RandomSampler
+
 from resnet_paths_plugin.errors import InputError
 
 
@@ -17,7 +19,7 @@ class NamedBatches:
         class_names: names of the classes that targets count, for results of a model whose own are not known.
 
     Raises:
-        InputError: if names are no texts, or the batches can be read only once.
+        InputError: if names are no texts, or the batches can be read only once or come in a random order.
 
     Examples:
         >>> batches = [(images[:4], labels[:4]), (images[4:], labels[4:])]
@@ -26,12 +28,14 @@ class NamedBatches:
         ['digit 0', 'digit 1']
     """
 
-    def __init__(self, batches: Iterable[Any], names: Sequence[str], class_names: Sequence[str] | None = None) -> None:
+    def __init__(self, batches: Iterable[Any], names: Iterable[str], class_names: Iterable[str] | None = None) -> None:
         if isinstance(batches, Iterator):
             raise InputError(
                 "batches with names may be read several times, and a one-shot iterator allows one: pass a list of "
                 "batches or a DataLoader"
             )
+        if isinstance(getattr(batches, "sampler", None), RandomSampler):
+            raise InputError("this DataLoader shuffles, so that names would be those of other samples: shuffle=False")
         self.batches = batches
         self.sample_names = texts(names, "names") or ()
         self.class_names = texts(class_names, "class_names")
@@ -48,7 +52,7 @@ class NamedBatches:
         return self.sample_names
 
 
-def texts(values: Sequence[str] | None, what: str) -> tuple[str, ...] | None:
+def texts(values: Iterable[str] | None, what: str) -> tuple[str, ...] | None:
     """Return names as a tuple; None for None.
 
     Raises:
@@ -56,6 +60,8 @@ def texts(values: Sequence[str] | None, what: str) -> tuple[str, ...] | None:
     """
     if values is None:
         return None
-    if isinstance(values, str) or not all(isinstance(value, str) for value in values):
-        raise InputError(f"{what} must be a sequence of texts, such as file names, not {values!r:.80}")
-    return tuple(map(str, values))
+    found = None if isinstance(values, str) or not isinstance(values, Iterable) else tuple(values)
+    if found is None or not all(isinstance(value, str) for value in found):
+        given = values if found is None else found
+        raise InputError(f"{what} must be a sequence of texts, such as file names, not {given!r:.80}")
+    return tuple(map(str, found))

@@ -9,7 +9,7 @@ import re
 import shutil
 import stat
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
@@ -21,7 +21,7 @@ from resnet_paths_plugin.files.input_files import file_name, kind_of
 Mode = Literal["w", "x"]
 """How an older file is treated: `"w"` replaces it, `"x"` refuses to."""
 
-_CONTENT = "content"
+_CONTENT, _OLDER = "content", "older"
 _LEFT = re.compile(r"\.resnet-paths-[0-9a-f]{32}\.tmp")
 """Names of the folders in which files are written until they take their place."""
 _LITTLE_SPACE = 2**20
@@ -29,8 +29,13 @@ _UNSYNCED = {errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EPERM, errno.EBADF
 """What a file system says that cannot see the entries of a folder through to the disk."""
 
 
-def writable(path: str | os.PathLike[str], mode: Mode = "w") -> Path:
+def writable(path: str | os.PathLike[str], mode: Mode = "w", *, is_ours: Callable[[Path], bool] | None = None) -> Path:
     """Return the place of a file to write, links followed and the current folder put before it.
+
+    Args:
+        path: the file, or the folder where `is_ours` is given.
+        mode: how an older file is treated.
+        is_ours: whether an older folder may be replaced; None where a file is written.
 
     Raises:
         InputError: if `mode` is neither `"w"` nor `"x"`.
@@ -48,9 +53,13 @@ def writable(path: str | os.PathLike[str], mode: Mode = "w") -> Path:
         raise FileError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from error
     if not has_folder:
         raise FileError(f"cannot write {path}: the folder {target.parent} does not exist. Create it first")
-    if found is not None and stat.S_ISDIR(found.st_mode):
+    if found is not None and is_ours is not None and not (stat.S_ISDIR(found.st_mode) and is_ours(target)):
+        raise FileError(
+            f"cannot write {path}: only a folder made by save is replaced. Choose another name, or remove it"
+        )
+    if found is not None and stat.S_ISDIR(found.st_mode) and is_ours is None:
         raise FileError(f"{path} is a folder: give the name of a file in it, such as {path / 'result.nc'}")
-    if found is not None and not stat.S_ISREG(found.st_mode):
+    if found is not None and not stat.S_ISREG(found.st_mode) and is_ours is None:
         raise FileError(f"cannot write {path}: it is {kind_of(found)}, and only files are replaced")
     if found is not None and mode == "x":
         raise FileError(f"{path} exists already, and is not to be replaced: choose another name, or remove it")
@@ -79,7 +88,7 @@ def writable_netcdf(path: str | os.PathLike[str], mode: Mode = "w") -> Path:
 
 @contextmanager
 def replacing(path: str | os.PathLike[str], target: Path, mode: Mode = "w") -> Iterator[Path]:
-    """Give the path of a new file to write, which takes its place when the block ends without an error.
+    """Give the path of a new file or folder to write, which takes its place when the block ends without an error.
 
     It lies in a folder of its own beside its place. What a killed process left of that kind there is removed.
 
@@ -112,6 +121,9 @@ def replacing(path: str | os.PathLike[str], target: Path, mode: Mode = "w") -> I
 def put(temporary: Path, target: Path, mode: Mode = "w") -> None:
     """Give a finished file its place, all of it on the disk: an older file's mode and owner stay as they are.
 
+    A folder takes the place of an older one in two steps. A process that is killed between them leaves the older one
+    beside its place, in a folder whose name begins with `.resnet-paths-`.
+
     Where the system does not let this user give a file to its owner, it becomes this user's.
 
     Args:
@@ -123,7 +135,9 @@ def put(temporary: Path, target: Path, mode: Mode = "w") -> None:
         FileError: if something else than a file is there, or one that is not to be replaced.
         OSError: if the disk is full, or the place cannot be written to.
     """
-    if mode == "x":
+    if temporary.is_dir():
+        _put_folder(temporary, target, mode)
+    elif mode == "x":
         _flush(temporary)
         _put_new(temporary, target)
     else:
@@ -166,6 +180,28 @@ def why(error: BaseException, folder: Path) -> str:
 def _flush(path: Path) -> None:
     with path.open("rb+") as file:
         os.fsync(file.fileno())
+
+
+def _put_folder(temporary: Path, target: Path, mode: Mode) -> None:
+    for file in temporary.rglob("*"):
+        if file.is_file():
+            _flush(file)
+    older = temporary.with_name(_OLDER)
+    try:
+        target.mkdir()  # which fails where something has come in between
+    except FileExistsError as error:
+        if mode == "x" or not target.is_dir():
+            raise FileError(
+                f"{target} exists by now, and is not to be replaced: choose another name, or remove it"
+            ) from error
+        target.replace(older)
+    try:
+        temporary.replace(target)
+    except OSError:
+        if older.is_dir():
+            older.replace(target)
+        raise
+    shutil.rmtree(older, ignore_errors=True)
 
 
 def _put_new(temporary: Path, target: Path) -> None:
@@ -223,5 +259,7 @@ def _remove_left_ones(folder: Path) -> None:
 def _remove(room: Path) -> None:
     """Remove such a folder; what is not ours in it stays."""
     with suppress(OSError):
+        if (room / _CONTENT).is_dir():
+            shutil.rmtree(room / _CONTENT)
         (room / _CONTENT).unlink(missing_ok=True)
         room.rmdir()

@@ -212,8 +212,8 @@ def batch_conditions(program: ExportedProgram, names: tuple[str, ...]) -> BatchC
     in_spec = program.call_spec.in_spec
     arguments: dict[str, Any] = {"flat_args": stand_ins}
     if in_spec is not None and in_spec.num_leaves == len(stand_ins):
-        args, _ = pytree.tree_unflatten(stand_ins, in_spec)
-        arguments["args"] = args
+        args, keywords = pytree.tree_unflatten(stand_ins, in_spec)
+        arguments |= {**keywords, "args": args, "kwargs": keywords}
         for at, name in enumerate(names):
             if name.startswith("*"):
                 arguments[name[1:]] = args[at:]

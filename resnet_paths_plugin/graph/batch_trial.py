@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from resnet_paths_plugin.graph.export import uncompiled, undisturbed
+from resnet_paths_plugin.graph.keywords import called
 from resnet_paths_plugin.graph.process_state import kept_generators, set_aside
 from resnet_paths_plugin.graph.traced_modes import AutocastInterpreter
 from resnet_paths_plugin.process_lock import alone
@@ -30,7 +31,7 @@ def holds_for(
 
     Args:
         model: the model.
-        args: positional arguments of one call.
+        args: arguments of one call.
         graph: the functional graph.
         inputs: its placeholders of the arguments, flattened.
         tensors: values of its other placeholders.
@@ -46,7 +47,7 @@ def holds_for(
         stack.enter_context(set_aside("stderr"))
         try:
             with undisturbed(model):  # whose outputs may be buffers that it gets back as they were
-                given = pytree.tree_leaves(pytree.tree_map(_copied, model(*pytree.tree_map(_copied, args))))
+                given = pytree.tree_leaves(pytree.tree_map(_copied, called(model, pytree.tree_map(_copied, args))))
         except Exception:  # noqa: BLE001 - the model itself does not take so many samples
             return False
         try:

@@ -27,6 +27,7 @@ from resnet_paths_plugin.graph.free_batch import programs, resized
 from resnet_paths_plugin.graph.frozen_batch import batch_dims
 from resnet_paths_plugin.graph.functionalize import functional_program
 from resnet_paths_plugin.graph.input_checks import check_batch, check_input
+from resnet_paths_plugin.graph.keywords import packed, rearranged, signature_of, split
 from resnet_paths_plugin.graph.operators import draws_at_random
 from resnet_paths_plugin.graph.tracing import outside_inference_mode
 from resnet_paths_plugin.process_lock import alone
@@ -44,7 +45,7 @@ class CapturedGraph:
         tensors: path in the model of each placeholder that is a parameter or buffer.
         constants: value of each placeholder that is neither input, parameter nor buffer.
         inputs: placeholders of the user's inputs, flattened, in order.
-        in_spec: tree structure of the user's positional arguments.
+        in_spec: tree structure of the user's arguments: those by position, and those by name.
         outputs: the output's leaves: nodes, or constants as they are.
         out_spec: tree structure of the model's output.
         counters: in training mode, the placeholder of the counter that each batch norm counts its batches on; whoever
@@ -205,16 +206,31 @@ class CapturedGraph:
                 "it again"
             ) from error
 
+    def arranged(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Return arguments in the form that was captured: by position or by name, with the flags that were fixed.
+
+        Raises:
+            InputError: if they are others than those that were captured.
+        """
+        if self._spec_of(args) == self.in_spec:
+            return args
+        try:
+            signature = signature_of(self.model)
+        except ValueError:
+            return args
+        return rearranged(signature, args, self.captured_args())
+
     def bind(self, args: tuple[Any, ...]) -> dict[fx.Node, Any]:
-        """Match positional arguments with the input placeholders.
+        """Match arguments with the input placeholders.
 
         Raises:
             InputError: if number, structure, dtype or a shape differs from what was captured.
         """
         if not torch.is_inference_mode_enabled():
             args = outside_inference_mode(args)
-        leaves, spec = pytree.tree_flatten((args, {}))
-        if spec != self.in_spec:
+        args = self.arranged(args)
+        leaves = pytree.tree_leaves(args)
+        if self._spec_of(args) != self.in_spec:
             raise InputError(
                 f"the network was captured with {self.in_spec.num_leaves} input(s) and got {len(leaves)}, "
                 "or differently nested ones: pass the same arguments as in example_inputs"
@@ -264,8 +280,16 @@ class CapturedGraph:
             shape = [int(size.node.hint if isinstance(size, torch.SymInt) else size) for size in value.shape]
             return torch.zeros(shape, dtype=value.dtype, device=value.device)
 
-        args, _ = pytree.tree_unflatten([like(node.meta.get("val")) for node in self.inputs], self.in_spec)
-        return tuple(args)
+        return pytree.tree_map(like, self.captured_args())  # type: ignore[no-any-return]  # a tuple, as it is given
+
+    def captured_args(self) -> tuple[Any, ...]:
+        """Return the arguments that were captured, tensors as the graph has them: without values."""
+        args, keywords = pytree.tree_unflatten([node.meta.get("val") for node in self.inputs], self.in_spec)
+        return packed(tuple(args), keywords)
+
+    @staticmethod
+    def _spec_of(args: tuple[Any, ...]) -> pytree.TreeSpec:
+        return pytree.tree_structure(split(args))
 
     def unflatten(self, leaves: Sequence[Any]) -> Any:
         """Return output leaves in the structure of the model's output."""
@@ -286,8 +310,8 @@ def capture(
 
     Args:
         model: the model; its flags, parameters, buffers and the random number generators are left as they are.
-        example_inputs: positional arguments of one call. Tensors whose first dimension equals that of the first
-            tensor share its batch `B`; see `programs` for what is tried so that it stays free.
+        example_inputs: the arguments of one call, those by name as `Keywords`. Tensors whose first dimension equals
+            that of the first tensor share its batch `B`; see `programs` for what is tried so that it stays free.
         program: an exported program to use instead of exporting here (from a plugin's `capture` hook).
         training: whether to capture in training mode (see `training_mode`): batch norms then move the model's running
             statistics each time the graph runs.

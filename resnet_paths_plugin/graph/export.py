@@ -3,11 +3,10 @@
 Knows nothing of graphs, and does not explain failures.
 """
 
-import inspect
 import logging
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from operator import is_
 from typing import Any
@@ -20,6 +19,7 @@ from torch.utils import _pytree as pytree
 
 from resnet_paths_plugin.errors import InputError
 from resnet_paths_plugin.graph.bystanders import others_wait
+from resnet_paths_plugin.graph.keywords import named_arguments, signature_of, split
 from resnet_paths_plugin.graph.process_state import kept_generators, set_aside, without_fast_path, write_error
 from resnet_paths_plugin.graph.traced_modes import noted_modes
 from resnet_paths_plugin.graph.tracing import followed, outside_inference_mode
@@ -44,8 +44,8 @@ def export(
 
     Args:
         model: the model.
-        example_inputs: positional arguments of one call. Tensors whose first dimension equals that of the first
-            tensor share its batch `B`.
+        example_inputs: the arguments of one call, those by name as `Keywords`. Tensors whose first dimension equals
+            that of the first tensor share its batch `B`.
         training: whether to trace in training mode (see `training_mode`).
         strict: whether torch reads the model's bytecode instead of running it, which keeps the batch free where
             `len(x)` or `int(...)` would freeze it.
@@ -79,15 +79,15 @@ def export(
         warnings.filterwarnings("ignore", message="`torch.jit", category=FutureWarning)
         # Torch itself asks values for gradients where it reads the branches of `torch.cond`.
         warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor", category=UserWarning)
-        # By parameter of the model's `forward`, as export wants them: those of `*args` are one.
-        given = inspect.signature(model.forward).bind(*example_inputs).arguments
-        shapes = pytree.tree_map(dynamic, dict(given))
+        # By parameter of the model's `forward`, as export wants them: those of `*args` are one entry.
+        shapes = pytree.tree_map(dynamic, named_arguments(signature_of(model), example_inputs))
+        positional, keywords = split(example_inputs)
         with (
             noted_modes(strict=strict),
             nullcontext() if strict else _one_batch(model, batch, n_inputs),
             nullcontext() if strict else followed(model),
         ):
-            return torch.export.export(model, example_inputs, dynamic_shapes=shapes, strict=strict)
+            return torch.export.export(model, positional, keywords, dynamic_shapes=shapes, strict=strict)
 
 
 @contextmanager
@@ -97,20 +97,31 @@ def _one_batch(model: nn.Module, batch: int, n_inputs: int | None) -> Iterator[N
     A model may work with both and never show that they are equal, as one that stacks two images does.
     """
 
-    def compare(module: nn.Module, args: tuple[Any, ...]) -> None:
+    def compare(module: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any], _: Any) -> None:
         if module is model:
-            inputs = pytree.tree_leaves(args)[:n_inputs]
+            inputs = pytree.tree_leaves((args, keywords))[:n_inputs]
             sizes = [leaf.shape[0] for leaf in inputs if isinstance(leaf, Tensor) and leaf.ndim]
             free = [size for size in sizes if isinstance(size, torch.SymInt)]
             if any(size != free[0] for size in free):  # the question itself is what the trace notes
                 raise InputError(f"not all inputs have {batch} samples")
 
-    # A hook on all modules, since one on the model's own would change the model.
-    handle = nn.modules.module.register_module_forward_pre_hook(compare)
+    with after_each_forward(compare):
+        yield
+
+
+@contextmanager
+def after_each_forward(note: Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], None]) -> Iterator[None]:
+    """Call a function with each module that has run, its arguments by position and by name, and its output.
+
+    A hook on all modules, since one on the model's own would change the model.
+    """
+    handle = nn.modules.module.register_module_forward_hook(note, with_kwargs=True)
     try:
         yield
     finally:
         handle.remove()
+        # Torch takes the hook away, and leaves the note that it takes keywords.
+        nn.modules.module._global_forward_hooks_with_kwargs.pop(handle.id, None)  # noqa: SLF001 - see above
 
 
 def batch_size(args: tuple[Any, ...]) -> int:

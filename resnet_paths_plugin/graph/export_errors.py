@@ -20,7 +20,8 @@ from torch.utils import _pytree as pytree
 
 from resnet_paths_plugin.errors import CaptureError
 from resnet_paths_plugin.graph.code_location import CodeLocation, location_in_code, location_of
-from resnet_paths_plugin.graph.export import SHAPES_LOGGER, batch_size, export, undisturbed
+from resnet_paths_plugin.graph.export import SHAPES_LOGGER, after_each_forward, batch_size, export, undisturbed
+from resnet_paths_plugin.graph.keywords import called, packed, split
 from resnet_paths_plugin.graph.tracing import DataWrittenError
 
 _READS_VALUES = {
@@ -60,7 +61,7 @@ def explained(error: Exception, model: nn.Module, args: tuple[Any, ...], *, trai
     Args:
         error: what `export` raised.
         model: the model.
-        args: the positional arguments that were exported.
+        args: the arguments that were exported.
         training: whether the export was in training mode; then nothing is run, as batch norms would move.
     """
     name = type(model).__name__
@@ -178,7 +179,7 @@ class _Trial:
     Attributes:
         error: what the run raised, or None.
         model: the model.
-        calls: positional arguments of the first call of each part that ran, by its path.
+        calls: arguments of the first call of each part that ran, by its path.
         needs_no_grad: whether the run fails with gradients and not without.
         hidden: class and place of the first eager-quantised module that ran, or None.
     """
@@ -198,29 +199,26 @@ class _Trial:
 
         def note(part: nn.Module, given: tuple[Any, ...], named: dict[str, Any], _: Any) -> None:
             path = paths.get(id(part)) if threading.get_ident() == here else None
-            if path is not None and not named:
-                self.calls.setdefault(path, given)
+            if path is not None:
+                self.calls.setdefault(path, packed(given, named))
 
-        # A hook on all modules, since one on the model's own would change the model.
-        handles = [
-            nn.modules.module.register_module_forward_hook(note, with_kwargs=True),
-            nn.modules.module.register_module_forward_pre_hook(look),
-        ]
+        before = nn.modules.module.register_module_forward_pre_hook(look)
         try:
-            self.error = self._run(args, gradients=True)
-            self.needs_no_grad = self.error is not None and self._run(args, gradients=False) is None
+            with after_each_forward(note):
+                self.error = self._run(args, gradients=True)
+                self.needs_no_grad = self.error is not None and self._run(args, gradients=False) is None
         finally:
-            for handle in handles:
-                handle.remove()
-            # Torch takes the hook away, and leaves the note that it takes keywords.
-            nn.modules.module._global_forward_hooks_with_kwargs.pop(handles[0].id, None)  # noqa: SLF001 - as above
+            before.remove()
 
     def _run(self, args: tuple[Any, ...], *, gradients: bool) -> Exception | None:
         """Run the model; return what it raises."""
         try:
             with undisturbed(self.model), torch.set_grad_enabled(gradients), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                self.model(*pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, args))
+                called(
+                    self.model,
+                    pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, args),
+                )
         except Exception as error:  # noqa: BLE001 - whatever a user's model raises is reported
             return error
         return None
@@ -242,18 +240,16 @@ def _misfit(model: nn.Module, args: tuple[Any, ...]) -> str | None:
     except ValueError:  # not known, as for a forward that is not written in Python
         return None
     try:
-        signature.bind(*args)
+        positional, keywords = split(args)
+        signature.bind(*positional, **keywords)
     except TypeError as error:
         name = type(model).__name__
         parameters = [p.replace(annotation=p.empty) for p in signature.parameters.values()]
         needed = [p for p in parameters if p.default is p.empty and p.kind not in {p.VAR_POSITIONAL, p.VAR_KEYWORD}]
         names = [p.name for p in needed]
         advice = f"pass example_inputs=({', '.join(names)}{',' * (len(names) == 1)}), in this order"
-        if any(p.kind is p.KEYWORD_ONLY for p in needed):
-            call = ", ".join(f"{p.name}={p.name}" if p.kind is p.KEYWORD_ONLY else p.name for p in needed)
-            advice = (
-                f"wrap the model, as arguments are positional here: forward({', '.join(names)}) returns model({call})"
-            )
+        if split(args)[1] or any(p.kind is p.KEYWORD_ONLY for p in needed):
+            advice = f"pass example_inputs as a dict of arguments by name: {', '.join(map(repr, names))}"
         return _lines(
             f"{name} cannot be captured, as its forward does not take the example inputs",
             ("error", str(error)),
@@ -363,7 +359,9 @@ def _described(args: tuple[Any, ...]) -> str:
             return f"{type(leaf).__name__} of {len(leaf)}: {'; '.join(map(described, leaf))}"
         return type(leaf).__name__
 
-    return "; ".join(map(described, args)) or "none"
+    positional, keywords = split(args)
+    named = [f"{name}: {described(leaf)}" for name, leaf in keywords.items()]
+    return "; ".join([*map(described, positional), *named]) or "none"
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -15,7 +15,7 @@ from resnet_paths_plugin.graph.export import batch_size, export, training_mode
 from resnet_paths_plugin.graph.export_errors import explained
 
 Args = tuple[Any, ...]
-"""Positional arguments of one call."""
+"""The arguments of one call."""
 
 
 def widened(example_inputs: Args) -> Args:

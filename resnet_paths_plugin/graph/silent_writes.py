@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils import _pytree as pytree
 
 from resnet_paths_plugin.graph.code_location import location_in_code
+from resnet_paths_plugin.graph.keywords import called
 
 _NO_WRITES = {"requires_grad_", "detach_", "share_memory_", "retain_grad", "embedding_renorm_"}
 """Named as if they wrote; embeddings that are renormalised get their values back."""
@@ -55,7 +56,7 @@ def silent_writes(model: nn.Module, args: tuple[Any, ...]) -> list[str]:
     with torch.enable_grad():
         inputs = pytree.tree_map(given, args)
         with _Noting(model) as noting:
-            model(*inputs)
+            called(model, inputs)
     return list(noting.found)[:_MOST_TOLD]
 
 

@@ -22,6 +22,7 @@ from resnet_paths_plugin.graph.blocks import BlockLike, ResidualBlock, listed
 from resnet_paths_plugin.graph.capture import CapturedGraph
 from resnet_paths_plugin.graph.export import batch_size, eval_mode
 from resnet_paths_plugin.graph.free_batch import programs
+from resnet_paths_plugin.graph.keywords import packed
 from resnet_paths_plugin.graph.operators import has_gradient
 from resnet_paths_plugin.graph.optimizations import fold_batch_norms, with_channels_last
 from resnet_paths_plugin.graph.rejected_sums import other_sums
@@ -30,6 +31,7 @@ from resnet_paths_plugin.network.grouping import find_blocks
 from resnet_paths_plugin.network.network_view import NetworkView
 from resnet_paths_plugin.plugins import manager as plugins
 from resnet_paths_plugin.plugins.model_description import ModelDescription
+from resnet_paths_plugin.tasks import Readout
 
 Units = Literal["blocks", "layers"]
 Optimization = Literal["fold_batch_norm", "channels_last", "compile"]
@@ -53,6 +55,7 @@ class CapturedNetwork(NetworkView):
         units: what `blocks` are: residual `"blocks"`, or `"layers"` of any network.
         optimize: what was done to make runs faster, in alphabetical order.
         plugin_manager: the plugins that describe the model and detect its blocks; None for the installed ones.
+        readout: how outputs and targets are read: the task, and which output is the scores.
     """
 
     def __init__(
@@ -65,8 +68,10 @@ class CapturedNetwork(NetworkView):
         units: Units = "blocks",
         optimize: Iterable[Optimization] = (),
         plugin_manager: pluggy.PluginManager | None = None,
+        readout: Readout | None = None,
     ) -> None:
         super().__init__(graph.model)
+        self.readout = readout or Readout()
         self.optimize = known_optimizations(optimize)
         for name in self.optimize:
             if name in _REWRITES:
@@ -106,9 +111,9 @@ class CapturedNetwork(NetworkView):
                 return value.dtype
         return torch.get_default_dtype()
 
-    def intact(self, *args: Any) -> Any:
+    def intact(self, *args: Any, **keywords: Any) -> Any:
         """Return the output of the network under no schedule, without comparing it with the model."""
-        return next(self.outputs([self._intact], args))[1]
+        return next(self.outputs([self._intact], packed(args, keywords)))[1]
 
     def outputs(
         self,

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from resnet_paths_plugin.graph.blocks import ResidualBlock
 from resnet_paths_plugin.graph.export import uncompiled, undisturbed
+from resnet_paths_plugin.graph.keywords import called
 from resnet_paths_plugin.network.differences import difference, in_last_digits, unit_of, within
 from resnet_paths_plugin.network.model_pass import tensors_of
 from resnet_paths_plugin.network.skip_chain import SkipChain
@@ -40,7 +41,7 @@ class Comparison:
         """Return what the copy does otherwise than the network; None if it does the same."""
         for args in self._inputs:
             with torch.no_grad():
-                theirs = tensors_of(self._lesioned(*args))
+                theirs = tensors_of(called(self._lesioned, args))
             if not all(bool(torch.isfinite(leaf).all()) for leaf in theirs):
                 return "the copy cannot be compared, as outputs are not finite"
             try:
@@ -93,7 +94,7 @@ class Comparison:
 def run_in_eval_mode(model: nn.Module, args: tuple[Any, ...]) -> Any:
     """Run a model in eval mode, and leave it as it was."""
     with undisturbed(model), uncompiled(model), torch.no_grad():
-        return model(*args)
+        return called(model, args)
 
 
 def _sources(copied: nn.Module, replacement: nn.Module, args: tuple[Any, ...]) -> list[Tensor]:

@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from resnet_paths_plugin.engine.schedule import Schedule
 from resnet_paths_plugin.graph.export import batch_size
+from resnet_paths_plugin.graph.keywords import called
 from resnet_paths_plugin.network.captured_network import CapturedNetwork
 from resnet_paths_plugin.network.pruning import PrunedNetwork
 
@@ -44,7 +45,7 @@ def costs_of(module: nn.Module, args: tuple[Any, ...]) -> Costs:
     """
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
-        module(*args)
+        called(module, args)
     return Costs(
         parameters=sum(parameter.numel() for parameter in module.parameters()),
         multiply_adds=round(counter.get_total_flops() / 2 / batch_size(args)),
@@ -69,7 +70,11 @@ def latencies(modules: Sequence[nn.Module], args: tuple[Any, ...]) -> list[float
         logger.setLevel(level)
 
     timers = [
-        Timer("module(*args)", globals={"module": module, "args": args}, num_threads=torch.get_num_threads())
+        Timer(
+            "called(module, args)",
+            globals={"called": called, "module": module, "args": args},
+            num_threads=torch.get_num_threads(),
+        )
         for module in modules
     ]
     with torch.no_grad():

@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 from resnet_paths_plugin.errors import ModelGradientError, ResnetPathsError
 from resnet_paths_plugin.graph.export import gradients_at
+from resnet_paths_plugin.graph.keywords import called
 
 Call = Callable[..., Any]
 """A model or a network, called with the arguments that the model takes."""
@@ -87,7 +88,7 @@ def passed(call: Call, args: tuple[Any, ...], taps: Iterable[Tap], objective: Ob
     with torch.enable_grad():
         # Copies once more, as a model may work in place on its input.
         given = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-        outputs = call(*pytree.tree_unflatten(given, spec))
+        outputs = called(call, pytree.tree_unflatten(given, spec))
         return Pass(tensors_of(outputs), objective(outputs), at)
 
 
@@ -106,7 +107,8 @@ def random_objective(outputs: Any) -> Tensor:
 def seeded(call: Call, args: tuple[Any, ...]) -> Any:
     """Return what a call gives on copies of the arguments, with a fixed seed; within `undisturbed`."""
     with_fixed_seed()
-    return call(*pytree.tree_map(lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, args))
+    copies = pytree.tree_map(lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, args)
+    return called(call, copies)
 
 
 def with_fixed_seed() -> None:

@@ -134,7 +134,10 @@ class ModelSide:
         model = self.model
         # What the objective raises is its own.
         return passed(
-            lambda *given: self._run(lambda: model(*given)), args, taps_among(args, model.parameters()), objective
+            lambda *given, **named: self._run(lambda: model(*given, **named)),
+            args,
+            taps_among(args, model.parameters()),
+            objective,
         )
 
     def _run(self, run: Callable[[], Any]) -> Any:

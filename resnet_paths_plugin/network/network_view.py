@@ -7,14 +7,15 @@ import torch
 from torch import Tensor, nn
 
 from resnet_paths_plugin.errors import UnsupportedMethodError
+from resnet_paths_plugin.graph.keywords import packed
 
 
 class NetworkView(nn.Module):
     """A module that runs a captured graph instead of submodules.
 
-    It computes in eval mode, but for a sampling network and restricted training in training mode. All but these are for
-    any number of threads. Its parameters and buffers are the model's own; methods that hook or walk submodules are
-    refused, since they would run and mean nothing.
+    It takes the model's arguments, by position or by name, and computes in eval mode, but for a sampling network and
+    restricted training in training mode. All but these are for any number of threads. Its parameters and buffers are
+    the model's own; methods that hook or walk submodules are refused, since they would run and mean nothing.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -34,7 +35,7 @@ class NetworkView(nn.Module):
             from resnet_paths_plugin.network.eager_call import called_eagerly  # noqa: PLC0415 - imports the compiler
 
             return called_eagerly(self, args, options)
-        return super().__call__(*args, **options)
+        return super().__call__(*packed(args, options))
 
     def train(self, mode: bool = True) -> Self:  # noqa: D102 - as nn.Module
         if mode:

@@ -17,6 +17,7 @@ from resnet_paths_plugin.engine.rewired_graph import RewiredGraph
 from resnet_paths_plugin.engine.schedule import Schedule
 from resnet_paths_plugin.errors import InputError, UnsupportedMethodError
 from resnet_paths_plugin.graph.capture import CapturedGraph
+from resnet_paths_plugin.graph.keywords import packed, rearranged, signature_of, split
 from resnet_paths_plugin.graph.process_state import kept_autocast
 from resnet_paths_plugin.network.captured_network import CapturedNetwork
 
@@ -74,7 +75,7 @@ class PrunedNetwork(nn.Module):
         self.deleted_blocks = tuple(block.name for block in network.blocks if block.index not in runs)
         self.eval()
 
-    def forward(self, inputs: Any, *additional_forward_args: Any) -> Any:
+    def forward(self, *inputs: Any, **keywords: Any) -> Any:
         """Return the output for the arguments that the model takes, tensors with batch `B`.
 
         Raises:
@@ -82,7 +83,7 @@ class PrunedNetwork(nn.Module):
             UnsupportedMethodError: if a part was put in the place of another.
         """
         mode = _TRAIN if self.training else _EVAL
-        leaves = self._inputs[mode].checked((inputs, *additional_forward_args), self._float_dtype())
+        leaves = self._inputs[mode].checked(packed(inputs, keywords), self._float_dtype())
         reads = self._reads[mode]
         holders = {path: self._holder(path) for path in dict.fromkeys(path for path, _ in reads)}
         tensors = [getattr(holders[path], name) for path, name in reads]
@@ -92,12 +93,12 @@ class PrunedNetwork(nn.Module):
             found = graph(*tensors, *leaves)
         return pytree.tree_unflatten(found, self._out_spec)
 
-    def trained(self, *args: Any) -> Any:
+    def trained(self, *args: Any, **keywords: Any) -> Any:
         """Return the output in training mode, whichever mode it is in."""
         before = self.training
         self.train()
         try:
-            return self(*args)
+            return self(*args, **keywords)
         finally:
             self.train(before)
 
@@ -183,6 +184,10 @@ class _Inputs:
 
     def __init__(self, graph: CapturedGraph) -> None:
         self._spec = graph.in_spec
+        self._captured = pytree.tree_map(
+            lambda leaf: leaf.new_empty(0, device="meta") if isinstance(leaf, Tensor) else leaf, graph.captured_args()
+        )
+        self._signature = signature_of(graph.model)
         self._expected = [_form(node.meta.get("val")) for node in graph.inputs]
         self._conditions = None if graph.conditions.always else graph.conditions
 
@@ -196,7 +201,10 @@ class _Inputs:
         Raises:
             InputError: if they do not.
         """
-        leaves, spec = pytree.tree_flatten((args, {}))
+        leaves, spec = pytree.tree_flatten(split(args))
+        if spec != self._spec:
+            args = rearranged(self._signature, args, self._captured)
+            leaves, spec = pytree.tree_flatten(split(args))
         if spec != self._spec:
             raise InputError(
                 f"the network takes {self._spec.num_leaves} input(s) and got {len(leaves)}, or differently nested ones"

@@ -17,6 +17,7 @@ from resnet_paths_plugin.engine.path_graph import PathGraph
 from resnet_paths_plugin.engine.program import Program
 from resnet_paths_plugin.engine.schedule import Schedule
 from resnet_paths_plugin.errors import UnsupportedMethodError
+from resnet_paths_plugin.graph.keywords import packed
 from resnet_paths_plugin.graph.operators import has_gradient, moves_statistics
 from resnet_paths_plugin.graph.structure import Structure
 from resnet_paths_plugin.network.captured_network import CapturedNetwork
@@ -87,6 +88,7 @@ class RestrictedTrainingNetwork(NetworkView):
             CaptureMismatchError: at the first call, if outputs or gradients of all paths are not the model's.
         """
         training, graph = self.training, self._runs[self.training].program.graph
+        args = graph.arranged(args)
         graph.bind(args)  # says what does not fit
         if not training:
             self._check.view(args, self._along_all)
@@ -94,9 +96,9 @@ class RestrictedTrainingNetwork(NetworkView):
         self._checked[training] = self._check.sampling(self._along_all, graph, args, before, training=training)
         return self._run(args, whole=False)
 
-    def _along_all(self, *args: Any) -> Any:
+    def _along_all(self, *args: Any, **keywords: Any) -> Any:
         """Return the output; its gradient is that along the paths of all lengths, by the same walk."""
-        return self._run(args, whole=True)
+        return self._run(packed(args, keywords), whole=True)
 
     def _run(self, args: tuple[Any, ...], *, whole: bool) -> Any:
         runs = self._runs[self.training]

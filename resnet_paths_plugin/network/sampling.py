@@ -14,6 +14,7 @@ from resnet_paths_plugin.engine.program import Values
 from resnet_paths_plugin.engine.schedule import Row, Schedule
 from resnet_paths_plugin.errors import InputError
 from resnet_paths_plugin.graph.blocks import ResidualBlock
+from resnet_paths_plugin.graph.keywords import packed
 from resnet_paths_plugin.graph.structure import Structure
 from resnet_paths_plugin.network.captured_network import CapturedNetwork
 from resnet_paths_plugin.network.model_check import ModelCheck
@@ -116,6 +117,7 @@ class SamplingNetwork(NetworkView):
             InputError: if the arguments do not fit what was captured; nothing is drawn then.
         """
         network = self._network[0]
+        args = network.graph.arranged(args)
         if not self.training:
             self._check.view(args)
             return self._check.watched(args, next(network.outputs([self.eval_schedule], args))[1])
@@ -128,10 +130,10 @@ class SamplingNetwork(NetworkView):
         gone: dict[int, Row] = {block.index: () for block, runs in zip(self.sampled, drawn, strict=True) if not runs}
         return self._run(Schedule(len(network.blocks), gone), inputs)
 
-    def all_active(self, *args: Any) -> Any:
+    def all_active(self, *args: Any, **keywords: Any) -> Any:
         """Return the output in training mode with every block; batch norms count it as any batch."""
         order = self._program.flow.order
-        inputs = {order[node]: value for node, value in self._program.graph.bind(args).items()}
+        inputs = {order[node]: value for node, value in self._program.graph.bind(packed(args, keywords)).items()}
         return self._run(Schedule.identity(self._network[0]), inputs)
 
     def _run(self, schedule: Schedule, inputs: Values) -> Any:

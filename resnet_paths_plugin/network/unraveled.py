@@ -24,6 +24,7 @@ from resnet_paths_plugin.network.sampling import SamplingNetwork
 from resnet_paths_plugin.network.stand_ins import Fitted, stand_ins_on
 from resnet_paths_plugin.network.views import RestrictedNetwork, ScheduledNetwork
 from resnet_paths_plugin.plugins.model_description import ModelDescription
+from resnet_paths_plugin.tasks import Readout
 
 _NOUNS: Mapping[Units, str] = {"blocks": "residual blocks", "layers": "layers that can be deleted"}
 
@@ -44,6 +45,7 @@ class UnraveledNetwork(CapturedNetwork):
         optimize: what was done to make runs faster, in alphabetical order.
         plugin_manager: the plugins that describe the model and detect its blocks; None for the installed ones.
         check: compares the network with the model.
+        readout: how outputs and targets are read: the task, and which output is the scores.
 
     Examples:
         >>> [block.name for block in net.blocks]
@@ -63,9 +65,17 @@ class UnraveledNetwork(CapturedNetwork):
         optimize: Iterable[Optimization] = (),
         plugin_manager: pluggy.PluginManager | None = None,
         verify: bool = True,
+        readout: Readout | None = None,
     ) -> None:
         super().__init__(
-            graph, blocks, description, plugin_names, units=units, optimize=optimize, plugin_manager=plugin_manager
+            graph,
+            blocks,
+            description,
+            plugin_names,
+            units=units,
+            optimize=optimize,
+            plugin_manager=plugin_manager,
+            readout=readout,
         )
         self.check = ModelCheck(self, verify, Structure.of(graph.model))
 
@@ -76,6 +86,7 @@ class UnraveledNetwork(CapturedNetwork):
             InputError: if the arguments do not fit what was captured.
             CaptureMismatchError: at the first call, if the network is not, or not any more, what the model is.
         """
+        args = self.graph.arranged(args)
         self.check.view(args)
         return self.check.watched(args, self.intact(*args))
 
@@ -190,7 +201,7 @@ class UnraveledNetwork(CapturedNetwork):
 
         Raises:
             NoResidualBlocksError: if the network has no residual blocks.
-            InputError: if no path has one of the lengths.
+            InputError: if no path has one of the lengths, or all inputs hold integers and parameters are left out.
             CaptureError: with `parameters`, if the model is in training mode and cannot be captured in it.
 
         Examples:

@@ -5,12 +5,13 @@ from typing import Any, get_args
 
 import pluggy
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from resnet_paths_plugin.errors import InputError
 from resnet_paths_plugin.graph.capture import capture
 from resnet_paths_plugin.graph.export import eval_mode
 from resnet_paths_plugin.graph.free_batch import widened
+from resnet_paths_plugin.graph.keywords import call_arguments, named_arguments, packed, signature_of
 from resnet_paths_plugin.graph.layers import detect_layers
 from resnet_paths_plugin.network.captured_network import Optimization, Units, known_optimizations
 from resnet_paths_plugin.network.grouping import find_blocks, with_stages
@@ -19,6 +20,8 @@ from resnet_paths_plugin.network.unraveled import UnraveledNetwork
 from resnet_paths_plugin.plugins import manager as plugins
 from resnet_paths_plugin.plugins.model_description import ModelDescription
 from resnet_paths_plugin.process_lock import alone
+from resnet_paths_plugin.tasks import Readout, Task, task_of
+from resnet_paths_plugin.tasks.readout import Output
 
 
 def unravel(
@@ -30,6 +33,8 @@ def unravel(
     plugin_manager: pluggy.PluginManager | None = None,
     verify: bool = True,
     n_inputs: int | None = None,
+    task: Task | str | None = None,
+    output: Output | None = None,
 ) -> UnraveledNetwork:
     """Capture a model and find its residual blocks, or the layers of any network that can be deleted.
 
@@ -38,8 +43,9 @@ def unravel(
 
     Args:
         model: any module that `torch.export` can follow; it is not changed. An unraveled network is returned as is.
-        example_inputs: a tensor, or a tuple of the positional arguments of one call, with a batch. None takes the
-            input shape from a plugin's description of the model.
+        example_inputs: the arguments of one call, with a batch: a tensor, a tuple of arguments by position, a dict of
+            arguments by name (such as a `BatchEncoding`), or both, `(args, kwargs)`. Arguments that are no tensors are
+            fixed by the capture. None takes the inputs from a plugin's description of the model.
         units: `"blocks"`, the residual blocks; or `"layers"`, in any network, the weighted operations (each with the
             norm and the activation behind it) whose output has their input's shape: deleted, such a layer becomes
             the identity (the plain network of Fig. 3). Path gradients need blocks.
@@ -54,6 +60,11 @@ def unravel(
         n_inputs: how many of the tensors in `example_inputs`, from the first, share the batch; the others, such as
             prototypes or a table that all samples read, share it only where the model itself shows that they do
             (analyzers say so of `additional_forward_args`). None for all that have as many rows.
+        task: what the model is for, which says how outputs and targets are read: a name of `rpp.tasks.TASKS`, such as
+            `"next_token"`, or a `rpp.tasks.Task`. None takes it from a plugin's description of the model, and where
+            that has none reads outputs `[B, classes]` as class scores.
+        output: which of the model's outputs is the scores: a key or attribute, an index, or a function of the outputs.
+            None takes the only tensor, or the one called `logits`.
 
     Returns:
         The network; without blocks where the model has none.
@@ -71,18 +82,11 @@ def unravel(
         11
     """
     wanted = known_optimizations(optimize)
+    named_task = task_of(task)
     if units not in get_args(Units):
         raise InputError(f"units must be one of {', '.join(map(repr, get_args(Units)))}, not {units!r}")
     if isinstance(model, UnraveledNetwork):
-        if model.units != units:
-            raise InputError(
-                f"{model.name} was unraveled into {model.units}: unravel the model itself again with units={units!r}"
-            )
-        if wanted and wanted != model.optimize:
-            raise InputError(
-                f"{model.name} was unraveled with optimize={model.optimize!r}: unravel the model itself again with "
-                f"optimize={wanted!r}"
-            )
+        _check_same(model, units, wanted, Readout(named_task, output))
         return model
     if isinstance(model, NetworkView):
         raise InputError(
@@ -96,11 +100,12 @@ def unravel(
     description = plugins.describe(model, plugin_manager)
     if example_inputs is None:
         example_inputs = _inputs_like(model, description)
-    args = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+    args = _with_fixed(model, call_arguments(example_inputs), description)
     with eval_mode(model):
         program = plugins.capture(model, widened(args), plugin_manager)
     graph = capture(model, args, program, n_inputs=n_inputs, verify=verify)
     names = [str(plugin) for plugin in plugins.listing(plugin_manager)]
+    readout = Readout(named_task or task_of(description.task if description else None), output)
     if units == "layers":
         graph, layers = detect_layers(graph)
         layers = with_stages(layers, description)
@@ -113,18 +118,61 @@ def unravel(
             optimize=wanted,
             plugin_manager=plugin_manager,
             verify=verify,
+            readout=readout,
         )
     blocks = find_blocks(graph, description, plugin_manager)
     return UnraveledNetwork(
-        graph, blocks, description, names, optimize=wanted, plugin_manager=plugin_manager, verify=verify
+        graph,
+        blocks,
+        description,
+        names,
+        optimize=wanted,
+        plugin_manager=plugin_manager,
+        verify=verify,
+        readout=readout,
     )
 
 
-def _inputs_like(model: nn.Module, description: ModelDescription | None) -> Tensor:
+def _check_same(network: UnraveledNetwork, units: Units, optimize: tuple[Optimization, ...], readout: Readout) -> None:
+    """Refuse to give an unraveled network other options than it was made with."""
+    name, other = network.name, ""
+    if network.units != units:
+        raise InputError(
+            f"{name} was unraveled into {network.units}: unravel the model itself again with units={units!r}"
+        )
+    if optimize and optimize != network.optimize:
+        other = f"optimize={network.optimize!r}: unravel the model itself again with optimize={optimize!r}"
+    elif readout not in (Readout(), network.readout):
+        other = f"{network.readout}: unravel the model itself again with another task or output"
+    if other:
+        raise InputError(f"{name} was unraveled with {other}")
+
+
+def _with_fixed(model: nn.Module, args: tuple[Any, ...], description: ModelDescription | None) -> tuple[Any, ...]:
+    """Return arguments with those that the model is run with where a call does not give them."""
+    fixed = description.arguments if description else {}
+    if not fixed:
+        return args
+    try:
+        given = named_arguments(signature_of(model), args)
+    except (TypeError, ValueError):  # which the capture says, and better
+        return args
+    return packed(args, {name: value for name, value in fixed.items() if name not in given})
+
+
+def _inputs_like(model: nn.Module, description: ModelDescription | None) -> Any:
+    if description is not None and description.inputs:
+        device = next((one.device for one in model.parameters()), None)
+        return {
+            name: torch.zeros(
+                (2, *one.shape), dtype=torch.get_default_dtype() if one.n_values is None else torch.int64, device=device
+            )
+            for name, one in description.inputs.items()
+        }
     if description is None or description.input_shape is None:
         raise InputError(
-            f"the input shape of {type(model).__name__} is not known: pass example_inputs, a tensor or a tuple of the "
-            "arguments of one call"
+            f"the input shape of {type(model).__name__} is not known: pass example_inputs, the arguments of one "
+            "call: a tensor, a tuple, or a dict of arguments by name"
         )
     with alone():  # a capture of the model elsewhere puts other tensors in their place
         like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))

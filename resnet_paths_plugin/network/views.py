@@ -15,7 +15,8 @@ from resnet_paths_plugin.engine.backward import BackwardWalk, bank_dtype
 from resnet_paths_plugin.engine.random_states import generator_states, replayed
 from resnet_paths_plugin.engine.schedule import Schedule
 from resnet_paths_plugin.errors import InputError
-from resnet_paths_plugin.graph.operators import draws_at_random
+from resnet_paths_plugin.graph.keywords import packed
+from resnet_paths_plugin.graph.operators import draws_at_random, has_gradient
 from resnet_paths_plugin.graph.process_state import autocast_as, autocast_now
 from resnet_paths_plugin.network.captured_network import CapturedNetwork
 from resnet_paths_plugin.network.chosen_lengths import ChosenLengths
@@ -48,6 +49,7 @@ class ScheduledNetwork(NetworkView):
 
     def forward(self, *args: Any) -> Any:
         """Return the output under the schedule for the arguments that the model takes."""
+        args = self._network[0].graph.arranged(args)
         self._check.view(args)
         return self._check.watched(args, next(self._network[0].outputs([self.schedule], args))[1])
 
@@ -94,6 +96,12 @@ class RestrictedNetwork(NetworkView):
     def __init__(self, network: CapturedNetwork, check: ModelCheck, lengths: Sequence[int]) -> None:
         super().__init__(network.model)
         network.require_paths()
+        if not any(has_gradient(network.program.nodes[at]) for at in network.program.inputs):
+            raise InputError(
+                f"all inputs of {network.name} hold integers, such as tokens, which have no gradient: give parameters "
+                "one, restricted(lengths, parameters=True), or unravel the model with floating-point inputs, such as "
+                "embeddings (inputs_embeds=...)"
+            )
         known = [length for length, count in enumerate(network.path_counts()) if count]
         self._network = (network,)
         self._check = check
@@ -107,12 +115,13 @@ class RestrictedNetwork(NetworkView):
 
     def forward(self, *args: Any) -> Any:
         """Return the model's output for the arguments that the model takes."""
+        args = self._network[0].graph.arranged(args)
         self._check.view(args, self._along_all)
         return self._run(args, whole=False)
 
-    def _along_all(self, *args: Any) -> Any:
+    def _along_all(self, *args: Any, **keywords: Any) -> Any:
         """Return the output; its gradient is that along the paths of all lengths, by the same walk."""
-        return self._run(args, whole=True)
+        return self._run(packed(args, keywords), whole=True)
 
     def _run(self, args: tuple[Any, ...], *, whole: bool) -> Any:
         leaves, spec = pytree.tree_flatten(args)

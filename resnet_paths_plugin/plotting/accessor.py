@@ -30,6 +30,16 @@ class DatasetFigures:
 
         return kind(self._ds)
 
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The arguments that the study was run with, by name: numbers, texts, None, flags, lists and mappings.
+
+        What is no data, such as a tensor or a function, is a text that describes it.
+        """
+        from resnet_paths_plugin.results.arguments import arguments_of  # noqa: PLC0415 - loaded when it is asked for
+
+        return arguments_of(self._ds.attrs)
+
     def plot(self, **kwargs: Any) -> Any:
         """Draw the figure that fits the study.
 

@@ -59,7 +59,8 @@ def default_measure(dataset: xr.Dataset, change: str) -> str | None:
     Studies of outputs that are no class scores hold the user's own measures alone.
     """
     known = measures(dataset, change)
-    return next((name for name in (*DEFAULT_MEASURES, *known) if name in known), None)
+    first = ("loss",) if "perplexity" in known else DEFAULT_MEASURES  # of texts, in nats for each token
+    return next((name for name in (*first, *known) if name in known), None)
 
 
 def effect_of(dataset: xr.Dataset, change: str, measure: str | None, figure: str) -> Effect:

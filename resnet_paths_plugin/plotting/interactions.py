@@ -15,9 +15,11 @@ from numpy.typing import NDArray
 
 from resnet_paths_plugin.plotting import block_axis, effects, style
 from resnet_paths_plugin.plotting.figure import Figure, drawn_figure, has
+from resnet_paths_plugin.plotting.intervals import LEVEL, N_RESAMPLES
 from resnet_paths_plugin.plotting.style import FloatArray
 from resnet_paths_plugin.plotting.wording import NAMED, listed, number, spoken
 from resnet_paths_plugin.results.derived import refreshed
+from resnet_paths_plugin.statistics.bootstrap import bootstrap
 
 MOST_NAMED_BLOCKS = 30
 """More blocks are numbered along the matrix."""
@@ -26,6 +28,8 @@ COLOURS = "RdBu_r"
 """Red where two deletions harm more than their sum, blue where they harm less; white is none."""
 
 _PANELS = 2
+_FEWEST = 2
+"""Samples that an interval takes."""
 
 
 class Interactions(Figure):
@@ -83,7 +87,7 @@ def plot_interactions(ds: xr.Dataset, axes: Iterable[Axes] | None = None) -> NDA
 
 
 def describe_interactions(ds: xr.Dataset) -> str:
-    """Interactions: the strongest pairs of either sign, and the additive share."""
+    """Interactions: how many pairs have them, the strongest of either sign, and the additive share, with intervals."""
     values = ds["interaction"].transpose("block", "other_block").values
     names = [str(name) for name in ds["block"].values]
     first, other = np.triu_indices(len(names), 1)
@@ -91,11 +95,20 @@ def describe_interactions(ds: xr.Dataset) -> str:
     if not len(pairs):
         return "There is no pair of blocks that could interact."
     measure = spoken(str(ds["interaction"].attrs.get("measure", "measure")))
-    told = (
-        f"Of {len(pairs)} pairs {int((pairs > 0).sum())} harm the {measure} more together than their effects add up to"
-    )
+    ends = _ends(ds)
+    lows, highs = (pairs * np.nan,) * 2 if ends is None else (end[first, other] for end in ends)
+    more = int(((pairs if ends is None else lows) > 0).sum())
+    told = f"Of {len(pairs)} pairs {more} harm the {measure} more together than their effects add up to"
+    if ends is not None:
+        less = int((highs < 0).sum())
+        told += (
+            f", {less} less, and {len(pairs) - more - less} are not resolved (95 % intervals{_samples(ds, ' over')})"
+        )
+    else:
+        told += _samples(ds, ", in the mean over")
     most = [
-        f"{names[first[at]]} with {names[other[at]]} ({number(pairs[at])})"
+        f"{names[first[at]]} with {names[other[at]]} ({number(pairs[at])}"
+        + (f", {number(lows[at])} to {number(highs[at])})" if np.isfinite(lows[at]) else ")")
         for at in effects.worst(np.abs(pairs), NAMED)
     ]
     if most:
@@ -108,6 +121,23 @@ def describe_interactions(ds: xr.Dataset) -> str:
             f"effects of {ds.sizes['random_set']} random sets that it was not fitted to"
         )
     return told + "."
+
+
+def _ends(ds: xr.Dataset) -> tuple[FloatArray, FloatArray] | None:
+    """Return the ends of each pair's interval over samples; None where the study does not keep their values."""
+    if ds.sizes.get("sample", 0) < _FEWEST or "interaction_per_sample" not in ds:
+        return None
+    found = bootstrap(ds, "interaction_per_sample", level=LEVEL, n_resamples=N_RESAMPLES)
+    low, high = (
+        found[f"interaction_per_sample_{end}"].transpose("block", "other_block").values for end in ("low", "high")
+    )
+    return low, high
+
+
+def _samples(ds: xr.Dataset, before: str) -> str:
+    """How many samples there are, after some words; empty where the study does not say."""
+    count = int(ds["n_samples"]) if "n_samples" in ds else 0
+    return f"{before} {count} sample{'s' if count > 1 else ''}" if count else ""
 
 
 def _matrix(ax: Axes, ds: xr.Dataset, values: FloatArray) -> AxesImage:

@@ -177,7 +177,7 @@ def describe_path_lengths(ds: xr.Dataset) -> str:
 
 def _for_each(ds: xr.Dataset) -> str:
     """Whether each sample has paths of its own, in which case a draw is one of each."""
-    own = str(ds.attrs.get("argument_shared_paths", "True")) == "False" and ds.sizes.get("sample", 1) > 1
+    own = ds.attrs.get("sampled_paths") == "own" and ds.sizes.get("sample", 1) > 1
     return " and sample" if own else ""
 
 
@@ -315,7 +315,7 @@ def _counted(ds: xr.Dataset) -> str:
     samples = ds.sizes.get("sample") or (int(ds["n_samples"]) if "n_samples" in ds else 0)
     parts = [f"{samples} sample{'s' if samples > 1 else ''}"] if samples else []
     if "n_draws" in ds and "path_gradient_norm" in ds:
-        parts.append(f"{int(ds['n_draws'])} paths of each length")
+        parts.append(f"{int(ds['n_draws'])} paths of each length{_for_each(ds)}")
     return "".join(f"\n{part}" for part in parts)
 
 

@@ -28,6 +28,7 @@ from resnet_paths_plugin.plotting.wording import (
     measure_name,
     study_effect,
 )
+from resnet_paths_plugin.results.arguments import arguments_of
 from resnet_paths_plugin.results.derived import refreshed
 
 SIZES_SHOWN = 5
@@ -388,7 +389,7 @@ def _resolved(effect: Effect, found: Intervals | None, chosen: NDArray[np.intp])
 
 def is_random(ds: xr.Dataset) -> bool:
     """Whether the sets of blocks were drawn at random, as far as the study's provenance tells."""
-    return str(ds.attrs.get("argument_n_deleted", "None")) != "None"
+    return arguments_of(ds.attrs).get("n_deleted") is not None
 
 
 def _draw_plain(ax: Axes, effect: Effect, lesions: block_axis.SingleLesions, n_places: int) -> None:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from resnet_paths_plugin.plotting import labels, style
 from resnet_paths_plugin.plotting.figure import Figure, has
+from resnet_paths_plugin.plotting.intervals import LEVEL
 from resnet_paths_plugin.plotting.style import FloatArray
 from resnet_paths_plugin.plotting.wording import number, spoken
 from resnet_paths_plugin.results.derived import refreshed
@@ -132,9 +133,7 @@ def describe_selection(ds: xr.Dataset) -> str:
         else f"On the {int(ds['n_searched_samples'])} samples that were searched on"
     )
     measure = spoken(str(ds.attrs.get("measure", "the measure")))
-    stderr = float(chosen["held_out_effect_stderr"]) if is_held_out else np.nan
-    error = f" \N{PLUS-MINUS SIGN} {number(stderr)}" if np.isfinite(stderr) else ""
-    harm = f"{number(float(chosen[effect]))}{error} ({measure})"
+    harm = f"{number(float(chosen[effect]))} ({measure}{_interval(chosen) if is_held_out else ''})"
     told = [f"{where}, the {size} of {n_blocks} blocks that the {methods[0]} search deletes do harm of {harm}"]
     ranked = np.flatnonzero((methods == "influence") & (sizes == size))
     if len(ranked) and methods[0] != "influence":
@@ -143,7 +142,8 @@ def describe_selection(ds: xr.Dataset) -> str:
         same = ds["random_n_deleted"].values == size
         if same.any():
             told.append(
-                f"random sets of that size {number(float(ds[f'random_{effect}'].values[same].mean()))} on average"
+                f"{same.sum()} random sets of that size {number(float(ds[f'random_{effect}'].values[same].mean()))} on "
+                "average"
             )
     axis = _cost(ds, None)
     before, after = float(ds[f"intact_{axis.name}"]), float(chosen[axis.name])
@@ -151,6 +151,17 @@ def describe_selection(ds: xr.Dataset) -> str:
         f"{', '.join(told)}. {spoken(axis.name).capitalize()}: {after / before:.0%} of the intact network's."
         f"{_left_out(ds)}"
     )
+
+
+def _interval(chosen: xr.Dataset) -> str:
+    """The 95 % interval of a set's effect over the samples held out, by Student's t."""
+    from scipy import stats  # noqa: PLC0415 - it takes a while
+
+    stderr, count = float(chosen["held_out_effect_stderr"]), int(chosen["n_held_out_samples"])
+    if not np.isfinite(stderr) or count < 2:
+        return ""
+    effect, reach = float(chosen["held_out_effect"]), float(stats.t.ppf((1 + LEVEL) / 2, count - 1)) * stderr
+    return f", 95 % interval {number(effect - reach)} to {number(effect + reach)}"
 
 
 def _left_out(ds: xr.Dataset) -> str:

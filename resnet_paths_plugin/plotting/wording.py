@@ -74,7 +74,8 @@ def intact(ds: xr.Dataset, effect: Effect) -> str:
     """What the intact network does, as the beginning of an enumeration; empty where it is not known."""
     if effect.intact is None:
         return ""
-    total = ds.sizes.get("sample")
+    shares = "correct" in ds and ds["correct"].dtype.kind == "f"  # of a sample's tokens or pixels
+    total = None if shares else ds.sizes.get("sample")
     count = f" ({round(effect.intact * total)} of {total} samples)" if effect.name == "error" and total else ""
     return f"{amount(effect, effect.intact)}{count} in the intact network and "
 

@@ -68,14 +68,17 @@ def resnet_paths_list_models(pattern: str, pretrained: bool) -> Sequence[str] | 
 
 
 @hookspec(firstresult=True)
-def resnet_paths_capture(model: nn.Module, example_inputs: tuple[Any, ...]) -> ExportedProgram | None:
+def resnet_paths_capture(
+    model: nn.Module, example_inputs: tuple[Any, ...], example_keywords: dict[str, Any]
+) -> ExportedProgram | None:
     """Capture a model that `torch.export` does not take as it is.
 
     Called before the generic capture, with the model in eval mode. The first answer that is not None wins.
 
     Args:
         model: the user's model; leave its state as it is.
-        example_inputs: positional arguments of one call; tensors have a batch of at least two.
+        example_inputs: the arguments of one call by position; tensors have a batch of at least two.
+        example_keywords: those by name, which a plugin for models without any need not take.
 
     Returns:
         An exported program whose batch dimension is dynamic, or None to leave the model to the generic capture.

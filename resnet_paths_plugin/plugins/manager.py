@@ -19,9 +19,10 @@ import pluggy
 from torch import nn
 from torch.export import ExportedProgram
 
-from resnet_paths_plugin.errors import ModelNotFoundError, PluginError, PluginWarning
+from resnet_paths_plugin.errors import InputError, ModelNotFoundError, PluginError, PluginWarning
 from resnet_paths_plugin.graph.blocks import ResidualBlock
 from resnet_paths_plugin.graph.capture import CapturedGraph
+from resnet_paths_plugin.graph.keywords import split
 from resnet_paths_plugin.plugins import hookspecs
 from resnet_paths_plugin.plugins.asking import PREFIX, Asked, asked
 from resnet_paths_plugin.plugins.model_description import ModelDescription
@@ -179,12 +180,15 @@ def list_models(
         with a `PluginWarning`.
 
     Raises:
+        InputError: the pattern is no text.
         PluginError: a plugin answered with something else than a sequence of texts.
 
     Examples:
         >>> rpp.list_models("torchvision/resnet1*")
         ('torchvision/resnet101', 'torchvision/resnet152', 'torchvision/resnet18')
     """
+    if not isinstance(pattern, str):
+        raise InputError(f"a pattern of models is a text, such as 'timm/resnet*', not {pattern!r}")
     found: dict[str, None] = {}
     for one in asked(checked_plugin_manager(plugin_manager), "list_models"):
         answer = one.optional("its models", pattern=pattern, pretrained=pretrained)
@@ -201,7 +205,7 @@ def capture(
 
     Args:
         model: the model, in eval mode.
-        example_inputs: positional arguments of one call, with a batch of at least two.
+        example_inputs: the arguments of one call, with a batch of at least two.
         plugin_manager: the plugin manager; None takes that of the installed plugins.
 
     Returns:
@@ -210,8 +214,9 @@ def capture(
     Raises:
         PluginError: a plugin failed, or answered with something else than an exported program.
     """
+    positional, keywords = split(example_inputs)
     for one in asked(checked_plugin_manager(plugin_manager), "capture"):
-        program = one.answer(model=model, example_inputs=example_inputs)
+        program = one.answer(model=model, example_inputs=positional, example_keywords=keywords)
         if program is not None:
             return one.require(program, ExportedProgram)
     return None

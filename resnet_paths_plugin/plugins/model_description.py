@@ -3,9 +3,12 @@
 Filled in by plugins (`describe_model`); the core reads it and never guesses it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from resnet_paths_plugin.tasks import Task
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 
@@ -34,6 +37,23 @@ class Preprocessing:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ModelInput:
+    """What one argument of a model is, for one sample.
+
+    Attributes:
+        shape: its shape, without the batch.
+        n_values: for integers, such as tokens, how many there are: they count from 0; None for floating-point numbers.
+
+    Examples:
+        >>> rpp.ModelInput(shape=(128,), n_values=50257).shape  # a text of 128 tokens
+        (128,)
+    """
+
+    shape: tuple[int, ...]
+    n_values: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelDescription:
     """A model's identity and interface, as its library declares them.
 
@@ -46,6 +66,15 @@ class ModelDescription:
         class_names: one name per class of the output; None where they are not known.
         stages: stage number (from 0) of each module path; a module belongs to its longest prefix here. They count
             where they place every block; otherwise all stages are read off the blocks' shapes.
+        inputs: what each argument is that the model takes by name, such as the tokens of a text; nothing for a model of
+            one input of `input_shape`.
+        arguments: arguments by name that the model is run with where a call does not give them, such as
+            `{"use_cache": False}`; none of them holds a tensor.
+        task: what the model is for, which says how outputs and targets are read: a `Task`, or the name of one of
+            `rpp.tasks.TASKS`, such as `"next_token"`; None where
+            outputs `[B, classes]` are those of a classifier.
+        tokenize: returns the tokens of a text, for the command line; None where the model takes no texts, or the bytes
+            of a text are its tokens.
 
     Examples:
         >>> net.description.library, net.description.input_shape
@@ -63,6 +92,10 @@ class ModelDescription:
     preprocessing: Preprocessing | None = None
     class_names: tuple[str, ...] | None = None
     stages: Mapping[str, int] = field(default_factory=dict)
+    inputs: Mapping[str, ModelInput] = field(default_factory=dict)
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    task: "Task | str | None" = None
+    tokenize: Callable[[str], Sequence[int]] | None = None
 
     def stage_of(self, module: str) -> int | None:
         """Return the stage of a module path, or None where no prefix of it is listed."""

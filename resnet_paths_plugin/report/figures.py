@@ -3,7 +3,6 @@
 The page and the command line show the same figures; what kind a study is, is read off its contents.
 """
 
-import ast
 import contextlib
 import io
 import re
@@ -24,6 +23,7 @@ from resnet_paths_plugin.plotting.figure import Drawing, Figure, FigureStudy, dr
 from resnet_paths_plugin.plotting.registry import all_figures, fitting
 from resnet_paths_plugin.plotting.style import FigureWidth, figure_width
 from resnet_paths_plugin.process_lock import alone
+from resnet_paths_plugin.results.arguments import read_argument
 from resnet_paths_plugin.results.derived import refreshed
 
 DPI = 200
@@ -226,9 +226,6 @@ def _plain_of(path: str) -> str:
 
 
 def _texts(value: object) -> list[str] | None:
-    """A list of texts that an attribute holds in Python's notation."""
-    try:
-        found = ast.literal_eval(str(value))
-    except (ValueError, SyntaxError, MemoryError, RecursionError):  # cut short, or never one
-        return None
-    return [str(text) for text in found] if isinstance(found, list | tuple) else None
+    """A list of texts that an attribute holds; None where it was cut short, or never was one."""
+    found = read_argument(value)
+    return [str(text) for text in found] if isinstance(found, list) else None

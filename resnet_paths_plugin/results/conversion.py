@@ -5,10 +5,16 @@ import warnings
 import numpy as np
 import xarray as xr
 
+from resnet_paths_plugin.results.arguments import PREFIX, read_literal
 from resnet_paths_plugin.results.block_coords import lesion_coords
+from resnet_paths_plugin.results.provenance import argument_attribute, netcdf_safe
 from resnet_paths_plugin.results.schema import COORDINATES, SCHEMA_VERSION
 from resnet_paths_plugin.results.variables import variable_of
 
+_FACTS_OF_BLOCKS = 2
+"""Version since which facts of blocks are called so."""
+_TYPED_ARGUMENTS = 3
+"""Version since which arguments are numbers, text or JSON, and a study that draws nothing has no seed."""
 _OF_BLOCKS = ("stage", "skip_kind", "branch_type", "group", "module", "depth")
 """Facts of blocks that version 1 called so; they are `block_NAME` since, as a lesion has its own."""
 _FACTS = ("block_stage", "block_skip_kind", "block_branch_type")
@@ -25,6 +31,25 @@ def converted(ds: xr.Dataset, version: int) -> xr.Dataset:
     """
     if version >= SCHEMA_VERSION:
         return ds
+    if version < _TYPED_ARGUMENTS:
+        ds = ds.assign_attrs({name: _typed(str(name), value) for name, value in ds.attrs.items()})
+        if ds.attrs.get("seed") == "None":
+            del ds.attrs["seed"]
+    if version < _FACTS_OF_BLOCKS:
+        ds = _with_new_names(ds)
+    return ds.assign_attrs(schema_version=SCHEMA_VERSION) if "schema_version" in ds.attrs else ds
+
+
+def _typed(name: str, value: object) -> object:
+    """Return an attribute; where it is an argument, or names, in Python's notation, as one of this version."""
+    if not (name.startswith(PREFIX) or name == "class_names") or not isinstance(value, str):
+        return value
+    found = read_literal(value)
+    return argument_attribute(value) if found is value else netcdf_safe(found)
+
+
+def _with_new_names(ds: xr.Dataset) -> xr.Dataset:
+    """Return a result of version 1 with the names of version 2."""
     taken = [name for name in ds.data_vars if name in _NEW]
     if taken:
         warnings.warn(
@@ -39,7 +64,7 @@ def converted(ds: xr.Dataset, version: int) -> xr.Dataset:
     for variable in ds.variables.values():
         if variable.dtype.kind in "OUT" and variable.attrs.get("units") == "1":
             del variable.attrs["units"]
-    return ds.assign_attrs(schema_version=SCHEMA_VERSION) if "schema_version" in ds.attrs else ds
+    return ds
 
 
 def _with_lesion_coords(ds: xr.Dataset) -> xr.Dataset:

@@ -16,12 +16,19 @@ Array = npt.NDArray[np.float64]
 FROM_SAMPLES = {
     "error": "correct",
     "intact_error": "intact_correct",
+    "perplexity": "loss",
+    "intact_perplexity": "intact_loss",
     "rank_correlation": "proxy",
     "effective_length_low": "gradient_norm",
     "effective_length_high": "gradient_norm",
 }
 """Variables that are computed again, each with what it is computed from."""
 
+_DRAWS = "path_gradient_norm_draws"
+_OF_PATHS = (
+    "path_gradient_norm", "path_gradient_norm_stderr", "total_path_gradient", "log10_total_path_gradient",
+)  # fmt: skip
+"""Means of sampled paths: computed again from the draws of each sample; those of schema 2 are over samples."""
 _FEWEST_RANKED = 3
 _ENDS = ("effective_length_low", "effective_length_high")
 
@@ -29,15 +36,15 @@ _ENDS = ("effective_length_low", "effective_length_high")
 def refreshed(ds: xr.Dataset) -> xr.Dataset:
     """Return a result in which every value describes the samples that it holds.
 
-    After a selection or concatenation along `sample` errors, rank correlations and effective ranges are computed again,
-    and means and sums over other samples are left out with a `StaleResultWarning`.
+    After a selection or concatenation along `sample` errors, rank correlations, effective ranges and means of sampled
+    paths are computed again, and means and sums over other samples are left out with a `StaleResultWarning`.
 
     Raises:
         InputError: if the result holds no sample, or is joined from studies that differ.
     """
     if ds.sizes.get("sample", 1) == 0:
         raise InputError("this dataset holds no sample any more: select at least one")
-    ds = _with_errors(_with_a_sample_dim(ds))
+    ds = _with_means_of_paths(_with_perplexities(_with_errors(_with_a_sample_dim(ds))))
     stale = _stale(ds)
     if stale:
         warnings.warn(
@@ -50,6 +57,27 @@ def refreshed(ds: xr.Dataset) -> xr.Dataset:
         if "measure" in ds.coords:
             ds = ds.sel(measure=ds["measure"] != "total_path_gradient")
     return _with_correlations(_with_ranges(_shared_once(ds)))
+
+
+def over_paths(draws: Array, log_counts: Array) -> dict[str, Array]:
+    """Return the means of sampled paths, and what all paths of a length come to, by the name of the variable.
+
+    Args:
+        draws: norm of each path, mean over samples, float64 `[..., draws]`.
+        log_counts: decimal logarithm of the number of paths of each length, float64 `[...]`.
+    """
+    count = draws.shape[-1]
+    mean = draws.mean(axis=-1)
+    spread = draws.std(axis=-1, ddof=1) if count > 1 else np.where(np.isneginf(log_counts), 0.0, np.nan)
+    with np.errstate(divide="ignore", over="ignore"):
+        log_totals = log_counts + np.log10(mean)
+        totals = 10.0**log_totals
+    return {
+        "path_gradient_norm": mean,
+        "path_gradient_norm_stderr": spread / np.sqrt(count),
+        "total_path_gradient": totals,
+        "log10_total_path_gradient": log_totals,
+    }
 
 
 def rank_correlation(one: Array, other: Array) -> float | None:
@@ -95,17 +123,46 @@ def _with_errors(ds: xr.Dataset) -> xr.Dataset:
     )
 
 
+def _with_perplexities(ds: xr.Dataset) -> xr.Dataset:
+    """Return the result with exp of the mean loss over the tokens of its own samples."""
+    found: dict[str, xr.DataArray] = {}
+    for name, source in FROM_SAMPLES.items():
+        if name.endswith("perplexity") and {name, source, "n_tokens"} <= set(ds.data_vars):
+            tokens = ds["n_tokens"]
+            losses = (ds[source].astype(np.float64) * tokens).sum("sample") / tokens.sum("sample")
+            found[name] = losses.copy(data=np.exp(losses.values)).assign_attrs(ds[name].attrs)
+    return ds.assign(found)
+
+
+def _with_means_of_paths(ds: xr.Dataset) -> xr.Dataset:
+    """Return the result with the means of its sampled paths over its own samples, where these are kept."""
+    if not _keeps_paths(ds) or not {"log10_path_count", "n_samples"} <= set(ds.data_vars) or _is_whole(ds):
+        return ds
+    counts = ds["log10_path_count"]
+    counts = counts.isel(sample=0, drop=True) if "sample" in counts.dims else counts
+    means = ds[_DRAWS].mean("sample").transpose(*counts.dims, "draw")
+    found = over_paths(means.values.astype(np.float64), counts.values.astype(np.float64))
+    own = {name: (counts.dims, values, ds[name].attrs) for name, values in found.items() if name in ds}
+    return ds.assign(own).assign(n_samples=xr.DataArray(ds.sizes["sample"], attrs=ds["n_samples"].attrs))
+
+
+def _keeps_paths(ds: xr.Dataset) -> bool:
+    return _DRAWS in ds and {"draw", "sample"} <= set(ds[_DRAWS].dims)
+
+
 def _stale(ds: xr.Dataset) -> list[str]:
     """Return what is taken over samples that are not the samples of the result, and cannot be computed again."""
-    held = [name for name in OVER_SAMPLES if name in ds]
+    held = [name for name in OVER_SAMPLES if name in ds and not (name in _OF_PATHS and _keeps_paths(ds))]
     held += [str(name) for name in ds.data_vars if _is_of_all_samples(ds[name])]
     held += [name for name, source in FROM_SAMPLES.items() if name in ds and source not in ds.variables]
-    if not held or "sample" not in ds.dims:
-        return []
+    return [] if "sample" not in ds.dims or _is_whole(ds) else held
+
+
+def _is_whole(ds: xr.Dataset) -> bool:
+    """Whether a result holds the samples of its study, as far as their numbers tell."""
     size = ds.sizes["sample"]
     whole = "n_samples" not in ds or bool((ds["n_samples"] == size).all())
-    numbered = "sample" not in ds.coords or np.array_equal(ds["sample"].values, np.arange(size))
-    return [] if whole and numbered else held
+    return whole and ("sample" not in ds.coords or np.array_equal(ds["sample"].values, np.arange(size)))
 
 
 def _shared_once(ds: xr.Dataset) -> xr.Dataset:
@@ -127,13 +184,16 @@ def _shared_once(ds: xr.Dataset) -> xr.Dataset:
 
 
 def _with_ranges(ds: xr.Dataset) -> xr.Dataset:
-    """Return the result with the effective ranges of `gradient_norm` and `gradient_share` over its own samples."""
+    """Return the result with the effective ranges of what it has of each sample."""
     if not {*_ENDS} <= set(ds.data_vars) or "measure" not in ds.coords:
         return ds
-    for measure in ("gradient_norm", "gradient_share"):
-        if measure not in ds or set(ds[measure].dims) != {"path_length", "sample"}:
+    for measure in ("gradient_norm", "gradient_share", "total_path_gradient"):
+        if measure == "total_path_gradient" and _keeps_paths(ds) and "log10_total_path_gradient" in ds:
+            bounds = paths.effective_range(ds["log10_total_path_gradient"].values, log10=True)
+        elif measure in ds and set(ds[measure].dims) == {"path_length", "sample"}:
+            bounds = paths.effective_range(ds[measure].mean("sample").values, signed=measure == "gradient_share")
+        else:
             continue
-        bounds = paths.effective_range(ds[measure].mean("sample").values, signed=measure == "gradient_share")
         own = ds["measure"] == measure
         ds = ds.assign(
             {

@@ -26,6 +26,7 @@ from resnet_paths_plugin.errors import FileError
 from resnet_paths_plugin.files import limits
 from resnet_paths_plugin.files.input_files import check_file
 from resnet_paths_plugin.results.hdf5_checks import check_contained, check_inside
+from resnet_paths_plugin.results.zarr_folders import is_zarr
 
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _REFERENCE_BYTES = 16  # HDF5 stores a text as its length and its place in a heap
@@ -79,7 +80,7 @@ def check_opening(path: Path) -> None:
     Raises:
         FileError: they take more than a file of this size may, or the file is damaged.
     """
-    if sys.platform != "linux":
+    if sys.platform != "linux" or (is_zarr(path) and path.is_dir()):  # a folder is checked when it is loaded
         return
     check_signature(path)
     check_contained(path)

@@ -1,5 +1,6 @@
 """Attributes of a result: its provenance, and how any value becomes one that netCDF gives back unchanged."""
 
+import json
 import os
 import platform
 from collections.abc import Collection, Mapping, Sequence
@@ -12,6 +13,7 @@ import numpy as np
 
 from resnet_paths_plugin.graph.blocks import ResidualBlock
 from resnet_paths_plugin.plugins.model_description import ModelDescription
+from resnet_paths_plugin.results.arguments import INT64, read_argument
 from resnet_paths_plugin.results.schema import SCHEMA_VERSION
 
 PAPER = (
@@ -22,8 +24,9 @@ PAPER = (
 Attribute = str | int | float | np.number
 """What a netCDF attribute gives back exactly as it was: text or one number."""
 
-_INT64 = np.iinfo(np.int64)
 _LONGEST_TEXT = 10_000
+_LONGEST_RANGE = 1_000
+"""Numbers that are written one by one."""
 
 
 def provenance(
@@ -52,7 +55,7 @@ def provenance(
         plugins: the plugins that were asked, with their versions.
         device: device that the model ran on.
         dtype: type of the model's parameters.
-        seed: seed of every random draw; None where nothing is drawn.
+        seed: seed of every random draw; None where nothing is drawn, and then there is no such attribute.
         arguments: every argument of `attribute` by name; stored as `argument_<name>`.
     """
     identity: dict[str, str] = {}
@@ -70,10 +73,10 @@ def provenance(
         "plugins": ", ".join(plugins) or "none",
         "device": str(device),
         "dtype": str(dtype),
-        "seed": seed,
+        **({} if seed is None else {"seed": seed}),
         "python_version": platform.python_version(),
         **{f"{name}_version": _version(name) for name in ("torch", "captum", "timm", "torchvision", "xarray")},
-        **{f"argument_{name}": value for name, value in arguments.items()},
+        **{f"argument_{name}": argument_attribute(value) for name, value in arguments.items()},
     }
     return {name: netcdf_safe(value) for name, value in facts.items()}
 
@@ -101,28 +104,41 @@ def package_facts(*, title: str, summary: str, action: str) -> dict[str, Attribu
     }
 
 
+def argument_attribute(value: object) -> Attribute:
+    """Return an argument as an attribute that `read_argument` gives back: a text that reads as JSON is quoted."""
+    safe = netcdf_safe(value)
+    is_text = isinstance(value, str | os.PathLike) and isinstance(safe, str)
+    return json.dumps(safe, ensure_ascii=False) if is_text and read_argument(safe) != safe else safe
+
+
 def netcdf_safe(value: object) -> Attribute:
     """Return the value as text or number that a netCDF attribute gives back unchanged.
 
-    Text and numbers stay what they are, paths and dates become text; None, flags, collections, ranges and
-    dataclasses become text in Python's notation, cut after 10,000 characters; blocks, functions and classes
-    become their names, arrays and tensors their shape and dtype. Iterators and loaders are not read.
+    Text and numbers stay what they are, paths and dates become text; None, flags, collections, short ranges and
+    integers beyond 64 bits become JSON, cut after 10,000 characters. What is no data is described, in a collection too:
+    blocks, functions and classes become their names, arrays and tensors their shape and dtype, dataclasses are written
+    as Python does. Iterators and loaders are not read.
     """
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
     elif isinstance(value, date):
         value = value.isoformat()
     if isinstance(value, str):
-        # netCDF ends a text at NUL and cannot encode a lone surrogate.
-        return value.encode("utf-8", "backslashreplace").decode().replace("\0", r"\x00")
+        return _storable(value)
     if isinstance(value, np.number) and fits_netcdf(value.dtype):
         return value
     if isinstance(value, float | np.float16):
         return float(value)
-    if isinstance(value, int) and not isinstance(value, bool) and _INT64.min <= value <= _INT64.max:
+    if isinstance(value, int) and not isinstance(value, bool) and INT64.min <= value <= INT64.max:
         return int(value)
-    text = _notation(value)
+    data = _plain(value)
+    text = _storable(data if isinstance(data, str) else json.dumps(data, ensure_ascii=False))
     return text if len(text) <= _LONGEST_TEXT else f"{text[:_LONGEST_TEXT]} ... ({len(text)} characters in all)"
+
+
+def _storable(text: str) -> str:
+    """Return a text that netCDF keeps: it ends a text at NUL and cannot encode a lone surrogate."""
+    return text.encode("utf-8", "backslashreplace").decode().replace("\0", r"\x00")
 
 
 def fits_netcdf(dtype: np.dtype[np.generic]) -> bool:
@@ -138,8 +154,68 @@ def _version(package: str) -> str:
 
 
 @singledispatch
+def _plain(value: object) -> object:
+    """Return a value as JSON has it; what is no data as a text that describes it."""
+    return _notation(value)
+
+
+@_plain.register(str | int | float | None)
+def _(value: object) -> object:
+    return value
+
+
+@_plain.register
+def _(value: np.generic) -> object:
+    item = value.item()
+    # A longdouble is its own item, and the item of a time in nanoseconds is a bare number.
+    return str(value) if isinstance(item, np.generic) or value.dtype.kind in "mM" else _plain(item)
+
+
+@_plain.register
+def _(value: date) -> str:
+    return value.isoformat()
+
+
+@_plain.register
+def _(value: os.PathLike) -> object:  # type: ignore[type-arg]  # a class to dispatch on
+    return os.fspath(value)
+
+
+@_plain.register
+def _(value: ResidualBlock) -> str:
+    return value.name
+
+
+@_plain.register
+def _(value: range) -> object:
+    return list(value) if len(value) <= _LONGEST_RANGE else repr(value)
+
+
+@_plain.register
+def _(value: Mapping) -> dict[str, object]:  # type: ignore[type-arg]  # a class to dispatch on
+    return {key if isinstance(key, str) else _text(_plain(key)): _plain(item) for key, item in value.items()}
+
+
+@_plain.register(list | tuple)
+def _(value: Collection[object]) -> list[object]:
+    return [_plain(item) for item in value]
+
+
+@_plain.register(set | frozenset)
+def _(value: Collection[object]) -> list[object]:
+    # Sorted, since the order of a set of text changes from run to run.
+    plain = [_plain(item) for item in value]
+    numbers = all(isinstance(item, int | float) for item in plain)
+    return sorted(plain, key=None if numbers else _text)  # type: ignore[type-var, arg-type]
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+@singledispatch
 def _notation(value: object) -> str:
-    """Return a value in Python's notation, in one line; what has none is named by its class."""
+    """Return a description of a value in one line, in Python's notation; what has none is named by its class."""
     if hasattr(value, "__qualname__"):
         module = getattr(value, "__module__", None)
         return value.__qualname__ if module in {None, "builtins"} else f"{module}.{value.__qualname__}"

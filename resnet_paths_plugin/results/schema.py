@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Counts changes of the schema that an older `load` would misread."""
 
 
@@ -69,10 +69,16 @@ QUANTITIES: Mapping[str, Quantity] = {
     "target_score_drop": Quantity("score of the target: intact network minus changed network", np.float32),
     "loss": Quantity("cross-entropy loss", np.float32, "nat"),
     "kl_divergence": Quantity("Kullback-Leibler divergence from intact to changed output", np.float32, "nat"),
+    # bool; of samples with several tokens or pixels a share, float64
     "correct": Quantity("whether the predicted class is the target", np.bool_),
     "prediction": Quantity("predicted class; -1 where outputs are not finite", np.int32),
     "prediction_changed": Quantity("whether the predicted class differs from the intact network's", np.bool_),
     "error": Quantity("fraction of samples whose predicted class is not the target", np.float64),
+    "n_tokens": Quantity("number of the sample's labels that count", np.int64),
+    "perplexity": Quantity("exp of the mean loss over the labels of all samples", np.float64),
+    "squared_error": Quantity("mean squared error of the predicted values", np.float64),
+    "mean_iou": Quantity("intersection over union, mean over the classes of the sample", np.float64),
+    "cosine_distance": Quantity("1 minus the cosine of the embedding and the intact network's", np.float64),
     "label": Quantity("class that the sample is labelled with", np.int32),
     # lesions
     "lesion": Quantity("blocks whose branches are deleted, joined by '+'", np.str_),
@@ -225,7 +231,7 @@ QUANTITIES: Mapping[str, Quantity] = {
     "log10_path_count": Quantity("decimal logarithm of path_count", np.float64),
     "path_gradient_norm": Quantity(f"mean of {_PATHS}, over sampled paths", np.float64),
     "path_gradient_norm_draws": Quantity(
-        "the gradient norm of each sampled path of this length, mean over samples", np.float64
+        "the gradient norm of each sampled path of this length, on each sample", np.float64
     ),
     "path_gradient_norm_stderr": Quantity("standard error of path_gradient_norm", np.float64),
     "path_gradient_rms": Quantity(f"root mean square of {_PATHS}, over all of them", np.float64),
@@ -269,6 +275,8 @@ _BLOCKS: Mapping[str, StudyVariable] = {
         "block_depth",
     )
 }
+_LABELS = "targets, one for each token or pixel"
+_SEGMENTATION = "targets, the task `segmentation`"
 _SAMPLES: Mapping[str, StudyVariable] = {
     "sample": StudyVariable(("sample",)),
     "sample_name": StudyVariable(("sample",), "`NamedBatches`"),
@@ -292,6 +300,14 @@ def _effects(dim: str) -> dict[str, StudyVariable]:
         "intact_error": StudyVariable((), f"{_TARGETS}, {_CLASSES}"),
         "intact_prediction": StudyVariable(("sample",), _CLASSES),
         "label": StudyVariable(("sample",), f"{_TARGETS}, {_CLASSES}"),
+        "n_tokens": StudyVariable(("sample",), _LABELS),
+        "perplexity": StudyVariable((dim,), f"{_LABELS}, a task with perplexity"),
+        "intact_perplexity": StudyVariable((), f"{_LABELS}, a task with perplexity"),
+        "mean_iou": StudyVariable((dim, "sample"), _SEGMENTATION),
+        "intact_mean_iou": StudyVariable(("sample",), _SEGMENTATION),
+        "squared_error": StudyVariable((dim, "sample"), "targets, the task `regression`"),
+        "intact_squared_error": StudyVariable(("sample",), "targets, the task `regression`"),
+        "cosine_distance": StudyVariable((dim, "sample"), "the task `embedding`"),
     }
 
 
@@ -478,7 +494,7 @@ STUDIES: Mapping[str, StudySchema] = {
             "completeness_error": StudyVariable(("sample",), "estimator `exact`; of dim `block` at the parameters"),
             "tail_gradient_norm": StudyVariable(("sample",), "estimator `exact`, `max_length`"),
             "path_gradient_norm": StudyVariable(("path_length",), _SAMPLED),
-            "path_gradient_norm_draws": StudyVariable(("path_length", "draw"), _SAMPLED),
+            "path_gradient_norm_draws": StudyVariable(("path_length", "draw", "sample"), _SAMPLED),
             "path_gradient_norm_stderr": StudyVariable(("path_length",), _SAMPLED),
             "total_path_gradient": StudyVariable(("path_length",), _SAMPLED),
             "log10_total_path_gradient": StudyVariable(("path_length",), _SAMPLED),
@@ -531,7 +547,7 @@ ATTRIBUTES: Mapping[str, str] = {
     "plugins": "the plugins that were asked, with their versions",
     "device": "device that the model ran on",
     "dtype": "type of the model's parameters",
-    "seed": "seed of every random draw; `None` where nothing is drawn",
+    "seed": "seed of every random draw, a number; absent where nothing is drawn",
     "python_version": "version of Python",
     "torch_version": "version of torch",
     "captum_version": "version of captum",
@@ -542,8 +558,10 @@ ATTRIBUTES: Mapping[str, str] = {
     "optimize": "what was done for speed, where it gives up the last digits",
     "verified": "what of the network was compared with the model",
     "measure": "measure that the effects of a selection are of",
+    "sampled_paths": "whether each sample has sampled paths of its `own`, or all have `shared` ones",
     "norms": "whether the scales of layer and RMS norms were differentiated or held constant",
     "ridge": "ridge parameter of linear stand-ins, relative to the mean variance of the source's channels",
+    "task": "what the model is for, which says how outputs and targets were read",
     "n_classes": "number of classes, for outputs `[B, classes]`",
     "class_names": "their names, where a plugin knows them",
 }
@@ -551,21 +569,21 @@ ATTRIBUTES: Mapping[str, str] = {
 
 PER_SAMPLE = frozenset({
     "sample", "sample_name", "target_score", "target_score_drop", "loss", "kl_divergence", "correct", "prediction",
-    "prediction_changed", "label", "branch_to_source_norm", "source_sum_cosine", "block_influence", "angular_distance",
+    "prediction_changed", "label", "n_tokens", "squared_error", "mean_iou", "cosine_distance",
+    "branch_to_source_norm", "source_sum_cosine", "block_influence", "angular_distance",
     "branch_descent_cosine", "lesion_estimate", "gate_openness", "gradient", "input", "gradient_norm",
-    "tail_gradient_norm", "completeness_error", "path_gradient_rms", "shapley_value_per_sample",
-    "interaction_per_sample", "gradient_share", "contribution", "direct",
+    "path_gradient_norm_draws", "tail_gradient_norm", "completeness_error", "path_gradient_rms",
+    "shapley_value_per_sample", "interaction_per_sample", "gradient_share", "contribution", "direct",
     "indirect", "stem", "remainder", "contribution_map", "participation", "directional_derivative",
     "parameter_gradient_norm_per_sample", "parameter_gradient_share_per_sample",
 })  # fmt: skip
 """Variables of the schema that have a value for each sample; no other one has."""
 
 OVER_SAMPLES = (
-    "path_gradient_norm", "path_gradient_norm_draws", "path_gradient_norm_stderr", "total_path_gradient",
-    "log10_total_path_gradient",
+    "path_gradient_norm", "path_gradient_norm_stderr", "total_path_gradient", "log10_total_path_gradient",
     "shapley_value", "shapley_stderr", "shapley_interaction", "shapley_interaction_stderr", "efficiency_error",
     "single_effect", "pair_effect", "interaction", "set_effect", "additive_effect", "additive_share",
     "additive_share_low", "additive_share_high", "parameter_gradient_norm", "parameter_gradient_share",
     "tail_parameter_gradient_norm", "mean_path_length",
 )  # fmt: skip
-"""Means over samples whose values for each sample are not kept."""
+"""Means over samples that are not computed again: of all but sampled paths no result keeps the values of samples."""

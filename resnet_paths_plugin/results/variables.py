@@ -117,6 +117,8 @@ def _cast(values: npt.NDArray[np.generic], dtype: type[np.generic]) -> npt.NDArr
         # Counts of paths outgrow int64; by way of text, those beyond float64 become inf instead of an error.
         values = np.array([float(str(value)) for value in values.ravel().tolist()]).reshape(values.shape)
     values = _storable(values)
+    if dtype is np.bool_ and values.dtype.kind == "f":
+        return values.astype(np.float64)  # of a sample with several positions: the share of them
     if (values.dtype.kind == "U") != (dtype is np.str_):
         raise InputError(f"expected {dtype.__name__} values, not {values.dtype}")
     if dtype is np.str_:

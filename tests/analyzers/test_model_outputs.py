@@ -87,10 +87,9 @@ def test_a_model_output_gives_the_results_of_its_logits(networks, name, analyzer
         xr.testing.assert_equal(again, found)
 
 
-def test_dicts_of_other_keys_are_refused_with_what_to_do(networks):
+def test_a_key_that_is_no_argument_is_refused_and_may_be_named_as_the_target(networks):
     own, _ = networks["logits alone"]
     for batches in ([{"pixel_values": IMAGES, "labels": LABELS}], {"pixel_values": IMAGES, "labels": LABELS}):
-        with pytest.raises(
-            InputError, match="a dict of 'pixel_values', 'labels': give it the keys 'inputs' and 'target'"
-        ):
+        with pytest.raises(InputError, match="arguments pixel_values, and those of this call have 'labels'"):
             rpp.BlockLesion(own).attribute(batches)
+        assert "correct" in rpp.BlockLesion(own).attribute(batches, target="labels")

@@ -5,6 +5,7 @@ from itertools import combinations
 import cifar
 import numpy as np
 import pytest
+import scipy
 import torch
 import xarray as xr
 from networks import PreActivation, Residual, randomised, without
@@ -17,6 +18,7 @@ from resnet_paths_plugin.analyzers.coalitions import search_plan
 from resnet_paths_plugin.errors import InputError, NonFiniteOutputWarning, UnknownBlockError
 from resnet_paths_plugin.execution import TaskFolder
 from resnet_paths_plugin.plotting.selection import describe_selection
+from resnet_paths_plugin.plotting.wording import number
 
 N = 5
 FAST = {"latency": False, "n_random": 2}
@@ -381,8 +383,17 @@ def test_one_sample_held_out_has_no_standard_error(net):
     rise = rise_by_hand(model(), indices(ds.isel(selection=0)), images[6:7], labels[6:7])
     assert float(ds.held_out_effect[0]) == pytest.approx(rise.item(), abs=1e-10)
     sentence = describe_selection(ds)
-    assert "\N{PLUS-MINUS SIGN}" not in sentence
+    assert "95 % interval" not in sentence
     assert "nan" not in sentence
+
+
+def test_the_sentence_quotes_students_interval_over_the_samples_held_out(net):
+    ds = rpp.BlockSelection(net).attribute(*data(), latency=False, n_random=0)
+    last = ds.isel(selection=int(ds.n_deleted.values.argmax()))
+    low, high = scipy.stats.t.interval(
+        0.95, int(ds.n_held_out_samples) - 1, float(last.held_out_effect), float(last.held_out_effect_stderr)
+    )
+    assert f"95 % interval {number(low)} to {number(high)})" in describe_selection(ds)
 
 
 def test_what_is_no_number_on_samples_held_out_is_warned_of(net):

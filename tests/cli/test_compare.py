@@ -85,9 +85,26 @@ def test_names_are_text_on_the_page(files):
     assert "\x1b" not in page + result.output
 
 
+@pytest.mark.usefixtures("no_pictures")
+def test_replicates_are_trainings_of_one_model(files):
+    for seed in (1, 2, 3):
+        rpp.save(synthetic.single_lesions(4, seed=seed).assign_attrs(n_classes=10), f"seed{seed}.nc")
+    result = invoke("compare", "large.nc", "--replicates", "narrow=seed*.nc", "--output", "both.nc")
+    assert result.exit_code == 0, result.output
+    expected = rpp.compare({"large": "large.nc", "narrow": [f"seed{seed}.nc" for seed in (1, 2, 3)]})
+    for name, group in expected.children.items():
+        xr.testing.assert_equal(rpp.load("both.nc")[name].to_dataset(), group.to_dataset())
+    alone = invoke("compare", "--replicates", "narrow=seed*.nc", "--output", "alone.nc")
+    assert alone.exit_code == 0, alone.output
+    assert rpp.load("alone.nc")["models"].n_replicates.values.tolist() == [3]
+
+
 @pytest.mark.parametrize(("arguments", "message"), [
     ((), "give two files or more, not 0"),
     (("small.nc",), "give two files or more, not 1"),
+    (("small.nc", "--replicates", "a=nothing*.nc"), "no file fits --replicates 'a=nothing\\*.nc'"),
+    (("small.nc", "--replicates", "large.nc"), "takes NAME=PATTERN"),
+    (("small.nc", "--replicates", "small=large.nc"), "two models have the name 'small'"),
     (("small.nc", "small.nc"), "two models have the name 'small'"),
     (("small.nc", "large.nc", "--name", "a"), "2 files, 1 names"),
     (("small.nc", "large.nc", "--name", "a", "--name", "a"), "two models have the name 'a'"),

@@ -224,13 +224,13 @@ def test_a_missing_argument_is_named():
     assert "pass example_inputs=(first, second), in this order" in told
 
 
-def test_a_model_that_takes_keywords_only_is_told_how_to_wrap():
+def test_of_a_model_that_takes_keywords_only_their_names_are_told():
     class Keywords(nn.Module):
         def forward(self, x, *, mask):
             return x * mask
 
     told = refusal(Keywords(), (torch.rand(IMAGES), torch.rand(IMAGES)))
-    assert "forward(x, mask) returns model(x, mask=mask)" in told
+    assert "pass example_inputs as a dict of arguments by name: 'x', 'mask'" in told
 
 
 def test_an_output_that_is_no_structure_of_tensors_is_told():

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import resnet_paths_plugin as rpp
-from resnet_paths_plugin.errors import InputError, UnsupportedMethodError
+from resnet_paths_plugin.errors import CaptureError, InputError, UnsupportedMethodError
 
 
 class Mixed(nn.Module):
@@ -78,9 +78,9 @@ def test_batches_may_be_dicts_of_inputs_and_target():
     assert rpp.BlockLesion(model).attribute([{"inputs": inputs}]).prediction.shape == (2, 4)
 
 
-def test_a_dict_of_other_keys_is_refused_with_its_keys():
+def test_a_dict_of_other_keys_than_the_arguments_is_refused_with_their_names():
     model, (ids, x), _ = made("ids")
-    with pytest.raises(InputError, match=r"dict of 'ids', 'x'.*'inputs' and 'target'"):
+    with pytest.raises(CaptureError, match="dict of arguments by name: 'one', 'other'"):
         rpp.BlockLesion(model).attribute([{"ids": ids, "x": x}])
 
 

@@ -6,11 +6,13 @@ import pytest
 import synthetic_studies as synthetic
 from scipy import stats
 
+import resnet_paths_plugin as rpp
 from resnet_paths_plugin import plotting
 from resnet_paths_plugin.errors import InputError
-from resnet_paths_plugin.plotting.interactions import Interactions
+from resnet_paths_plugin.plotting.interactions import Interactions, describe_interactions
 from resnet_paths_plugin.plotting.registry import FIGURES, figure_of, fitting
 from resnet_paths_plugin.plotting.shares import Shares
+from resnet_paths_plugin.plotting.wording import number
 from resnet_paths_plugin.results import datasets
 from resnet_paths_plugin.results.block_coords import block_coords
 
@@ -51,6 +53,24 @@ def interactions(n_sets=40):
             "additive_share_high": ((), 0.875),
         }
     )
+
+
+def test_interactions_are_resolved_by_their_own_samples():
+    ds = interactions()
+    spread = np.where(np.indices((N, N)).sum(0) % 2, 3.0, 0.01)
+    noise = np.random.default_rng(0).normal(size=(N, N, 12)) * spread[..., None]
+    each = ds.interaction.values[..., None] + noise - noise.mean(-1, keepdims=True)
+    ds = ds.assign(interaction_per_sample=(("block", "other_block", "sample"), each), n_samples=12)
+    told = describe_interactions(ds)
+    table = rpp.statistics.bootstrap(ds, "interaction_per_sample", n_resamples=1000)
+    upper = np.triu_indices(N, 1)
+    low, high = (table[f"interaction_per_sample_{end}"].values[upper] for end in ("low", "high"))
+    more, less = (low > 0).sum(), (high < 0).sum()
+    assert 0 < more < (ds.interaction.values[upper] > 0).sum()
+    assert f"Of {len(low)} pairs {more} harm the loss more" in told
+    assert f"{less} less, and {len(low) - more - less} are not resolved (95 % intervals over 12 samples)" in told
+    strongest = np.abs(ds.interaction.values[upper]).argmax()
+    assert f"({number(ds.interaction.values[upper][strongest])}, {number(low[strongest])[:4]}" in told
 
 
 class TestShares:

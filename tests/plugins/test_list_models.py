@@ -7,7 +7,7 @@ import resnet_paths_plugin as rpp
 import resnet_paths_timm
 import resnet_paths_torchvision
 from resnet_paths_plugin import hookimpl
-from resnet_paths_plugin.errors import PluginError
+from resnet_paths_plugin.errors import InputError, PluginError
 
 
 def manager(*plugins):
@@ -81,3 +81,9 @@ def test_the_embedded_networks_are_listed():
         "resnet_paths_plugin/digits_resnet110",
         "resnet_paths_plugin/digits_plain15",
     )
+
+
+@pytest.mark.parametrize("pattern", [None, 3, ["timm/*"]])
+def test_a_pattern_that_is_no_text_is_refused(pattern):
+    with pytest.raises(InputError, match="a pattern of models is a text"):
+        rpp.list_models(pattern)

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 
 import resnet_paths_plugin as rpp
 from resnet_paths_plugin import demo, plotting
@@ -74,6 +75,37 @@ def test_a_file_of_version_1_is_drawn_and_written_again(old, tmp_path):
     plotting.plot_random_lesions(old["random_lesions"].to_dataset())
     again = rpp.load(rpp.save(old, tmp_path / "again.nc"))
     assert again.identical(old)
+
+
+OLD_ARGUMENTS = {
+    "argument_lesions": ("None", "null"),
+    "argument_n_deleted": ("range(1, 4)", "[1, 2, 3]"),
+    "argument_orders": ("[(0, 1), [2]]", "[[0, 1], [2]]"),
+    "argument_shared_paths": ("False", "false"),
+    "argument_ablation": ("mean", "mean"),
+    "argument_inputs": ("Tensor of shape (2, 3), dtype torch.float32", "Tensor of shape (2, 3), dtype torch.float32"),
+    "argument_tap": ("[layer1", "[layer1"),
+    "argument_target": ("{'a': 1}", '{"a": 1}'),
+    "argument_classes": ("set()", "[]"),
+    "argument_draws": (3, 3),
+    "argument_note": ("1", "1"),
+    "argument_json": ("true", '"true"'),
+    "argument_deep": ("(" * 5000, "(" * 5000),
+    "class_names": ("['zero', 'one']", '["zero", "one"]'),
+    "title": ("None", "None"),
+}
+"""Attributes of schema 2, and what they are now."""
+
+
+@pytest.mark.parametrize("name", OLD_ARGUMENTS)
+def test_arguments_in_pythons_notation_become_typed(name):
+    old, new = OLD_ARGUMENTS[name]
+    found = conversion.converted(xr.Dataset(attrs={"schema_version": 2, name: old, "seed": 4}), 2)
+    assert found.attrs == {"schema_version": schema.SCHEMA_VERSION, name: new, "seed": 4}
+
+
+def test_a_study_that_drew_nothing_has_no_seed_any_more():
+    assert "seed" not in conversion.converted(xr.Dataset(attrs={"schema_version": 2, "seed": "None"}), 2).attrs
 
 
 def as_version_1(ds):

@@ -93,12 +93,12 @@ UNSAVABLE = {
     "big-endian": (lambda: make_lesion().assign(mine=("sample", np.zeros(3, ">f4"))), "no >f4"),
     "time": (lambda: make_lesion().assign(mine=("sample", np.zeros(3, "M8[ns]"))), "no exact counterpart"),
     "several levels": (lambda: make_lesion().stack(both=("lesion", "sample")), "not all text"),
-    "None": (lambda: make_lesion().assign_attrs(note=None), "store 'None' instead"),
+    "None": (lambda: make_lesion().assign_attrs(note=None), "store 'null' instead"),
     "a list": (
         lambda: make_lesion().assign_attrs(note=["a"]),
         r"attribute 'note' of the result would change",
     ),
-    "a flag": (lambda: make_lesion().assign_attrs(note=np.True_), "store 'True' instead"),
+    "a flag": (lambda: make_lesion().assign_attrs(note=np.True_), "store 'true' instead"),
     "NUL": (lambda: make_lesion().assign_attrs(note="a\0"), "would change"),
     "a reserved attribute": (lambda: make_lesion().assign(mine=((), 1, {"dtype": "x"})), "file format"),
     "an attribute's name": (lambda: make_lesion().assign_attrs({"a/b": 1}), "cannot be a name"),
@@ -151,7 +151,7 @@ def test_loading_a_newer_schema(tree, tmp_path):
     result = make_lesion().assign_attrs(schema_version=schema.SCHEMA_VERSION + 1)
     result = xr.DataTree.from_dict({"/lesion": result}) if tree else result
     path = datasets.save(result, tmp_path / "newer.nc")
-    with pytest.raises(FileError, match=r"schema version 3, .* reads up to 2: upgrade"):
+    with pytest.raises(FileError, match=r"schema version 4, .* reads up to 3: upgrade"):
         datasets.load(path)
 
 

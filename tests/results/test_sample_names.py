@@ -1,6 +1,7 @@
 """Names of samples and classes go with their samples into results, files and selections."""
 
 import importlib
+import json
 
 import numpy as np
 import pytest
@@ -84,7 +85,20 @@ def test_another_number_of_names_is_refused(net, count):
         rpp.BlockLesion(net).attribute(wrong)
 
 
-@pytest.mark.parametrize("names", ["abcdefg", [1, 2, 3, 4, 5, 6, 7], [None] * 7])
+def test_names_may_come_from_a_generator(net):
+    assert_named(rpp.BlockLesion(net).attribute(rpp.NamedBatches(batches(), (name for name in NAMES))))
+
+
+def test_names_of_a_loader_go_with_its_order(net):
+    data = torch.utils.data.TensorDataset(X, LABELS)
+    ordered = torch.utils.data.DataLoader(data, batch_size=3)
+    assert_named(rpp.BlockLesion(net).attribute(rpp.NamedBatches(ordered, NAMES)))
+    shuffled = torch.utils.data.DataLoader(data, batch_size=3, shuffle=True, generator=torch.Generator())
+    with pytest.raises(InputError, match="this DataLoader shuffles"):
+        rpp.NamedBatches(shuffled, NAMES)
+
+
+@pytest.mark.parametrize("names", ["abcdefg", [1, 2, 3, 4, 5, 6, 7], [None] * 7, 7, range(7)])
 def test_what_is_no_text_is_refused(names):
     with pytest.raises(InputError, match="names must be a sequence of texts"):
         rpp.NamedBatches(batches(), names)
@@ -99,7 +113,7 @@ def test_classes_are_named_where_they_are_as_many_as_the_models(net):
     five = ["a", "b", "c", "d", "e"]
     n_classes = int(rpp.BlockLesion(net).attribute(named()).attrs["n_classes"])
     names = [f"class {at}" for at in range(n_classes)]
-    assert rpp.BlockLesion(net).attribute(named(class_names=names)).attrs["class_names"] == str(names)
+    assert rpp.BlockLesion(net).attribute(named(class_names=names)).attrs["class_names"] == json.dumps(names)
     if n_classes != len(five):
         assert "class_names" not in rpp.BlockLesion(net).attribute(named(class_names=five)).attrs
 

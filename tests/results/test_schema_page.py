@@ -1,10 +1,13 @@
 """The page of the schema is what the schema says, and the schema lists what studies hold: no more, no less."""
 
+import re
+
 import numpy as np
 import pytest
 import schema_page
 import torch
-from networks import Highway, randomised
+from networks import Highway, Residual, mlp, randomised
+from torch import nn
 
 import resnet_paths_plugin as rpp
 from resnet_paths_plugin import demo
@@ -24,6 +27,30 @@ def digits(**options):
     return rpp.unravel(demo.DigitsResNet(blocks_per_stage=2).eval(), data, **options)
 
 
+class OfPositions(nn.Module):
+    """Residual blocks with scores for each of 8 positions, which lie along the last dimension or the second."""
+
+    def __init__(self, *, last):
+        super().__init__()
+        self.stem, self.blocks, self.last = nn.Linear(3, 5), nn.ModuleList([Residual(mlp(5)) for _ in range(2)]), last
+
+    def forward(self, x):
+        x = self.stem(x)
+        for block in self.blocks:
+            x = block(x)
+        return x if self.last else x.mT
+
+
+def of_tasks(analyze):
+    """Return results of a study on a network of each task."""
+    x, labels = torch.randn(4, 8, 3), torch.randint(5, (4, 8))
+    targets = {"next_token": labels, "segmentation": labels, "regression": torch.randn(4, 8, 5), "embedding": None}
+    return [
+        analyze(rpp.unravel(OfPositions(last=task != "segmentation").eval(), x, task=task), x, target)
+        for task, target in targets.items()
+    ]
+
+
 def studies():
     """Return results of each analyzer which hold, together, all that it can compute."""
     data, labels = images()
@@ -33,12 +60,25 @@ def studies():
     gated = randomised(Highway()).eval()
     lengths = rpp.PathLengthGradient(net)
     return {
-        "BlockLesion": [lesions, rpp.BlockLesion(net).attribute(named, ablation="linear")],
-        "BlockReordering": [rpp.BlockReordering(net).attribute(named)],
+        "BlockLesion": [
+            lesions,
+            rpp.BlockLesion(net).attribute(named, ablation="linear"),
+            *of_tasks(lambda network, *data: rpp.BlockLesion(network).attribute(*data)),
+        ],
+        "BlockReordering": [
+            rpp.BlockReordering(net).attribute(data, target=labels),
+            rpp.BlockReordering(net).attribute(named),
+            *of_tasks(lambda network, *data: rpp.BlockReordering(network).attribute(*data)),
+        ],
         "BlockSchedules": [
             rpp.BlockSchedules(digits(optimize="fold_batch_norm")).attribute(
                 named, schedules=rpp.schedules.adjacent_swaps
-            )
+            ),
+            *of_tasks(
+                lambda network, *data: rpp.BlockSchedules(network).attribute(
+                    *data, schedules=rpp.schedules.adjacent_swaps
+                )
+            ),
         ],
         "BlockInfluence": [
             rpp.BlockInfluence(net).attribute(named, lesions=lesions),
@@ -100,7 +140,9 @@ def test_what_a_study_without_targets_lacks_is_said():
     for study, options in options_of.items():
         ds = getattr(rpp, study)(digits()).attribute(data, **options)
         listed = schema.STUDIES[study].variables
-        assert {*ds.data_vars} == {name for name, where in listed.items() if "targets" not in where.needs}
+        assert {*ds.data_vars} == {
+            name for name, where in listed.items() if not {"targets", "task"} & {*re.findall(r"\w+", where.needs)}
+        }
 
 
 def test_the_attributes_are_those_of_the_schema(results):

@@ -8,6 +8,12 @@ from resnet_paths_plugin.results import schema
 
 PAGE = Path(__file__).parents[2] / "resnet_paths_plugin" / "results" / "SCHEMA.md"
 LONGEST_LINE = 120
+ARGUMENTS = """\
+A netCDF attribute is a number or a text. Numbers and texts are kept as they are. All other data is JSON: `null`,
+`true`, `[1, 2]`, `{"a": [1, null]}`; tuples, sets and ranges are lists, and blocks their names. What is no data, such
+as a tensor, a function or a loader, is described by a text. A text that would read as JSON is quoted, one of more than
+10,000 characters is cut and says so. `ds.resnet_paths.arguments` has all of them by name as Python values.
+"""
 HEAD = """\
 # What a result holds
 
@@ -32,7 +38,8 @@ def page():
         "## Global attributes\n",
         "| attribute | meaning |\n|---|---|",
         *(f"| `{name}` | {meaning} |" for name, meaning in schema.ATTRIBUTES.items()),
-        "| `argument_NAME` | argument `NAME` of `attribute`, as text or number |\n",
+        "| `argument_NAME` | argument `NAME` of `attribute` |\n",
+        ARGUMENTS,
     ]
     return "\n".join(parts)
 

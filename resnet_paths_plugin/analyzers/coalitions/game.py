@@ -188,7 +188,7 @@ class BlockGame:
         """
         if self._higher_is_better is not None:
             return self._higher_is_better
-        return higher_is_better(self.value, {**self._measures.offered, **self._measures.user}.get(self.value))
+        return higher_is_better(self.value, self._measures.functions.get(self.value))
 
     def __call__(self, coalitions: npt.ArrayLike) -> NDArray[np.float64]:
         """Return the value of each coalition: the mean of the measure over samples.

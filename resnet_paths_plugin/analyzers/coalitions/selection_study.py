@@ -103,7 +103,6 @@ class SelectionStudy(Study):
         self.plan = plan
         self._measures = Measures(network, measures, offered_measures(network))
         self.measure = measure or _default_measure(self._measures, batches.first)
-        known = {**self._measures.offered, **self._measures.user}
         self._sign = 1.0
         self._first = batches.first
         self._samples = HeldOut(
@@ -111,7 +110,7 @@ class SelectionStudy(Study):
         )
         self.check(batches.first)
         self._conditions = stand_ins.conditions(network, batches, self._samples, plan.seed)
-        if better or (better is None and higher_is_better(self.measure, known.get(self.measure))):
+        if better or (better is None and higher_is_better(self.measure, self._measures.functions.get(self.measure))):
             self._sign = -1.0
         self._base = self._coalitions(np.zeros((1, len(network.blocks)), dtype=bool), "sizes")
         has_ranking = network.units != "layers" or not isinstance(plan.proxy, str)
@@ -171,6 +170,7 @@ class SelectionStudy(Study):
             run.sizes["schedules side by side"],
             self._measures.user,
             self._measures.offered,
+            self.network.readout,
             self._conditions.substitution,
             None,
         )
@@ -254,7 +254,7 @@ class SelectionStudy(Study):
 
 def _default_measure(measures: Measures, first: Batch) -> str:
     """Return the loss where there are labels, else the divergence; of other outputs the one measure that there is."""
-    if measures.n_classes is not None:
+    if measures.has_classes:
         return "loss" if first.labels() is not None else "kl_divergence"
     known = [*measures.user] or [*measures.offered]
     if len(known) == 1:

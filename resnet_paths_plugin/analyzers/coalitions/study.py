@@ -86,6 +86,7 @@ class CoalitionStudy(Study):
             self._value,
             self._measures.user,
             self._measures.offered,
+            self.network.readout,
             self._conditions.substitution,
         )
 

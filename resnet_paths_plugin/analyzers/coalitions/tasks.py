@@ -13,6 +13,7 @@ from resnet_paths_plugin.analyzers.rewiring.tasks import Substitution, as_numpy
 from resnet_paths_plugin.engine.schedule import Schedule
 from resnet_paths_plugin.execution.tasks import Arrays, Samples, slices
 from resnet_paths_plugin.network.unraveled import UnraveledNetwork
+from resnet_paths_plugin.tasks import Readout
 
 VALUE = "value"
 """Name of a task's only result."""
@@ -30,6 +31,7 @@ class CoalitionWork:
         value: name of the measure.
         measures: the user's measures.
         offered: those of plugins that the user has none in place of.
+        readout: how outputs and targets are read.
         substitution: what stands in for deleted branches.
     """
 
@@ -39,6 +41,7 @@ class CoalitionWork:
     value: str
     measures: Mapping[str, Measure]
     offered: Mapping[str, Measure]
+    readout: Readout
     substitution: Substitution
 
     @property
@@ -54,7 +57,7 @@ class CoalitionWork:
 class _CoalitionJob:
     def __init__(self, work: CoalitionWork, network: UnraveledNetwork) -> None:
         self._work, self._network = work, network
-        self._measures = Measures(network, work.measures, work.offered, only=work.value)
+        self._measures = Measures(network, work.measures, work.offered, only=work.value, readout=work.readout)
         self._groups = slices(len(work.deleted), work.per_task)
 
     @torch.no_grad()

@@ -16,7 +16,6 @@ from resnet_paths_plugin.analyzers.gradients.contribution_tasks import Contribut
 from resnet_paths_plugin.analyzers.gradients.objectives import Objective
 from resnet_paths_plugin.analyzers.gradients.walk_study import WalkStudy
 from resnet_paths_plugin.analyzers.outputs import outputs_of
-from resnet_paths_plugin.analyzers.scores import sizes_of
 from resnet_paths_plugin.analyzers.study import Chunk, StudyResult
 from resnet_paths_plugin.engine.frozen_norms import frozen_norms
 from resnet_paths_plugin.errors import InputError
@@ -169,7 +168,7 @@ class ContributionStudy(WalkStudy):
     def check(self, batch: Batch) -> None:
         """Check the target, and the other one that it is compared with, against the outputs."""
         super().check(batch)
-        sizes = sizes_of(outputs_of(self.network))
+        sizes = self.network.readout.sizes_of(outputs_of(self.network))
         if isinstance(self.objective, ScoreDifference) and sizes is not None:
             if batch.target is None:
                 raise InputError("versus is subtracted from the target's score: pass a target")

@@ -23,7 +23,6 @@ from resnet_paths_plugin.analyzers.gradients.influence_tasks import (
 from resnet_paths_plugin.analyzers.gradients.objectives import Objective
 from resnet_paths_plugin.analyzers.outputs import outputs_of
 from resnet_paths_plugin.analyzers.pass_sizes import chunk_size
-from resnet_paths_plugin.analyzers.scores import sizes_of
 from resnet_paths_plugin.analyzers.study import Chunk, Study, StudyResult
 from resnet_paths_plugin.errors import InputError
 from resnet_paths_plugin.execution import RunOptions, StudyRun
@@ -182,7 +181,7 @@ class InfluenceStudy(Study):
 
     def check(self, batch: Batch) -> None:
         """Check a batch's target against the outputs."""
-        sizes = sizes_of(outputs_of(self.network))
+        sizes = self.network.readout.sizes_of(outputs_of(self.network))
         read = not callable(self._objective) or (batch.names_outputs and len(sizes or ()) == 1)
         if read and sizes is not None:
             check_target(batch, sizes)

@@ -3,7 +3,6 @@
 from resnet_paths_plugin.analyzers.gradients.objectives import Objective
 from resnet_paths_plugin.analyzers.outputs import outputs_of
 from resnet_paths_plugin.analyzers.pass_sizes import chunk_size
-from resnet_paths_plugin.analyzers.scores import sizes_of
 from resnet_paths_plugin.analyzers.study import Study
 from resnet_paths_plugin.execution import RunOptions
 from resnet_paths_plugin.execution.batches import Batch, check_target
@@ -20,7 +19,7 @@ class ObjectiveStudy(Study):
 
     def check(self, batch: Batch) -> None:
         """Check a batch's target against the outputs before anything is run."""
-        sizes = sizes_of(outputs_of(self.network))
+        sizes = self.network.readout.sizes_of(outputs_of(self.network))
         if callable(self.objective) and not (batch.names_outputs and len(sizes or ()) == 1):
             return  # the objective knows what to make of it
         if sizes is not None:

@@ -11,7 +11,6 @@ from torch.utils import _pytree as pytree
 
 from resnet_paths_plugin.analyzers.outputs import form, objective_line
 from resnet_paths_plugin.analyzers.rewiring.measures import copied
-from resnet_paths_plugin.analyzers.scores import scores_of
 from resnet_paths_plugin.errors import InputError
 from resnet_paths_plugin.execution.batches import Batch, Target
 from resnet_paths_plugin.graph.export import undisturbed
@@ -35,22 +34,31 @@ def per_sample(objective: Objective, outputs: Any, batch: Batch) -> Tensor:
             got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
             raise InputError(f"the objective must return a tensor of shape ({batch.size},), one per sample, not {got}")
         return values
-    scores = scores_of(outputs)
+    scores = batch.readout.scores_of(outputs)
     if scores is None:
         raise InputError(
             f"the outputs are no single tensor but {form(outputs, batch.size)}: pass objective=function(outputs, "
             f"target) -> (B,). For instance {objective_line(outputs)}"
         )
-    if objective == "score":
+    labels = batch.labels()
+    if objective == "score" and (labels is None or not batch.has_positions):
         return _score(scores, batch)
-    if objective == "cross_entropy":
-        labels = batch.labels()
-        if labels is None or scores.ndim != 2:
+    if objective in {"score", "cross_entropy"}:
+        if labels is None or batch.readout.n_classes(tuple(scores.shape[1:])) is None:
             raise InputError(
-                "objective 'cross_entropy' needs outputs of shape (B, classes) and one label per sample, and the "
-                f"outputs are {form(outputs, batch.size)}: objective='score' takes the number that the target picks"
+                "objective 'cross_entropy' needs outputs of shape (B, classes) and one label per sample, or a task "
+                "with a label for each token or pixel, unravel(model, ..., task='next_token'), and the outputs are "
+                f"{form(outputs, batch.size)}: objective='score' takes the number that the target picks"
             )
-        return functional.cross_entropy(scores, labels.to(scores.device), reduction="none")
+        where = batch.readout.positions(scores, labels)
+        assert where.labels is not None  # noqa: S101 - there is a label for each
+        if objective == "score":
+            return where.pooled(where.scores.gather(-1, where.labels[..., None])[..., 0])
+        return where.pooled(
+            functional.cross_entropy(where.scores.flatten(0, 1), where.labels.flatten(), reduction="none").reshape(
+                where.labels.shape
+            )
+        )
     raise InputError(f"objective must be 'score', 'cross_entropy' or a function, not {objective!r}")
 
 

@@ -90,7 +90,7 @@ class PathLengthGradient(Analyzer, GradientAttribution):  # type: ignore[misc]  
             paths from all of the model's outputs:
             `gradient_norm`, `gradient_share` (`<G_k, g> / ||g||^2` with the ordinary gradient `g`: these sum to 1, and
             one may be negative), `completeness_error`, `path_count`, `log10_path_count`; sampled: `path_gradient_norm`,
-            `path_gradient_norm_stderr`, `path_gradient_norm_draws` (also `draw`: each path's norm, mean over samples),
+            `path_gradient_norm_stderr`, `path_gradient_norm_draws` (also `draw`, `sample`: the norm of each path),
             `total_path_gradient`, `log10_total_path_gradient`, `n_draws`; signs: `path_gradient_rms`;
             `effective_length_low` and `_high` (measure), the shortest interval with 95 % of a measure's total, absent
             where `max_length` cuts, as then there is `tail_gradient_norm`; `gradient` and `input` with `keep_maps`.

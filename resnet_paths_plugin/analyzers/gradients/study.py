@@ -27,6 +27,7 @@ from resnet_paths_plugin.execution import Arrays, Samples, StudyRun
 from resnet_paths_plugin.execution.batches import Batch
 from resnet_paths_plugin.graph.blocks import ResidualBlock
 from resnet_paths_plugin.network.unraveled import UnraveledNetwork
+from resnet_paths_plugin.results.derived import over_paths
 from resnet_paths_plugin.results.variables import Entry
 
 Array = NDArray[Any]
@@ -137,6 +138,13 @@ class PathStudy(ObjectiveStudy):
             first += n
 
     @property
+    def attrs(self) -> Mapping[str, object]:
+        """Whether each sample has sampled paths of its own."""
+        if "sampled" not in self.estimators:
+            return {}
+        return {"sampled_paths": "shared" if self.own_paths is None else "own"}
+
+    @property
     def manifest(self) -> Mapping[str, object]:
         """All that a walk depends on."""
         return vars(self._work)
@@ -199,8 +207,8 @@ class PathStudy(ObjectiveStudy):
             variables |= self._per_sample(found)
             totals: dict[str, Array] = {}
             totals |= {name: means[name].ravel() for name in ("gradient_norm", "gradient_share") if name in means}
-            if "path_norm_total" in means:
-                variables |= self._sampled_variables(means["path_norm_total"], totals)
+            if "path_norm" in found:
+                variables |= self._sampled_variables(found["path_norm"], means["path_norm"], totals)
                 variables["n_samples"] = ((), n_samples)
             own = dict(coords)
             if len(axes) == 1 and totals and not self.cut:  # of a part, the interval would say something else
@@ -260,34 +268,34 @@ class PathStudy(ObjectiveStudy):
                 variables["input"] = (("sample", *dims), found["input"])
         return variables
 
-    def _sampled_variables(self, per_path: Array, totals: dict[str, Array]) -> dict[str, Entry]:
+    def _sampled_variables(self, norms: Array, means: Array, totals: dict[str, Array]) -> dict[str, Entry]:
+        """Return what sampled paths say: of the samples of a chunk, and of all up to there.
+
+        Args:
+            norms: of each path and sample of the chunk.
+            means: of each path over all samples up to there.
+            totals: takes what effective ranges are of.
+        """
         axes = self.grading.axes
         shape = tuple(limit + 1 for limit in self.limits)
-        mean, stderr = np.zeros(len(self.grid)), np.zeros(len(self.grid))
-        each = np.zeros((len(self.grid), self.draws))
+        found = over_paths(self._on_grid(means), self.log_counts)
+        totals["total_path_gradient"] = found["log10_total_path_gradient"]
+        drawn = self._on_grid(norms).reshape(*shape, self.draws, -1)
+        variables: dict[str, Entry] = {name: (axes, values.reshape(shape)) for name, values in found.items()}
+        return variables | {"path_gradient_norm_draws": ((*axes, "draw", "sample"), drawn), "n_draws": ((), self.draws)}
+
+    def _on_grid(self, of_paths: Array) -> Array:
+        """Return values of each path, `[paths, ...]`, by the place of its length in the grid, `[grid, draw, ...]`."""
+        found = np.zeros((len(self.grid), self.draws, *of_paths.shape[1:]))
         place = {length: at for at, length in enumerate(self.grid)}
-        for at, length in enumerate(self.counts):
-            drawn = per_path[at * self.draws : (at + 1) * self.draws]
-            each[place[length]], mean[place[length]] = drawn, drawn.mean()
-            stderr[place[length]] = drawn.std(ddof=1) / np.sqrt(self.draws) if self.draws > 1 else np.nan
-        with np.errstate(divide="ignore", over="ignore"):
-            log_totals = self.log_counts + np.log10(mean)
-            total = 10.0**log_totals
-        totals["total_path_gradient"] = log_totals
-        return {
-            "path_gradient_norm": (axes, mean.reshape(shape)),
-            "path_gradient_norm_draws": ((*axes, "draw"), each.reshape(*shape, -1)),
-            "path_gradient_norm_stderr": (axes, stderr.reshape(shape)),
-            "total_path_gradient": (axes, total.reshape(shape)),
-            "log10_total_path_gradient": (axes, log_totals.reshape(shape)),
-            "n_draws": ((), self.draws),
-        }
+        found[[place[length] for length in self.counts]] = of_paths.reshape(-1, self.draws, *of_paths.shape[1:])
+        return found
 
 
 def _totals(found: Arrays) -> dict[str, Array]:
     """Return what is averaged over samples, summed over those of a chunk."""
-    totals = {"path_norm_total": found["path_norm_total"]} if "path_norm_total" in found else {}
-    return totals | {name: found[name].sum(axis=-1) for name in ("gradient_norm", "gradient_share") if name in found}
+    names = ("path_norm", "gradient_norm", "gradient_share")
+    return {name: found[name].sum(axis=-1) for name in names if name in found}
 
 
 def _check_taps(network: UnraveledNetwork, graph: PathGraph, tap: ResidualBlock | None) -> None:
@@ -335,4 +343,4 @@ def _not_finite(found: Arrays) -> str:
         lost.append(np.isnan(found["completeness_error"]))
     if any(one.any() for one in lost):
         return f"for {np.logical_or.reduce(lost).sum()} of {lost[0].size} samples"
-    return "" if np.isfinite(found.get("path_norm_total", np.zeros(1))).all() else "for some samples"
+    return "" if np.isfinite(found.get("path_norm", np.zeros(1))).all() else "for some samples"

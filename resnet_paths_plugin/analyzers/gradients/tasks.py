@@ -213,20 +213,19 @@ class _PathJob:
             keys = [(row,) for row in range(len(part))]
             scaled = self._norms(walk.gradients(seeds, routing), keys, chunk.size)
             norms.append(np.ldexp(scaled, np.array(routing.exponents())[:, None]))
-        # Only their mean over samples is asked for.
-        return {"path_norm_total": np.concatenate(norms).sum(axis=-1)}
+        return {"path_norm": np.concatenate(norms)}
 
     def _sampled_apart(self, walked: "_Walked", draws: PathDraws) -> Arrays:
         """Return the norms of paths that each sample has of its own."""
-        totals: list[NDArray[Any]] = []
+        norms: list[NDArray[Any]] = []
         for start in draws.starts:
             routing = draws.drawn(self._graph, start, walked.numbers)
             squares = np.zeros(routing.ways[None].shape)
             for tap, bank in walked.walk.gradients(walked.seeds, routing).items():
                 dim = 1 + (self._batch_dim(tap) or 0)
                 squares += routing.at_tap(tap, bank, _squares(bank.rows, dim, rows=True))
-            totals.append(np.ldexp(np.sqrt(squares), routing.exponents()).sum(axis=-1))
-        return {"path_norm_total": np.concatenate(totals)}
+            norms.append(np.ldexp(np.sqrt(squares), routing.exponents()))
+        return {"path_norm": np.concatenate(norms)}
 
     def _signed(self, walk: BackwardWalk, seeds: dict[int, Tensor], chunk: Batch) -> Arrays:
         log_counts = self._work.log_counts[:, None]

@@ -10,13 +10,13 @@ from torch.utils import _pytree as pytree
 
 from resnet_paths_plugin.analyzers.outputs import form, measure_line, outputs_of
 from resnet_paths_plugin.analyzers.rewiring.built_in import CHANGES, HIGHER_IS_BETTER, MEASURES, NEEDS, Scored
-from resnet_paths_plugin.analyzers.scores import scores_of, sizes_of
 from resnet_paths_plugin.errors import InputError, PluginWarning
 from resnet_paths_plugin.execution.batches import Batch, Target, check_target
 from resnet_paths_plugin.graph.export import check_dense
 from resnet_paths_plugin.network.unraveled import UnraveledNetwork
 from resnet_paths_plugin.plugins import manager as plugins
 from resnet_paths_plugin.results.variables import check_names
+from resnet_paths_plugin.tasks import TASKS, Readout
 
 Measure = Callable[[Any, Target], Tensor]
 """A user's measure: of the model's outputs and the batch's target, one number per sample, shape `[B]`.
@@ -53,11 +53,13 @@ class Measures:
         user: the user's measures by name.
         offered: those of plugins by name; the user's go before them.
         only: the one measure that is wanted; None for all.
+        readout: how outputs and targets are read; None takes the network's.
 
     Attributes:
         user: the user's measures by name.
         offered: those of plugins by name that the user has not.
         n_classes: the number of classes where the scores are a tensor `[B, classes]`, else None.
+        has_classes: whether the scores are those of classes, of a sample or of each of its positions.
         needs_intact: whether some measure compares with the intact network's outputs.
 
     Raises:
@@ -71,6 +73,7 @@ class Measures:
         offered: Mapping[str, Measure] | None = None,
         *,
         only: str | None = None,
+        readout: Readout | None = None,
     ) -> None:
         self.user = dict(user or {})
         self.offered = {name: measure for name, measure in (offered or {}).items() if name not in self.user}
@@ -81,10 +84,20 @@ class Measures:
         self._wanted = None if only is None else frozenset({only, *NEEDS.get(only, ())})
         self.needs_intact = only is None or only in CHANGES
         self._network = network
-        self._sizes = sizes_of(outputs_of(network))
-        # A single column is a score of something, and no distribution over classes.
-        classes = self._sizes is not None and len(self._sizes) == 1 and self._sizes[0] > 1
-        self.n_classes = self._sizes[0] if classes and self._sizes is not None else None
+        self._readout = readout or network.readout
+        self._sizes = self._readout.sizes_of(outputs_of(network))
+        n_classes = self._readout.n_classes(self._sizes)
+        self.has_classes = n_classes is not None
+        self.n_classes = n_classes if self._readout.layout == "classes" else None
+        task = self._readout.task
+        # Those of the task stand beside the user's, as the built-in ones do.
+        self._of_task = {} if task is None else {n: one for n, one in task.measures.items() if n not in self.user}
+        check_names(set(self._of_task) - {name for known in TASKS.values() for name in known.measures})
+
+    @property
+    def functions(self) -> dict[str, Measure]:
+        """The measures that are functions of their own, by name: of the task, of plugins and of the user."""
+        return {**self._of_task, **self.offered, **self.user}
 
     def check(self, batch: Batch) -> None:
         """Check a batch's targets before anything is run.
@@ -92,17 +105,23 @@ class Measures:
         Raises:
             InputError: if nothing can be measured, or a target is out of range.
         """
-        if self.n_classes is None and not self.user and not self.offered and not self._picks(batch):
+        known = self.has_classes or self.user or self.offered or self._readout.layout == "embedding"
+        if not known and self._readout.layout == "values" and self._sizes is not None:
+            if batch.target is None:
+                raise InputError(f"{self._network.name} predicts values: pass the true ones as the target")
+            return
+        if not known and not self._picks(batch):
             self.refuse()
         if self._sizes is not None and self._names_an_output(batch):
             check_target(batch, self._sizes)
 
     def _names_an_output(self, batch: Batch) -> bool:
         """Whether a target has to name outputs: the user's measures may read others, of classes only further ones."""
-        is_classes = self.n_classes is not None
+        if self._readout.layout in {"values", "embedding"}:
+            return False
         if self.user:
-            return is_classes and batch.names_outputs
-        return is_classes or not self.offered or self._picks(batch)
+            return self.has_classes and (batch.names_outputs or batch.has_positions)
+        return self.has_classes or not self.offered or self._picks(batch)
 
     def check_value(self, name: str, batch: Batch) -> None:
         """Check that a batch has a measure whose mean over samples says something.
@@ -110,25 +129,27 @@ class Measures:
         Raises:
             InputError: if there is no such measure, or it needs a target or scores of classes that are not there.
         """
-        if name in self.user or name in self.offered:
+        if name in self.functions:
             return
         if name not in HIGHER_IS_BETTER:
-            known = [*HIGHER_IS_BETTER, *self.offered, *self.user]
+            known = [*HIGHER_IS_BETTER, *self.functions]
             raise InputError(
                 f"value must be the name of a measure, one of {', '.join(map(repr, known))}, not {name!r}: pass one of "
                 "your own as measures={'name': function}"
             )
-        of_classes = name not in {"target_score", "target_score_drop"}
-        if of_classes and self.n_classes is None:
+        of_classes = name not in {"target_score", "target_score_drop", "cosine_distance"}
+        if of_classes and not self.has_classes:
             outputs = outputs_of(self._network)
             raise InputError(
                 f"value={name!r} is a measure of scores (B, classes), and {self._network.name} returns "
                 f"{form(outputs)}: name a measure of your own, such as one of {measure_line(outputs)}"
             )
-        scored = self._scored(Tensor(), batch, {})
-        if name in {"loss", "correct"} and scored.labels() is None:
+        if name in {"loss", "correct"} and batch.labels() is None:
             raise InputError(f"value={name!r} needs a target: the class of each sample")
-        if not of_classes and not scored.is_picked:
+        if name == "cosine_distance":
+            if self._readout.layout != "embedding":
+                raise InputError("value='cosine_distance' is a measure of embeddings: unravel(model, task='embedding')")
+        elif not of_classes and not (self._is_picked(batch) or batch.has_positions):
             raise InputError(f"value={name!r} needs a target, which picks the score of each sample")
 
     def refuse(self) -> NoReturn:
@@ -165,8 +186,13 @@ class Measures:
             intact: the intact network's output, where this is another one's.
             reference: what was measured of that.
         """
-        scores = scores_of(outputs)
+        scores = self._readout.scores_of(outputs)
         values = {} if scores is None else self._built_in(scores, batch, intact, reference)
+        is_read = batch.target is not None and (self._readout.layout == "values" or not batch.names_outputs)
+        if scores is not None and is_read:
+            for name, measure in self._of_task.items():
+                if self._is_wanted(name):
+                    values[name] = _checked(name, measure(scores, batch.target), batch.size)
         for name, measure in {**self.offered, **self.user}.items():
             if self._is_wanted(name):
                 values[name] = _checked(name, measure(copied(outputs), copied(batch.target)), batch.size)
@@ -180,7 +206,9 @@ class Measures:
             if self._is_wanted(name):
                 _keep(scored.values, name, measure(scored))
         if reference is not None:
-            beside = self._scored(_scores(intact), batch, reference)
+            before = self._readout.scores_of(intact)
+            assert before is not None  # noqa: S101 - scores were found in the outputs that were captured
+            beside = self._scored(before, batch, reference)
             for name, change in CHANGES.items():
                 if self._is_wanted(name):
                     _keep(scored.values, name, change(scored, beside))
@@ -190,11 +218,14 @@ class Measures:
         return self._wanted is None or name in self._wanted
 
     def _scored(self, scores: Tensor, batch: Batch, values: dict[str, Tensor]) -> Scored:
-        is_classes = self.n_classes is not None
-        is_picked = (is_classes and batch.target is not None and batch.names_outputs) or (
-            not self.user and self._picks(batch)
-        )
-        return Scored(scores, batch, is_classes, is_picked, values)
+        positions = self._readout.positions(scores, batch.labels()) if self.has_classes else None
+        return Scored(scores, batch, positions, self._is_picked(batch), values)
+
+    def _is_picked(self, batch: Batch) -> bool:
+        """Whether the target picks one score of each sample."""
+        if batch.target is None or not batch.names_outputs:
+            return False
+        return self.n_classes is not None or (not self.user and self._picks(batch))
 
 
 def higher_is_better(name: str, measure: Measure | None = None) -> bool:
@@ -236,13 +267,6 @@ def copied(value: Any) -> Any:
         return leaf.copy() if isinstance(leaf, np.ndarray) else leaf
 
     return pytree.tree_map(copy, value)
-
-
-def _scores(outputs: Any) -> Tensor:
-    """Return the scores of outputs that are known to hold them."""
-    scores = scores_of(outputs)
-    assert scores is not None  # noqa: S101 - they were found in the outputs that were captured
-    return scores
 
 
 def _checked(name: str, values: Any, size: int) -> Tensor:

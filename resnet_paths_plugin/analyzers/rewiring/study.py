@@ -142,6 +142,7 @@ class ScheduleStudy(Study):
             run.sizes["schedules side by side"],
             self.measures.user,
             self.measures.offered,
+            self.network.readout,
             self.conditions.substitution,
             self.conditions.statistics,
         )
@@ -151,7 +152,8 @@ class ScheduleStudy(Study):
         named, back = self.named, np.argsort(self._order)
         n_samples = 0
         correct: NDArray[Any] | int = 0
-        intact_correct = 0
+        intact_correct: float = 0
+        tokens = _TokenLosses()
         warned = False
         not_finite = np.zeros(len(named.schedules), dtype=np.int64)
         for _, groups in chunks:
@@ -167,12 +169,32 @@ class ScheduleStudy(Study):
             if "correct" in values:
                 n_samples += values["correct"].shape[-1]
                 correct = correct + values["correct"].sum(axis=-1)
-                intact_correct += int(values["intact_correct"].sum())
+                intact_correct += values["intact_correct"].sum()
                 variables["error"] = ((named.dim,), 1 - correct / n_samples)
                 variables["intact_error"] = ((), 1 - intact_correct / n_samples)
+            task = self.network.readout.task
+            if task is not None and task.perplexity and "n_tokens" in values and "loss" in values:
+                variables["perplexity"] = (named.dim,), tokens.perplexity("loss", values)
+                variables["intact_perplexity"] = (), tokens.perplexity("intact_loss", values)
             yield StudyResult(variables, {named.dim: (named.dim, list(named.labels))})
         if not_finite.any() and not warned:
             _warn_of_schedules(named, not_finite)
+
+
+class _TokenLosses:
+    """Sums of losses over the tokens that were seen so far."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, NDArray[np.float64]] = {}
+        self._tokens: dict[str, int] = {}
+
+    def perplexity(self, name: str, values: Mapping[str, NDArray[Any]]) -> NDArray[np.float64]:
+        """Return exp of the mean loss over tokens, these samples' included."""
+        total = (values[name].astype(np.float64) * values["n_tokens"]).sum(axis=-1)
+        self._sums[name] = self._sums.get(name, np.zeros_like(total)) + total
+        self._tokens[name] = self._tokens.get(name, 0) + int(values["n_tokens"].sum())
+        with np.errstate(over="ignore"):
+            return np.asarray(np.exp(self._sums[name] / self._tokens[name]))
 
 
 def _merged(groups: Sequence[Arrays], back: NDArray[np.intp]) -> dict[str, NDArray[Any]]:

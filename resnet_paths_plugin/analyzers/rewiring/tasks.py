@@ -20,6 +20,7 @@ from resnet_paths_plugin.execution.tasks import Arrays, Samples, slices
 from resnet_paths_plugin.network.model_check import OUTPUTS
 from resnet_paths_plugin.network.stand_ins import StandIns, check_seen, laid_out
 from resnet_paths_plugin.network.unraveled import UnraveledNetwork
+from resnet_paths_plugin.tasks import Readout
 
 Ablation = Literal["zero", "mean", "resample", "linear"]
 """What stands in for a deleted branch: nothing, its mean over samples, its value on another sample, or the nearest
@@ -67,6 +68,7 @@ class ScheduleWork:
         width: how many of them are run side by side in one batch.
         measures: the user's measures.
         offered: those of plugins that the user has none in place of.
+        readout: how outputs and targets are read.
         substitution: what stands in for deleted branches.
         statistics: for each schedule the batch-norm statistics that it runs with; None for the model's.
     """
@@ -76,6 +78,7 @@ class ScheduleWork:
     width: int
     measures: Mapping[str, Measure]
     offered: Mapping[str, Measure]
+    readout: Readout
     substitution: Substitution
     statistics: Sequence[Values] | None
 
@@ -92,7 +95,7 @@ class ScheduleWork:
 class _ScheduleJob:
     def __init__(self, work: ScheduleWork, network: UnraveledNetwork) -> None:
         self._work, self._network = work, network
-        self._measures = Measures(network, work.measures, work.offered)
+        self._measures = Measures(network, work.measures, work.offered, readout=work.readout)
         self._groups = slices(len(work.schedules), work.per_task)
 
     @torch.no_grad()
@@ -113,6 +116,8 @@ class _ScheduleJob:
         labels = chunk.labels() if self._measures.n_classes is not None else None
         if labels is not None:
             found["label"] = as_numpy(labels)
+        if chunk.has_positions:
+            found["n_tokens"] = as_numpy(chunk.readout.counted(chunk.target))
         return found | {IS_FINITE: np.array(_finite(intact))}
 
     def _outputs(self, group: slice, samples: Samples) -> Any:
