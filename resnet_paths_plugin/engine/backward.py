@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from resnet_paths_plugin.engine.arrivals import Arrivals, Waiting
-from resnet_paths_plugin.engine.banks import Bank, Part, aligned, by_part, merged, row_index, sorted_keys
+from resnet_paths_plugin.engine.banks import Bank, Part, aligned, by_part, row_index, sorted_keys
 from resnet_paths_plugin.engine.calls import Derivative, Slope
 from resnet_paths_plugin.engine.convolution import Convolution
+from resnet_paths_plugin.engine.keys import Edge, Key
 from resnet_paths_plugin.engine.linearised_pass import LinearisedPass, LinearisedSegment
-from resnet_paths_plugin.engine.own_paths import AlongOwnPaths
 from resnet_paths_plugin.engine.path_graph import PathGraph
 from resnet_paths_plugin.engine.program import Program, Sum, Values
-from resnet_paths_plugin.engine.routing import Edge, Key, Routing
+from resnet_paths_plugin.engine.routing import Routing
 from resnet_paths_plugin.engine.selection import Selection
 from resnet_paths_plugin.graph.process_state import autocast_as
 
@@ -97,9 +97,7 @@ class BackwardWalk:
         self.outputs = self.forward_pass.outputs
         self.bank_bytes = bank_bytes or (BANK_BYTES if self.forward_pass.on_cpu else BANK_BYTES_ON_DEVICE)
 
-    def gradients(
-        self, seeds: Mapping[int, Tensor], routing: Routing | AlongOwnPaths, watch: Watch | None = None
-    ) -> dict[int, Bank]:
+    def gradients(self, seeds: Mapping[int, Tensor], routing: Routing, watch: Watch | None = None) -> dict[int, Bank]:
         """Walk back from the output as `run` does, and once more by autograd's rules alone where rows are not finite.
 
         The rules of operators multiply by slopes of 0 where autograd may pass nothing on, as at a rectifier: 0 times
@@ -109,8 +107,6 @@ class BackwardWalk:
         finite = all(bool(bank.rows.isfinite().all()) for bank in found.values())
         if finite and (watch is None or watch.is_finite()):
             return found
-        if routing.shifts is not None:
-            routing.shifts.clear()
         if watch is not None:
             watch.clear()
         return self.run(seeds, routing, by_rules=False, watch=watch)
@@ -118,7 +114,7 @@ class BackwardWalk:
     def run(
         self,
         seeds: Mapping[int, Tensor],
-        routing: Routing | AlongOwnPaths,
+        routing: Routing,
         *,
         by_rules: bool = True,
         watch: Watch | None = None,
@@ -157,25 +153,14 @@ class BackwardWalk:
         elif (chosen := bank.take(watch.summed)) is not None:
             watch.at_parameters(at, SUM, {place: chosen.rows.sum(0, keepdim=True)})
 
-    def _close(self, total: Sum, arrivals: Arrivals, routing: Routing | AlongOwnPaths, watch: Watch | None) -> None:
+    def _close(self, total: Sum, arrivals: Arrivals, routing: Routing, watch: Watch | None) -> None:
         """Pass what has arrived at a sum on to its terms."""
         if total.root in self.graph.taps:
             return
-        for bank in self._at_sum(arrivals.at_node(total.root), total.root, routing):
+        for bank in routing.at_sum(arrivals.at_node(total.root), total.root):
             self._to_terms(total, bank, arrivals, routing, watch)
 
-    def _at_sum(self, arrived: Sequence[Bank], root: int, routing: Routing | AlongOwnPaths) -> list[Bank]:
-        """Return the banks that go on from a sum."""
-        if not arrived:
-            return []
-        if isinstance(routing, AlongOwnPaths):
-            return [routing.rescaled(merged(arrived).settled(), root)]
-        settled = [bank.settled() for bank in arrived]
-        return settled if routing.shifts is None else [bank.rescaled(routing.shifts) for bank in settled]
-
-    def _to_terms(
-        self, total: Sum, bank: Bank, arrivals: Arrivals, routing: Routing | AlongOwnPaths, watch: Watch | None
-    ) -> None:
+    def _to_terms(self, total: Sum, bank: Bank, arrivals: Arrivals, routing: Routing, watch: Watch | None) -> None:
         """Pass one bank of a sum on to its terms."""
         edges = self.graph.edges[total.root]
         for term in total.terms:
@@ -202,22 +187,15 @@ class BackwardWalk:
         ]
         return rows.sum(once, keepdim=True) if once else rows
 
-    def _send(self, arrivals: Arrivals, bank: Bank, ways: Sequence[Edge], routing: Routing | AlongOwnPaths) -> None:
+    def _send(self, arrivals: Arrivals, bank: Bank, ways: Sequence[Edge], routing: Routing) -> None:
         """Route a bank along the edges of one term."""
         if not routing.by_edge or len(ways) == 1:
             ways = ways[:1]
         for edge in ways:
-            routed = self._routed(bank, edge, routing)
+            routed = routing.taken(bank, edge)
             if routed is not None:
                 lane = edge.node if routing.by_edge and len(self.graph.read_by(edge.term)) > 1 else None
                 arrivals.add(edge.term, lane, routed)
-
-    def _routed(self, bank: Bank, edge: Edge, routing: Routing | AlongOwnPaths) -> Bank | None:
-        if isinstance(routing, AlongOwnPaths):
-            return routing.taken(bank, edge)
-        factor = routing.factor(edge)
-        scaled = bank if factor == 1 else Bank(bank.keys, bank.rows * factor)
-        return scaled.renamed([routing.along(edge, key) for key in bank.keys])
 
     def _segment(self, which: int, arrivals: Arrivals, watch: Watch | None, *, by_rules: bool) -> None:
         """Carry all banks that end inside a segment to the nodes before it, a part of the rows at a time."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from resnet_paths_plugin.engine.convolution import Convolution
-from resnet_paths_plugin.engine.routing import Key
+from resnet_paths_plugin.engine.keys import Key
 from resnet_paths_plugin.engine.transfer import sent
 
 Part = int | None

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from resnet_paths_plugin.engine.banks import Bank, Part, aligned, by_part, merged, sorted_keys
 from resnet_paths_plugin.engine.calls import Slope
+from resnet_paths_plugin.engine.keys import Edge, Key
 from resnet_paths_plugin.engine.linearised_pass import LinearisedPass, LinearisedSegment
 from resnet_paths_plugin.engine.liveness import LivenessAnalysis
 from resnet_paths_plugin.engine.program import Sum, mask_of, positions_of
-from resnet_paths_plugin.engine.routing import ByLength, Edge, Key
+from resnet_paths_plugin.engine.routing import ByLength
 from resnet_paths_plugin.engine.schedule import Schedule
 from resnet_paths_plugin.graph import operators as ops
 from resnet_paths_plugin.graph.process_state import autocast_as

@@ -12,9 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from resnet_paths_plugin.engine.banks import Bank, laid_out_like_images, rescaling_shift
+from resnet_paths_plugin.engine.banks import Bank, laid_out_like_images, merged, rescaling_shift
+from resnet_paths_plugin.engine.keys import Edge, Key, Lengths
 from resnet_paths_plugin.engine.path_graph import PathGraph
-from resnet_paths_plugin.engine.routing import Edge, Key, Lengths
+from resnet_paths_plugin.engine.routing import Routing
 from resnet_paths_plugin.engine.transfer import sent
 
 DRAWN_TOGETHER = 128
@@ -57,7 +58,7 @@ class PathDraws:
 
 
 @dataclass(eq=False)
-class AlongOwnPaths:
+class AlongOwnPaths(Routing):
     """Gradients of single paths, another one for each sample: row r of sample b goes along path (r, b) only.
 
     Each row is rescaled by powers of two on its way, for each sample by its own.
@@ -80,17 +81,14 @@ class AlongOwnPaths:
         self._lost = np.zeros(self.ways[None].shape, dtype=bool)
 
     def start(self) -> Sequence[Key]:
-        """One row per path, by its number."""
+        """One row per path, by its number, not divided by anything yet."""
         self._lost[:] = False
+        self.shifts.clear()
         return [(row,) for row in range(len(self.ways[None]))]
 
     def along(self, _edge: Edge, key: Key) -> Key | None:
         """Rows are packed by `taken`."""
         return key
-
-    def factor(self, _edge: Edge) -> float:
-        """No row is weighted."""
-        return 1.0
 
     def taken(self, bank: Bank, edge: Edge) -> Bank | None:
         """Return the rows whose path takes a way back, packed to the front for each sample; None where none does."""
@@ -108,15 +106,18 @@ class AlongOwnPaths:
         number = self._number[edge]
         return Bank(tuple((number, place) for place in range(most)), _gathered(bank.rows, chosen, dim))
 
-    def rescaled(self, bank: Bank, node: int) -> Bank:
-        """Divide what is small of each row and sample by powers of two, and note them."""
+    def at_sum(self, arrived: Sequence[Bank], node: int, /) -> list[Bank]:
+        """Divide what is small of each row and sample by powers of two, and note them; rows are packed in one bank."""
+        if not arrived:
+            return []
+        bank = merged(arrived).settled()
         dim = self.graph.program.batch_dim(node)
         assert dim is not None  # noqa: S101 - checked by `has_own_paths`
         moved = bank.rows.movedim(1 + dim, 1)
         shift = rescaling_shift(moved.abs().flatten(2).amax(2) if moved.ndim > 2 else moved.abs())
         self.shifts.append((self._found(node, bank), shift))
         wide = shift.view(*shift.shape, *[1] * (moved.ndim - 2))
-        return Bank(bank.keys, torch.ldexp(moved, -wide).movedim(1, 1 + dim))
+        return [Bank(bank.keys, torch.ldexp(moved, -wide).movedim(1, 1 + dim))]
 
     def at_tap(self, tap: int, bank: Bank, values: Tensor) -> NDArray[np.float64]:
         """Return a number for each path from those of a bank's rows and samples, 0 where a path does not end there.

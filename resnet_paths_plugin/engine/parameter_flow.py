@@ -14,8 +14,8 @@ from resnet_paths_plugin.engine.backward import Watch
 from resnet_paths_plugin.engine.banks import Bank, Part, aligned, by_part, merged
 from resnet_paths_plugin.engine.calls import Call
 from resnet_paths_plugin.engine.derivatives import linearise
+from resnet_paths_plugin.engine.keys import Key
 from resnet_paths_plugin.engine.program import Program, Values
-from resnet_paths_plugin.engine.routing import Key
 from resnet_paths_plugin.graph.operators import has_gradient
 from resnet_paths_plugin.graph.process_state import autocast_as
 

@@ -10,8 +10,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from resnet_paths_plugin.engine.keys import Edge, Lengths
 from resnet_paths_plugin.engine.program import Program, positions_of
-from resnet_paths_plugin.engine.routing import Edge, Lengths
 
 Counts = dict[Lengths, int]
 """How many paths have each length; exact."""

@@ -8,32 +8,12 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Protocol
 
 from torch import Tensor
 
-Lengths = tuple[int, ...]
-"""A path's length on each axis that is counted; with one axis, `(k,)`."""
-Key = Lengths | Literal["tail"]
-TAIL: Literal["tail"] = "tail"
-"""Key of the row that holds all paths longer than those with rows of their own."""
-
-
-@dataclass(frozen=True, slots=True)
-class Edge:
-    """One way back from a sum (or the output): a term, and one node that it is read from.
-
-    Attributes:
-        origin: position of the sum; None for the output.
-        term: position of the term's value.
-        block: block whose branch the term is; None for skip and trunk terms and the output.
-        node: position of the node read: a sum, or the tap.
-    """
-
-    origin: int | None
-    term: int
-    block: int | None
-    node: int
+from resnet_paths_plugin.engine.banks import Bank
+from resnet_paths_plugin.engine.keys import TAIL, Edge, Key, Lengths
 
 
 class Routing(Protocol):
@@ -43,22 +23,29 @@ class Routing(Protocol):
     def by_edge(self) -> bool:
         """Whether edges of one term differ, so that a term that reads several nodes is walked once for each."""
 
-    @property
-    def shifts(self) -> list[tuple[tuple[Key, ...], Tensor]] | None:
-        """Collects keys of rows, and the powers of two that each was divided by on its way; None: not rescaled."""
-
     def start(self) -> Sequence[Key]:
-        """Return the keys of the rows that leave the output."""
+        """Return the keys of the rows that leave the output; forget what an earlier walk has noted."""
 
     def along(self, edge: Edge, key: Key) -> Key | None:
         """Return a row's key after an edge; None where the row does not take it."""
 
     def factor(self, _edge: Edge, /) -> float:
         """Return what all rows are multiplied by on an edge."""
+        return 1.0
+
+    def at_sum(self, arrived: Sequence[Bank], _node: int, /) -> list[Bank]:
+        """Return the banks that go on from a sum for those that have arrived, which have no row in common."""
+        return [bank.settled() for bank in arrived]
+
+    def taken(self, bank: Bank, edge: Edge) -> Bank | None:
+        """Return the rows of a bank that take an edge; None where none does."""
+        factor = self.factor(edge)
+        scaled = bank if factor == 1 else Bank(bank.keys, bank.rows * factor)
+        return scaled.renamed([self.along(edge, key) for key in bank.keys])
 
 
 @dataclass(frozen=True)
-class ByLength:
+class ByLength(Routing):
     """Exact gradients by length: a branch shifts a row by its grade (G_k <- s'G_k + f'G_(k-1)).
 
     Attributes:
@@ -71,7 +58,6 @@ class ByLength:
     limits: Lengths | None = None
     tail: bool = True
     by_edge: bool = field(default=False, init=False)
-    shifts: None = field(default=None, init=False)
 
     def start(self) -> Sequence[Key]:
         """One row, of length 0 on each axis."""
@@ -86,13 +72,9 @@ class ByLength:
             return TAIL if self.tail else None
         return lengths
 
-    def factor(self, _edge: Edge) -> float:
-        """No row is weighted."""
-        return 1.0
-
 
 @dataclass(frozen=True)
-class AlongPaths:
+class AlongPaths(Routing):
     """Gradients of single paths: row `(r,)` goes along path r only.
 
     A long path's gradient can be smaller than the smallest float32, so rows are rescaled by powers of two.
@@ -107,27 +89,28 @@ class AlongPaths:
     by_edge: bool = field(default=True, init=False)
 
     def start(self) -> Sequence[Key]:
-        """One row per path."""
+        """One row per path, not divided by anything yet."""
+        self.shifts.clear()
         return [(path,) for path in range(len(self.paths))]
 
     def along(self, edge: Edge, key: Key) -> Key | None:
         """Keep the rows whose path takes the edge."""
         return key if key != TAIL and edge in self.paths[key[0]] else None
 
-    def factor(self, _edge: Edge) -> float:
-        """No row is weighted."""
-        return 1.0
+    def at_sum(self, arrived: Sequence[Bank], _node: int, /) -> list[Bank]:
+        """Rescale what is small."""
+        return [bank.settled().rescaled(self.shifts) for bank in arrived]
 
     def exponents(self) -> list[int]:
         """Return the power of two that each path's row has been divided by in all."""
         total: Counter[Key] = Counter()
         for keys, shifts in self.shifts:
             total.update(dict(zip(keys, shifts.tolist(), strict=True)))
-        return [total[key] for key in self.start()]
+        return [total[path,] for path in range(len(self.paths))]
 
 
 @dataclass(frozen=True)
-class WithSigns:
+class WithSigns(Routing):
     """Sign-randomised gradients by length: `||G_k||^2` estimates the sum of squared norms of the paths of length k.
 
     One edge of each sum can keep its sign: two paths differ, where they part, in an edge that has a random one.
@@ -143,7 +126,6 @@ class WithSigns:
     signs: Mapping[Edge, int]
     exponent: int = 0
     by_edge: bool = field(default=True, init=False)
-    shifts: None = field(default=None, init=False)
 
     def start(self) -> Sequence[Key]:
         """One row, of length 0."""

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from resnet_paths_plugin.engine.banks import Bank
-from resnet_paths_plugin.engine.routing import TAIL, ByLength, Key
+from resnet_paths_plugin.engine.keys import TAIL, Key
+from resnet_paths_plugin.engine.routing import ByLength
 from resnet_paths_plugin.errors import InputError
 
 

@@ -20,8 +20,9 @@ import resnet_paths_plugin as rpp
 from resnet_paths_plugin import demo
 from resnet_paths_plugin.engine import linearised_pass
 from resnet_paths_plugin.engine.backward import BackwardWalk
+from resnet_paths_plugin.engine.keys import TAIL, Edge
 from resnet_paths_plugin.engine.path_graph import PathGraph
-from resnet_paths_plugin.engine.routing import TAIL, AlongPaths, ByLength, Edge, WithSigns
+from resnet_paths_plugin.engine.routing import AlongPaths, ByLength, WithSigns
 
 pytestmark = pytest.mark.slow
 

@@ -13,8 +13,9 @@ from resnet_paths_plugin.analyzers.gradients.objectives import Objective, per_sa
 from resnet_paths_plugin.analyzers.gradients.walks import products, walk_of
 from resnet_paths_plugin.engine.backward import Watch
 from resnet_paths_plugin.engine.banks import Bank
+from resnet_paths_plugin.engine.keys import TAIL
 from resnet_paths_plugin.engine.program import Program
-from resnet_paths_plugin.engine.routing import TAIL, ByLength
+from resnet_paths_plugin.engine.routing import ByLength
 from resnet_paths_plugin.errors import InputError
 from resnet_paths_plugin.execution import Arrays, Samples
 from resnet_paths_plugin.graph.channels import channel_dim

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from numbers import Integral
 
-from resnet_paths_plugin.engine.routing import Lengths
+from resnet_paths_plugin.engine.keys import Lengths
 from resnet_paths_plugin.errors import InputError
 from resnet_paths_plugin.graph.blocks import ResidualBlock
 from resnet_paths_plugin.network.unraveled import UnraveledNetwork

@@ -13,9 +13,10 @@ from resnet_paths_plugin.analyzers.gradients.objectives import Objective, per_sa
 from resnet_paths_plugin.analyzers.gradients.walks import walk_of
 from resnet_paths_plugin.engine.backward import bank_dtype
 from resnet_paths_plugin.engine.banks import Bank
+from resnet_paths_plugin.engine.keys import TAIL, Lengths
 from resnet_paths_plugin.engine.parameter_flow import ParameterBanks, ParameterFlow
 from resnet_paths_plugin.engine.random_states import generator_states, replayed
-from resnet_paths_plugin.engine.routing import TAIL, ByLength, Lengths
+from resnet_paths_plugin.engine.routing import ByLength
 from resnet_paths_plugin.execution import Arrays, Samples
 from resnet_paths_plugin.execution.batches import Batch
 from resnet_paths_plugin.network.unraveled import UnraveledNetwork

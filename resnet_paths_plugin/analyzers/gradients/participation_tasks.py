@@ -15,9 +15,10 @@ from resnet_paths_plugin.analyzers.gradients.walks import Seeds, products, walk_
 from resnet_paths_plugin.engine.backward import BackwardWalk, Watch
 from resnet_paths_plugin.engine.banks import Bank
 from resnet_paths_plugin.engine.forward_walk import ForwardWalk
+from resnet_paths_plugin.engine.keys import TAIL
 from resnet_paths_plugin.engine.path_graph import PathGraph
 from resnet_paths_plugin.engine.random_states import generator_states, replayed
-from resnet_paths_plugin.engine.routing import TAIL, ByLength
+from resnet_paths_plugin.engine.routing import ByLength
 from resnet_paths_plugin.errors import InputError
 from resnet_paths_plugin.execution import Arrays, Samples
 from resnet_paths_plugin.execution.batches import Batch

@@ -19,9 +19,9 @@ from resnet_paths_plugin.analyzers.gradients.objectives import Objective
 from resnet_paths_plugin.analyzers.gradients.tasks import Estimator, PathWork
 from resnet_paths_plugin.analyzers.study import Chunk, StudyResult
 from resnet_paths_plugin.argument_sizes import check_count, shown
+from resnet_paths_plugin.engine.keys import Edge, Lengths
 from resnet_paths_plugin.engine.own_paths import PathDraws, has_own_paths
 from resnet_paths_plugin.engine.path_graph import PathGraph
-from resnet_paths_plugin.engine.routing import Edge, Lengths
 from resnet_paths_plugin.errors import IncompleteGradientWarning, InputError
 from resnet_paths_plugin.execution import Arrays, Samples, StudyRun
 from resnet_paths_plugin.execution.batches import Batch

@@ -18,9 +18,10 @@ from resnet_paths_plugin.analyzers.gradients.objectives import (
 from resnet_paths_plugin.analyzers.gradients.walks import products, walk_of
 from resnet_paths_plugin.engine.backward import BackwardWalk
 from resnet_paths_plugin.engine.banks import Bank
+from resnet_paths_plugin.engine.keys import TAIL, Edge, Lengths
 from resnet_paths_plugin.engine.own_paths import PathDraws
 from resnet_paths_plugin.engine.random_states import States, generator_states, replayed
-from resnet_paths_plugin.engine.routing import TAIL, AlongPaths, ByLength, Edge, Lengths, WithSigns
+from resnet_paths_plugin.engine.routing import AlongPaths, ByLength, WithSigns
 from resnet_paths_plugin.execution import Arrays, Samples
 from resnet_paths_plugin.execution.batches import Batch
 from resnet_paths_plugin.network.model_pass import Tap

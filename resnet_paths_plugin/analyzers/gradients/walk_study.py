@@ -7,7 +7,7 @@ from resnet_paths_plugin.analyzers.gradients.first_samples import PathsOfFirstSa
 from resnet_paths_plugin.analyzers.gradients.objective_study import ObjectiveStudy
 from resnet_paths_plugin.analyzers.gradients.objectives import Objective
 from resnet_paths_plugin.analyzers.gradients.tasks import PathWork
-from resnet_paths_plugin.engine.routing import Lengths
+from resnet_paths_plugin.engine.keys import Lengths
 from resnet_paths_plugin.errors import InputError
 from resnet_paths_plugin.execution.batches import Batch
 from resnet_paths_plugin.graph.operators import has_gradient
