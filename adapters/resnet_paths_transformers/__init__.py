@@ -16,6 +16,7 @@ from resnet_paths_transformers.layers import stages
 from resnet_paths_transformers.library import NAME, is_installed, is_model, known_task, library
 from resnet_paths_transformers.loading import names, trained, untrained
 from resnet_paths_transformers.roles import reviewed
+from resnet_paths_transformers.tokens import tokenizer_of
 
 
 @hookimpl
@@ -35,6 +36,7 @@ def resnet_paths_describe_model(model: nn.Module) -> ModelDescription | None:
         inputs=inputs(model),
         arguments=fixed_arguments(model),
         task=known_task(model),
+        tokenize=tokenizer_of(model),
     )
 
 

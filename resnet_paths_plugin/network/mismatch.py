@@ -118,10 +118,16 @@ def _reason(findings: Findings, what: str) -> str:
 
 def _of_gradients(findings: Findings) -> str:
     if findings.autograd_agrees:
+        alone = (
+            "Of one sample at a time autograd may be wrong: torch's backward pass of a batch norm in eval mode is, for "
+            "one image whose gradient lies in memory channel by channel (seen in 2.14). Try internal_batch_size=2. "
+            if batch_size(findings.args) == 1
+            else ""
+        )
         return (
-            "outputs are equal, and so are gradients where autograd takes them through the network, so the mistake is "
-            "in how this package takes them along paths. Please report it, with the model or the operators that are "
-            f"special in it; studies that take no gradient are not concerned. {_OFF}"
+            "outputs are equal, and so are gradients where autograd takes them through the network, so autograd and "
+            f"this package's own rules differ on an operator. {alone}Please report it, with the model or the operators "
+            f"that are special in it; studies that take no gradient are not concerned. {_OFF}"
         )
     writes = findings.silent_writes()
     if writes:

@@ -185,7 +185,7 @@ def test_the_analyzers_result_states_model_plugins_and_arguments(analyzed):
     expected = {
         "title": "Redundancy of the blocks of limpet6", "model_library": "tidepool", "model_library_version": "0.3.0",
         "model_architecture": "limpet6", "model_class": "tidepool.limpet.Limpet", "argument_effect": "loss",
-        "class_names": "['ripples', 'reeds', 'slope', 'pebbles']",
+        "class_names": '["ripples", "reeds", "slope", "pebbles"]',
     }  # fmt: skip
     assert {name: attrs[name] for name in expected} == expected
     assert "tidepool 0.3.0 via tidepool 0.3.0" in attrs["plugins"].split(", ")
@@ -274,6 +274,7 @@ def test_the_description_is_what_the_library_declares(from_python):
         },
         "class_names": ["ripples", "reeds", "slope", "pebbles"],
         "stages": {"zones.0": 0, "zones.1": 1, "zones.2": 2, "head": 2},
+        "inputs": {}, "arguments": {}, "task": None, "tokenize": None,
     }  # fmt: skip
     assert from_python["of another library"] == "None"
 

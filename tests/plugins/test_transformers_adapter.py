@@ -156,7 +156,8 @@ def look(name, model, manager):
 
 
 def complete(net, batch):
-    study = rpp.PathLengthGradient(net).attribute(batch, objective=first_score, tap="stem")
+    # Two samples at a time: torch's own backward pass of a batch norm is wrong for one image of Cvt, laid out as it is.
+    study = rpp.PathLengthGradient(net).attribute(batch, objective=first_score, tap="stem", internal_batch_size=2)
     assert float(study.gradient_norm.sum()) > 0
     return float(study.completeness_error.max())
 
@@ -176,16 +177,8 @@ def test_a_small_model_has_the_blocks_of_its_code_by_layer(name, load, manager):
     examine(name, load, manager)
 
 
-UNLIKE = {
-    "cvt": pytest.mark.xfail(reason="path gradients of Cvt at 224 pixels do not add up; at 64 they do", strict=True)
-}
-"""What is known to be wrong."""
-
-
 @pytest.mark.wild
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=UNLIKE.get(name, ())) for name in sorted(LAYERS.keys() - set(FEW))]
-)
+@pytest.mark.parametrize("name", sorted(LAYERS.keys() - set(FEW)))
 def test_every_small_model_has_the_blocks_of_its_code_by_layer(name, load, manager):
     examine(name, load, manager)
 
@@ -397,3 +390,17 @@ def test_lesions_of_a_small_language_model_are_a_study(load, manager):
     study = rpp.BlockLesion(net).attribute({"input_ids": tokens, "labels": tokens}, target="labels")
     assert study.block_group.values.tolist() == ["transformer.h.0"] * 2 + ["transformer.h.1"] * 2
     assert np.isfinite(study.loss).all()
+
+
+def test_texts_are_read_by_the_tokenizer_beside_the_weights(load, tmp_path, manager):
+    tokenizers = pytest.importorskip("tokenizers", reason="transformers brings it")
+    unknown = {"unk_token": "?"}
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"?": 0, "a": 1, "cat": 2, "sat": 3}, **unknown))
+    words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    model = load("gpt2")
+    model.save_pretrained(tmp_path)
+    assert plugins.describe(load(str(tmp_path), pretrained=True), manager).tokenize is None
+    transformers.PreTrainedTokenizerFast(tokenizer_object=words, **unknown).save_pretrained(tmp_path)
+    tokenize = plugins.describe(load(str(tmp_path), pretrained=True), manager).tokenize
+    assert list(tokenize("a cat sat down")) == [1, 2, 3, 0]
+    assert plugins.describe(model, manager).tokenize is None
