@@ -51,10 +51,11 @@ RULES: dict[str, Rule] = {
     "torchvision.models.vision_transformer.Encoder": Rule(0, _POSITION),
     # video
     "torchvision.models.video.mvit.MultiscaleAttention": Rule(
-        lambda m: int(m.residual_pool and m.residual_with_cls_embed),
+        lambda m: int(m.residual_pool),
         "hard: attention + pooled query: identity skip of the query, two products in the branch; where the class token"
-        " is left out (mvit_v2_s) the skip is a crop of the query, a part of a tensor: none. Position bias: none, its"
-        " products with the query are as deep as the scores",
+        " is left out (mvit_v2_s) the skip is the query without it, from which the position bias is computed too (at"
+        " first it had been taken for a part of a tensor: none). Position bias: none, its products with the query are as"
+        " deep as the scores",
     ),
     "torchvision.models.video.mvit.MultiscaleBlock": Rule(
         2,
