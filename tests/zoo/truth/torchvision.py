@@ -54,7 +54,7 @@ RULES: dict[str, Rule] = {
         lambda m: int(m.residual_pool),
         "hard: attention + pooled query: identity skip of the query, two products in the branch; where the class token"
         " is left out (mvit_v2_s) the skip is the query without it, from which the position bias is computed too (at"
-        " first it had been taken for a part of a tensor: none). Position bias: none, its products with the query are as"
+        " first it had been taken for a part of a tensor). Position bias: none, its products with the query are as"
         " deep as the scores",
     ),
     "torchvision.models.video.mvit.MultiscaleBlock": Rule(
