@@ -253,9 +253,9 @@ class Batches:
             found = Batches(inputs, target, extra)
             found._warned = self._warned
         elif is_one_batch(reference):
-            found = Batches(reference, None, extra)
+            found = Batches([_without(reference, target)] if isinstance(reference, Mapping) else reference, None, extra)
         else:
-            found = Batches(((inputs_and_target(item)[0], None) for item in reference), None, extra)
+            found = Batches(((inputs_and_target(_without(item, target))[0], None) for item in reference), None, extra)
         found.fit(self._arranged, self._readout)
         found.keep_whole(self._whole)
         return found
@@ -290,6 +290,13 @@ class Batches:
                 "tensors of another device"
             )
         return Batch(args, _normalised(target, size), size)
+
+
+def _without(item: Any, target: Target) -> Any:
+    """Return a batch without the key that holds its target, where one is named."""
+    if not isinstance(item, Mapping) or not isinstance(target, str):
+        return item
+    return {name: value for name, value in item.items() if name != target}
 
 
 def _as_call(extra: Any) -> tuple[Any, ...]:

@@ -183,6 +183,12 @@ def test_a_reference_may_be_a_dict(data):
         assert torch.equal(net.lesioned([0], ablation="mean", reference=reference)(**data), expected)
         found = rpp.BlockLesion(net).attribute(data, ablation="mean", reference=reference).kl_divergence
         assert found.equals(truth)
+    labels = torch.zeros(5, dtype=torch.int64)
+    for reference in ({**data, "labels": labels}, [{**data, "labels": labels}]):  # as the loader of the inputs yields
+        found = rpp.BlockLesion(net).attribute(
+            [{**data, "labels": labels}], "labels", ablation="mean", reference=reference
+        )
+        assert found.kl_divergence.equals(truth)
 
 
 def test_one_output_of_several_is_chosen(data, labels):
