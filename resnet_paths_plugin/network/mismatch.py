@@ -125,8 +125,8 @@ def _of_gradients(findings: Findings) -> str:
             else ""
         )
         return (
-            "outputs are equal, and so are gradients where autograd takes them through the network, so autograd and "
-            f"this package's own rules differ on an operator. {alone}Please report it, with the model or the operators "
+            "outputs are equal, and so are gradients where autograd takes them through the network, so the mistake is "
+            f"in how this package takes them along paths. {alone}Please report it, with the model or the operators "
             f"that are special in it; studies that take no gradient are not concerned. {_OFF}"
         )
     writes = findings.silent_writes()

@@ -6,6 +6,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+import netCDF4
 import pytest
 from counted_lesions import Stopping, interrupted, lesions, no_space
 from small_studies import batches, captured, margin, timeless
@@ -53,25 +54,25 @@ def test_a_full_disk_loses_nothing_that_was_finished(tmp_path, counting, monkeyp
     assert timeless(lesions(checkpoint=tmp_path / "run.nc")).identical(undisturbed)
 
 
+class Full(netCDF4.Dataset):
+    """Stands for netCDF on a full disk. A class of the module, as netCDF4 cannot free a file whose class is gone."""
+
+    def __setitem__(self, *_):
+        no_space()
+
+    def __getitem__(self, name):
+        raise RuntimeError("NetCDF: HDF error")
+
+
 def test_a_disk_that_is_full_at_the_end_loses_nothing(tmp_path, counting, monkeypatch):
-    import netCDF4
-
     undisturbed = timeless(lesions())
-
-    class Full(netCDF4.Dataset):
-        def __setitem__(self, *_):
-            no_space()
-
-        def __getitem__(self, name):
-            raise RuntimeError("NetCDF: HDF error")
-
     with monkeypatch.context() as patch:
         patch.setattr("netCDF4.Dataset", Full)
         with pytest.raises(FileError, match=r"cannot write the result.*Fix this") as caught:
             lesions(checkpoint=tmp_path / "run.nc")
     (note,) = caught.value.__notes__
     assert "finished tasks are kept in" in note
-    del caught  # and with it the stand-in for netCDF, which must not outlive its class
+    del caught  # and with it the stand-in's file
     assert not (tmp_path / "run.nc").exists()
     assert len(list(tmp_path.rglob("*.task"))) >= 2
     assert timeless(lesions(checkpoint=tmp_path / "run.nc")).identical(undisturbed)
