@@ -30,7 +30,7 @@ def preprocessing(config: Any, shape: tuple[int, ...] | None) -> Preprocessing |
         size=(shape[1], shape[2]),
         mean=tuple(mean),
         std=tuple(std),
-        interpolation=_FILTERS.get(int(known.get("resample") or 2), "bicubic"),
+        interpolation=_FILTERS.get(int(2 if known.get("resample") is None else known["resample"]), "bicubic"),
         crop_fraction=_crop_fraction(known),
     )
 

@@ -158,7 +158,9 @@ class Batches:
             raise InputError("inputs is a NumPy array: convert it with torch.from_numpy")
         if is_one_batch(inputs):
             pair = (inputs, target)
-            if selector is not None or (target is None and isinstance(inputs, Mapping)):
+            if callable(target):
+                pair = (inputs, target(inputs))
+            elif selector is not None or (target is None and isinstance(inputs, Mapping)):
                 pair = inputs_and_target(inputs, selector)
             batches: Iterator[Batch] = iter([self._batch(*pair)])
         elif isinstance(inputs, Iterable) and not isinstance(inputs, str | bytes):

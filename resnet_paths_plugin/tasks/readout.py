@@ -155,6 +155,8 @@ class Readout:
 
     def _chosen(self, outputs: Any) -> Tensor:
         chosen = self.output
+        if isinstance(outputs, Tensor) and not callable(chosen):
+            raise InputError(f"output={chosen!r} chooses among several outputs, and the model returns one tensor")
         try:
             if callable(chosen):
                 found = chosen(outputs)

@@ -153,6 +153,18 @@ def test_a_function_takes_the_target_out_of_longer_batches(data, labels):
     assert found.correct.equals(rpp.BlockLesion(model).attribute(data["x"], labels).correct)
 
 
+def test_a_function_of_one_batch_leaves_all_its_inputs(data, labels):
+    model = Either().eval()
+    expected = rpp.BlockLesion(model).attribute((*data.values(),), labels).target_score
+    for inputs in ((*data.values(),), ((data["x"],), {"mask": data["mask"]})):
+        assert rpp.BlockLesion(model).attribute(inputs, lambda _: labels).target_score.equals(expected)
+
+
+def test_one_tensor_has_no_output_to_choose(data, labels):
+    with pytest.raises(InputError, match="output=0 chooses among several outputs, and the model returns one tensor"):
+        rpp.BlockLesion(rpp.unravel(Either(), data, output=0)).attribute(data, labels)
+
+
 def test_a_key_that_is_not_there_is_refused_with_those_that_are(data):
     with pytest.raises(InputError, match="target='label' is no key of the batch, which has 'x', 'mask'"):
         rpp.BlockLesion(ByNameOnly()).attribute(data, "label")
